@@ -1,0 +1,103 @@
+"""What the core asks of a kind of data, and how it finds the adapters that are installed.
+
+An adapter is found by its entry point in the group ``jitkit.domains``; nothing is imported before
+a recipe names it. Loading an adapter must not load torch, so that a mistake in a recipe is
+answered in the first second: heavy libraries belong inside the methods that need them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+from jitkit.errors import RecipeError, listed, nearest
+from jitkit.fields import Condition, Field, Layout
+from jitkit.sections import DomainSection
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL.Image import Image
+
+Split = Literal["train", "val"]
+
+Measure = Callable[[Sequence[Any], Sequence[Any]], float]
+"""A score: samples and real items of the training split, in native form, to one number."""
+
+
+class Domain(Protocol):
+    """A kind of data: files, units and libraries stay behind it.
+
+    An item is one datum in the form its field uses, in physical units (a picture, an xarray
+    dataset, a structure). A domain must survive pickling, since workers read and encode.
+    """
+
+    Section: ClassVar[type[DomainSection]]
+    """The keys of the recipe's section ``domain``."""
+
+    def __init__(self, section: Any, facts: Mapping[str, Any] | None = None) -> None:
+        """Open the data that ``section`` names, or stand without them on ``facts``.
+
+        Args:
+            section: an instance of ``Section``.
+            facts: what `facts` gave when a model was trained; with it neither the data nor their
+                path is needed until `items` is called.
+
+        Raises:
+            DataError: without facts, where the data are missing or unlike what the section says;
+                the text says what to fetch and which key points elsewhere.
+        """
+
+    @property
+    def layout(self) -> Layout:
+        """Axes and channels of every sample."""
+
+    @property
+    def conditions(self) -> Mapping[str, Condition]:
+        """What a model may be told, by name; empty for unconditional data."""
+
+    def facts(self) -> dict[str, Any]:
+        """What was found in the data and is needed to decode samples: plain JSON."""
+
+    def items(self, split: Split) -> Sequence[Any]:
+        """The items of a split, in an order that never changes, read when they are asked for.
+
+        Asking for one may raise `BadItem`; training passes over it and reports its name.
+        """
+
+    def encode(self, item: Any, rng: np.random.Generator | None = None) -> Field:
+        """An item as numbers of about unit variance; with ``rng``, randomly augmented."""
+
+    def decode(self, field: Field) -> Any:
+        """Undo `encode`, up to the rounding that the adapter states."""
+
+    def write(self, items: Sequence[Any], path: Path) -> list[Path]:
+        """Write items into folder ``path`` in the files that the field uses; return the files."""
+
+    def preview(self, items: Sequence[Any]) -> Image:
+        """A picture of items, side by side."""
+
+    def scores(self) -> Mapping[str, Measure]:
+        """The domain's measures, by name."""
+
+
+def installed() -> dict[str, EntryPoint]:
+    """The adapters that are installed, by name, none of them imported."""
+    found = sorted(entry_points(group="jitkit.domains"), key=lambda point: point.name)
+    return {point.name: point for point in found}
+
+
+def domain_class(name: str) -> type[Domain]:
+    """The adapter of a name.
+
+    Raises:
+        RecipeError: no adapter of that name is installed.
+    """
+    points = installed()
+    if name not in points:
+        raise RecipeError(
+            f"no domain {name!r}; installed: {listed(points)}{nearest(name, points)}"
+        )
+    cls: type[Domain] = points[name].load()
+    return cls

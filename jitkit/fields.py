@@ -1,0 +1,253 @@
+"""The words that adapters and core share: axes, layout, conditions, one sample, one batch.
+
+Nothing here computes, and importing it does not load torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from math import ceil, prod
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from jitkit.errors import JitkitError, listed
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Kind = Literal["line", "circle", "set"]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of a grid.
+
+    Attributes:
+        name: what the axis is called, such as ``"latitude"``.
+        size: cells along it; the largest size where samples differ.
+        patch: cells of a token along it.
+        kind: ``"line"`` has two ends, ``"circle"`` closes on itself (longitude, angle), ``"set"``
+            has no order (atoms).
+    """
+
+    name: str
+    size: int
+    patch: int = 1
+    kind: Kind = "line"
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise JitkitError(f"axis {self.name!r}: kind {self.kind!r} is not line, circle or set")
+        if self.size < 1 or self.patch < 1:
+            raise JitkitError(
+                f"axis {self.name!r}: size {self.size} and patch {self.patch} must be at least 1"
+            )
+        if self.patch > self.size:
+            raise JitkitError(
+                f"axis {self.name!r}: patch {self.patch} is larger than its {self.size} cells; "
+                f"use a patch of at most {self.size}"
+            )
+        if self.kind == "set" and self.patch != 1:
+            raise JitkitError(
+                f"axis {self.name!r} is a set, which has no neighbours to make a patch of: "
+                f"patch {self.patch} must be 1"
+            )
+
+    @property
+    def tokens(self) -> int:
+        """Patches needed to cover the axis; the last may reach past its end."""
+        return ceil(self.size / self.patch)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a domain's arrays look like: one to four axes, named channels.
+
+    ``missing`` says that cells may be absent (NaN) inside a sample. The network then gets a
+    learned fill for each channel and a mask beside the values.
+    """
+
+    axes: tuple[Axis, ...]
+    channels: tuple[str, ...]
+    missing: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "axes", tuple(self.axes))
+        object.__setattr__(self, "channels", tuple(self.channels))
+        if not 1 <= len(self.axes) <= 4:
+            raise JitkitError(f"a layout has 1 to 4 axes, not {len(self.axes)}")
+        for what, names in (("axes", [a.name for a in self.axes]), ("channels", self.channels)):
+            if len(set(names)) != len(names) or not names:
+                raise JitkitError(f"{what} need different names, and at least one: {listed(names)}")
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Cells along each axis, (X1, ..., Xn)."""
+        return tuple(axis.size for axis in self.axes)
+
+    @property
+    def patch(self) -> tuple[int, ...]:
+        """Cells of a token along each axis, (P1, ..., Pn)."""
+        return tuple(axis.patch for axis in self.axes)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of a full grid, L."""
+        return prod(axis.tokens for axis in self.axes)
+
+    @property
+    def patch_features(self) -> int:
+        """Numbers a token must say, D = C P1 ... Pn."""
+        return len(self.channels) * prod(self.patch)
+
+    def with_patch(self, patch: int | tuple[int, ...] | None) -> Layout:
+        """The same layout with another patch: one number for all ordered axes, or one for each."""
+        if patch is None:
+            return self
+        if isinstance(patch, int):
+            patch = tuple(1 if axis.kind == "set" else patch for axis in self.axes)
+        if len(patch) != len(self.axes):
+            names = listed(axis.name for axis in self.axes)
+            raise JitkitError(
+                f"patch {list(patch)} has {len(patch)} numbers for {len(self.axes)} axes ({names})"
+            )
+        axes = tuple(replace(axis, patch=p) for axis, p in zip(self.axes, patch, strict=True))
+        return replace(self, axes=axes)
+
+
+def _check_drop(drop: float) -> None:
+    if not 0 <= drop < 1:
+        raise JitkitError(f"drop {drop} is not a probability below 1")
+
+
+@dataclass(frozen=True)
+class Category:
+    """One of ``n`` classes, values int (B,); class ``n`` is the null class for guidance."""
+
+    n: int
+    drop: float = 0.1
+
+    def __post_init__(self) -> None:
+        _check_drop(self.drop)
+
+
+@dataclass(frozen=True)
+class Scalars:
+    """Numbers of about unit variance, values float (B, len(names)); NaN means unknown."""
+
+    names: tuple[str, ...]
+    drop: float = 0.1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "names", tuple(self.names))
+        _check_drop(self.drop)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Arrays on the sample's own grid, values float (B, len(channels), X1..Xn); NaN is missing."""
+
+    channels: tuple[str, ...]
+    drop: float = 0.1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "channels", tuple(self.channels))
+        _check_drop(self.drop)
+
+
+@dataclass(frozen=True)
+class PerToken:
+    """A category in every cell of the grid, values int (B, X1..Xn); ``n`` is the null category."""
+
+    n: int
+    drop: float = 0.1
+
+    def __post_init__(self) -> None:
+        _check_drop(self.drop)
+
+
+Condition = Category | Scalars | Grid | PerToken
+CONDITIONS: dict[str, type[Condition]] = {
+    "category": Category,
+    "scalars": Scalars,
+    "grid": Grid,
+    "per_token": PerToken,
+}
+
+
+@dataclass(frozen=True)
+class Field:
+    """One sample as the core sees it: numbers on a grid.
+
+    Attributes:
+        values: (C, X1..Xn) float32, about zero mean and unit variance; NaN where nothing is known.
+        mask: bool, (X1..Xn) or (C, X1..Xn), True where there are data; None means everywhere.
+        cond: what to condition on, by name, shapes as in the condition's class without B.
+        coords: (X1..Xn, n) float32, position of each cell counted in cells; None means 0, 1, 2, ...
+    """
+
+    values: Tensor
+    mask: Tensor | None = None
+    cond: Mapping[str, Any] = field(default_factory=dict)
+    coords: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Fields side by side, padded to one grid.
+
+    Attributes:
+        x: (B, C, X1..Xn) float32, zero where there are no data.
+        mask: (B, C or 1, X1..Xn) bool, or None where everything is observed.
+        cond: tensors by name, (B, ...).
+        coords: (B, X1..Xn, n) float32 or None.
+        notes: what was odd about items on the way here, as (item's name, what).
+    """
+
+    x: Tensor
+    mask: Tensor | None = None
+    cond: Mapping[str, Tensor] = field(default_factory=dict)
+    coords: Tensor | None = None
+    notes: tuple[tuple[str, str], ...] = ()
+
+    def to(self, device: Any) -> Batch:
+        """The same batch on another device."""
+
+        def move(x: Any) -> Any:
+            return None if x is None else x.to(device, non_blocking=True)
+
+        cond = {name: move(value) for name, value in self.cond.items()}
+        return replace(
+            self, x=move(self.x), mask=move(self.mask), cond=cond, coords=move(self.coords)
+        )
+
+    def pin_memory(self) -> Batch:
+        """In page-locked memory, from which a GPU copies while the processor goes on."""
+
+        def pin(x: Any) -> Any:
+            return None if x is None else x.pin_memory()
+
+        cond = {name: pin(value) for name, value in self.cond.items()}
+        return replace(self, x=pin(self.x), mask=pin(self.mask), cond=cond, coords=pin(self.coords))
+
+
+def describe(layout: Layout, conditions: Mapping[str, Condition]) -> dict[str, Any]:
+    """Layout and conditions as plain data for JSON; `described` is the way back."""
+    kinds = {cls: kind for kind, cls in CONDITIONS.items()}
+    return {
+        "layout": asdict(layout),
+        "conditions": {
+            name: {"kind": kinds[type(c)]} | asdict(c) for name, c in conditions.items()
+        },
+    }
+
+
+def described(data: Mapping[str, Any]) -> tuple[Layout, dict[str, Condition]]:
+    """Undo `describe`."""
+    layout = dict(data["layout"])
+    layout["axes"] = tuple(Axis(**axis) for axis in layout["axes"])
+    conditions = {
+        name: CONDITIONS[c["kind"]](**{key: value for key, value in c.items() if key != "kind"})
+        for name, c in data["conditions"].items()
+    }
+    return Layout(**layout), conditions
