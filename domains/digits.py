@@ -1,0 +1,123 @@
+"""Handwritten digits that come with jitkit: 1,797 grey pictures of 8 x 8 cells (`digits.md`).
+
+Real data small enough to train on in minutes, and with measures that need no other network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+from pydantic import Field as Limit
+
+from jitkit.domain import Measure, Split
+from jitkit.domains.images import Picture, Pictures
+from jitkit.errors import DataError
+from jitkit.sections import DomainSection
+
+FILE = Path(__file__).with_name("digits.npz")
+NUM_TRAIN = 1500
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class DigitsSection(DomainSection):
+    """Section ``domain`` of a recipe for the digits that come with jitkit."""
+
+    label_drop: Annotated[float, Limit(ge=0, lt=1)] = 0.1
+    """Share of labels hidden in training, which guidance needs."""
+
+
+class Digits(Pictures):
+    """Digits 0 to 9, 8 x 8 cells of ink, never mirrored.
+
+    The first 1,500 of the file are for training, the last 297 held out, unshuffled: neighbours in
+    the file tend to share a writer, so that most held-out hands are new. 3 nearest neighbours name
+    96 % of the held-out digits, and 99 % after a shuffle.
+    """
+
+    Section: ClassVar[type[DomainSection]] = DigitsSection
+
+    def __init__(self, section: DigitsSection, facts: Mapping[str, Any] | None = None) -> None:
+        super().__init__(8, 1, num_classes=10, label_drop=section.label_drop)
+
+    def facts(self) -> dict[str, Any]:
+        """Nothing: the data come with the code."""
+        return {}
+
+    def items(self, split: Split) -> Sequence[Picture]:
+        """1,500 or 297 digits; pixels (8, 8, 1) are sixteenths of ink, 0 to 255."""
+        with np.load(FILE) as file:
+            ink, labels = file["ink"], file["labels"]  # (1797, 8, 8) 0 to 16, (1797,) uint8
+        pixels = np.rint(ink / 16 * 255).astype(np.uint8)[..., None]
+        where = range(len(labels))
+        chosen = where[:NUM_TRAIN] if split == "train" else where[NUM_TRAIN:]
+        return [Picture(pixels[i], int(labels[i]), f"{i:04}") for i in chosen]
+
+    def scores(self) -> Mapping[str, Measure]:
+        """How samples compare with the training digits; pixels count from 0 to 1."""
+        return {
+            "label_agreement": label_agreement,
+            "nearest_distance": nearest_distance,
+            "frechet_pixels": frechet_pixels,
+        }
+
+
+def label_agreement(samples: Sequence[Picture], train: Sequence[Picture]) -> float:
+    """Share of samples whose 3 nearest neighbours name the label that was asked.
+
+    The held-out digits score 0.96. Where all three differ the lowest digit is taken, as
+    scikit-learn does.
+
+    Raises:
+        DataError: a sample has no label.
+    """
+    asked = [sample.label for sample in samples]
+    if None in asked:
+        raise DataError(
+            f"label_agreement needs labels, and {asked.count(None)} of {len(asked)} samples have "
+            f"none; sample with labels"
+        )
+    nearest = np.argsort(_distances(samples, train), axis=1, kind="stable")[:, :3]
+    labels = np.array([item.label for item in train])[nearest]  # (N, 3)
+    votes = (labels[..., None] == np.arange(10)).sum(axis=1)  # (N, 10)
+    return float(np.mean(votes.argmax(axis=1) == np.array(asked)))
+
+
+def nearest_distance(samples: Sequence[Picture], train: Sequence[Picture]) -> float:
+    """Mean Euclidean distance to the nearest training item; zero for mere copies of them."""
+    return float(_distances(samples, train).min(axis=1).mean())
+
+
+def frechet_pixels(samples: Sequence[Picture], train: Sequence[Picture]) -> float:
+    """Fréchet distance of Gaussians fitted to the pixels: |m - n|² + tr(C + D - 2 (C D)^½).
+
+    Dowson & Landau 1982; the FID (Heusel et al. 2017, arXiv:1706.08500) with pixels for features.
+    (C D)^½ has the trace of (C^½ D C^½)^½, which is symmetric.
+    """
+    a, b = _flat(samples) / 255, _flat(train) / 255
+    shift = a.mean(axis=0) - b.mean(axis=0)
+    cov_a, cov_b = (np.cov(x, rowvar=False, bias=True) for x in (a, b))
+    root = _sqrt(cov_a)
+    cross = np.sqrt(np.linalg.eigvalsh(root @ cov_b @ root).clip(0)).sum()
+    distance = shift @ shift + np.trace(cov_a) + np.trace(cov_b) - 2 * cross
+    return max(0.0, float(distance))
+
+
+def _flat(items: Sequence[Picture]) -> Array:
+    """Pixels of every item in a row, 0 to 255, (N, D) float64."""
+    return np.stack([item.pixels.ravel() for item in items]).astype(np.float64)
+
+
+def _distances(samples: Sequence[Picture], train: Sequence[Picture]) -> Array:
+    """Euclidean distance of every sample to every training item, (N, M)."""
+    a, b = _flat(samples), _flat(train)  # whole numbers, so that equal pictures are at 0
+    squares = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1) - 2 * a @ b.T
+    return np.sqrt(squares) / 255
+
+
+def _sqrt(cov: Array) -> Array:
+    """The symmetric square root of a covariance."""
+    values, vectors = np.linalg.eigh(cov)
+    return (vectors * np.sqrt(values.clip(0))) @ vectors.T

@@ -1,0 +1,456 @@
+"""Pictures: folders of PNG, JPEG, WebP and the like, as square arrays of 8-bit colour.
+
+`Pictures` is what every adapter of pictures shares: numbers, files, previews. `Images` adds the
+reading of folders, cropped as the reference does (ADM, Dhariwal & Nichol 2021, arXiv:2105.05233;
+Li & He 2025, arXiv:2511.13720).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil, sqrt
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO, ClassVar, Literal, overload
+
+import numpy as np
+from PIL import Image
+from pydantic import Field as Limit
+
+from jitkit.domain import Measure, Split
+from jitkit.errors import BadItem, DataError, listed
+from jitkit.fields import Axis, Category, Condition, Field, Layout
+from jitkit.sections import Count, DomainSection
+
+CHANNELS = {1: ("grey",), 3: ("red", "green", "blue"), 4: ("red", "green", "blue", "alpha")}
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's names
+SUFFIXES = frozenset(
+    ".bmp .gif .jpeg .jpg .pgm .png .pnm .ppm .tif .tiff .webp".split()  # torchvision's and GIF
+)
+LONGEST = 100  # sides of a picture to each other, at most; a strip would fill the memory
+MOST_IN_PREVIEW = 400
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A picture as its file shows it.
+
+    Attributes:
+        pixels: (H, W, C) uint8, 0 to 255.
+        label: its class, counted from 0; None where it has none.
+        name: where it came from, relative to its split.
+    """
+
+    pixels: np.ndarray[Any, np.dtype[np.uint8]]
+    label: int | None = None
+    name: str = ""
+
+
+class Pictures:
+    """Square pictures wherever they come from; an adapter adds `items`, `facts` and `scores`."""
+
+    def __init__(
+        self,
+        size: int,
+        channels: int,
+        *,
+        num_classes: int | None,
+        label_drop: float = 0.1,
+        flip: bool = False,
+    ) -> None:
+        patch = max(2, size // 16)  # 16 x 16 tokens, as in the paper, from 32 cells upwards
+        axes = (Axis("row", size, patch), Axis("column", size, patch))
+        self.layout = Layout(axes, CHANNELS[channels])
+        self.conditions: Mapping[str, Condition] = (
+            {} if num_classes is None else {"label": Category(num_classes, label_drop)}
+        )
+        self._num_classes = num_classes
+        self._flip = flip
+
+    def encode(self, item: Picture, rng: np.random.Generator | None = None) -> Field:
+        """Values pixels / 255 · 2 - 1 in [-1, 1], (C, H, W); ``rng`` may mirror left and right.
+
+        A picture without label is of the null class where others have one.
+        """
+        import torch
+
+        pixels = item.pixels
+        if rng is not None and self._flip and rng.random() < 0.5:
+            pixels = pixels[:, ::-1]
+        values = np.ascontiguousarray(pixels.transpose(2, 0, 1), np.float32)  # (C, H, W)
+        values = values / np.float32(255) * 2 - 1
+        if self._num_classes is None:
+            return Field(torch.from_numpy(values))
+        label = self._num_classes if item.label is None else item.label
+        return Field(torch.from_numpy(values), cond={"label": torch.tensor(label)})
+
+    def decode(self, field: Field) -> Picture:
+        """Undo `encode`, rounded to 8 bits and so exactly, but for a mirror and the name."""
+        values = field.values.detach().float().cpu().numpy()
+        pixels = np.clip(np.rint((values + 1) / 2 * 255), 0, 255).astype(np.uint8)
+        label = int(field.cond["label"]) if "label" in field.cond else None
+        return Picture(
+            np.ascontiguousarray(pixels.transpose(1, 2, 0)),
+            label=None if label == self._num_classes else label,
+        )
+
+    def write(self, items: Sequence[Picture], path: Path) -> list[Path]:
+        """Write ``00000.png`` and on, ``grid.png`` and ``samples.npz`` into folder ``path``.
+
+        The archive is laid out as ADM's evaluation reads it: ``arr_0`` (N, H, W, C) uint8 and,
+        where all items have one, labels ``arr_1`` (N,) int64.
+        """
+        path.mkdir(parents=True, exist_ok=True)
+        figures = max(5, len(str(len(items) - 1)))
+        files = [
+            _write_png(path / f"{i:0{figures}}.png", _image(item.pixels))
+            for i, item in enumerate(items)
+        ]
+        arrays = [np.stack([item.pixels for item in items])]
+        labels = [item.label for item in items]
+        if None not in labels:
+            arrays.append(np.array(labels, np.int64))
+        archive = path / "samples.npz"
+        _write_aside(archive, lambda file: np.savez(file, *arrays))
+        return [*files, _write_png(path / "grid.png", self.preview(items)), archive]
+
+    def preview(self, items: Sequence[Picture]) -> Image.Image:
+        """The first items (at most 400) side by side, small ones enlarged, about 500 pixels wide.
+
+        A row holds one class where the items come in equal runs of a class.
+        """
+        items = items[:MOST_IN_PREVIEW]
+        columns = _columns([item.label for item in items])
+        rows = ceil(len(items) / columns)
+        height, width, channels = items[0].pixels.shape
+        zoom = ceil(512 / (columns * width))
+        gap = 2
+        step_y, step_x = height * zoom + gap, width * zoom + gap
+        canvas = np.full((rows * step_y - gap, columns * step_x - gap, channels), 255, np.uint8)
+        for i, item in enumerate(items):
+            y, x = i // columns * step_y, i % columns * step_x
+            enlarged = item.pixels.repeat(zoom, axis=0).repeat(zoom, axis=1)
+            canvas[y : y + height * zoom, x : x + width * zoom] = enlarged
+        return _image(canvas)
+
+
+def _columns(labels: Sequence[int | None]) -> int:
+    """Pictures in a row: those of one class where that is not a strip, else near a square."""
+    classes = list(dict.fromkeys(labels))
+    each = len(labels) // len(classes)
+    in_runs = None not in labels and labels == [c for c in classes for _ in range(each)]
+    if in_runs and len(classes) / 4 <= each <= len(classes) * 4:
+        return each
+    return ceil(sqrt(len(labels)))
+
+
+def _image(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> Image.Image:
+    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+
+
+def _write_png(path: Path, image: Image.Image) -> Path:
+    return _write_aside(path, lambda file: image.save(file, format="PNG"))
+
+
+def _write_aside(path: Path, write: Callable[[BinaryIO], object]) -> Path:
+    """Write beside ``path`` and rename, so that no half file ever has its name."""
+    aside = path.with_name(f".{path.name}.part")
+    with aside.open("wb") as file:
+        write(file)
+    return aside.replace(path)
+
+
+class ImagesSection(DomainSection):
+    """Section ``domain`` of a recipe for pictures in a folder."""
+
+    path: Path | None = None
+    """Folder of class folders, of loose pictures (then there are no labels), or of train/ and, if
+    there is one, val/, each laid out in one of these ways."""
+    size: Annotated[int, Limit(ge=2)] = 256
+    """Height and width in pixels; other pictures are scaled and cropped to it."""
+    channels: Literal[1, 3, 4] = 3
+    """Grey (1), colour (3), or colour and opacity (4)."""
+    classes: Count | None = None
+    """Classes the model is told of; the class folders are counted where not given. With it, layout
+    and conditions are known without a path."""
+    label_drop: Annotated[float, Limit(ge=0, lt=1)] = 0.1
+    """Share of labels hidden in training, which guidance needs."""
+    flip: bool = True
+    """Mirror left and right at random in training."""
+    holdout: Annotated[float, Limit(ge=0, lt=1)] = 0.01
+    """Share of the pictures kept from training where there is no val/; which ones follows from
+    their names, so that new files move no others."""
+
+
+class Images(Pictures):
+    """Pictures in a folder, with classes by folder or without.
+
+    Class folders count in the order of their names, and pictures within them. Hidden files and
+    those without a suffix of pictures are passed over.
+    """
+
+    Section: ClassVar[type[DomainSection]] = ImagesSection
+
+    def __init__(self, section: ImagesSection, facts: Mapping[str, Any] | None = None) -> None:
+        """List the folder without opening a picture, or stand on ``facts`` or ``classes`` alone.
+
+        Raises:
+            DataError: the folder is missing, empty, mixed, or has more classes than were asked.
+        """
+        self._section = section
+        self._files: dict[Split, PictureFiles] | None = None
+        self._class_names: list[str] = [] if facts is None else list(facts["class_names"])
+        self._asked: int | None = section.classes if facts is None else facts["num_classes"]
+        num_classes = self._asked
+        if facts is None and (section.path is not None or num_classes is None):
+            self._files = self._list()
+            num_classes = num_classes or len(self._class_names) or None
+        super().__init__(
+            section.size,
+            section.channels,
+            num_classes=num_classes,
+            label_drop=section.label_drop,
+            flip=section.flip,
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """Number of classes, None for pictures without, and their names where known, in order."""
+        return {"num_classes": self._num_classes, "class_names": self._class_names}
+
+    def items(self, split: Split) -> Sequence[Picture]:
+        """The pictures of a split; one that cannot be read raises `BadItem`.
+
+        Raises:
+            DataError: as the constructor, where that stood on facts.
+        """
+        if self._files is None:
+            self._files = self._list()
+        return self._files[split]
+
+    def scores(self) -> Mapping[str, Measure]:
+        """None."""
+        return {}
+
+    def _list(self) -> dict[Split, PictureFiles]:
+        """Both splits; learns the names of the classes where they are not known."""
+        root = _data_folder(self._section.path)
+        folders, _ = _names_in(root)
+        has_splits = "train" in folders and set(folders) <= {"train", "val", "test"}
+        train = _list_classes(root / "train" if has_splits else root, self._class_names)
+        _check_classes(train, self._asked)
+        self._class_names = self._class_names or train.classes
+        if has_splits and "val" in folders:
+            val = _list_classes(root / "val", self._class_names)
+            if bool(val.classes) != bool(train.classes):
+                loose, sorted_ = (val, train) if train.classes else (train, val)
+                raise DataError(
+                    f"{loose.folder} holds loose pictures but {sorted_.folder} class folders; "
+                    f"sort the first into the same class folders"
+                )
+        else:
+            train, val = _held_out(train, self._section.holdout)
+        size, mode = self._section.size, MODES[self._section.channels]
+        return {"train": PictureFiles(train, size, mode), "val": PictureFiles(val, size, mode)}
+
+
+def _data_folder(path: Path | None) -> Path:
+    """The folder that the recipe names, if it is one."""
+    if path is not None and path.expanduser().is_dir():
+        return path.expanduser()
+    found = "is not set" if path is None else f"{path}: {_lack(path.expanduser())}"
+    raise DataError(
+        f"domain.path {found}. For ImageNet fetch ILSVRC2012 (image-net.org, after signing up) and "
+        f"unpack it to FOLDER/train/ with its 1000 class folders (n01440764, ...) and, if wanted, "
+        f"FOLDER/val/ with the same; any folder of class folders or of pictures will do as well. "
+        f"domain.path=FOLDER says where it lies"
+    )
+
+
+def _lack(path: Path) -> str:
+    return "a file, not a folder" if path.exists() else "no such folder"
+
+
+@dataclass(frozen=True)
+class _Listing:
+    """What lies in a folder: paths relative to it, and labels where it has class folders."""
+
+    folder: Path
+    classes: list[str]  # empty where pictures lie loose
+    names: list[str]
+    labels: list[int]  # as long as names, or empty
+
+
+def _names_in(folder: Path) -> tuple[list[str], list[str]]:
+    """Names of the folders and of the pictures in a folder, each in order, hidden ones left out."""
+    folders, pictures = [], []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():  # known from the listing itself: no file is touched
+                    folders.append(entry.name)
+                elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
+                    pictures.append(entry.name)
+    except OSError as error:
+        raise DataError(f"{folder} cannot be listed: {error.strerror}") from error
+    return sorted(folders), sorted(pictures)
+
+
+def _list_classes(folder: Path, known: Sequence[str]) -> _Listing:
+    """The pictures of a folder, loose or in class folders, which must be among ``known`` if any."""
+    classes, loose = _names_in(folder)
+    if classes and loose:
+        raise DataError(
+            f"{folder} holds both class folders ({listed(classes, 3)}) and loose pictures "
+            f"({listed(loose, 3)}); move the pictures into class folders, or all out of them"
+        )
+    if not classes and not loose:
+        raise DataError(
+            f"{folder} holds no pictures and no class folders; pictures end in "
+            f"{' '.join(sorted(SUFFIXES))}. domain.path=FOLDER points elsewhere"
+        )
+    if unknown := [name for name in classes if known and name not in set(known)]:
+        raise DataError(
+            f"{folder} has class folders that are not among the {len(known)} known classes "
+            f"({listed(known, 3)}): {listed(unknown)}; remove or rename them"
+        )
+    number = {name: i for i, name in enumerate(known or classes)}
+    names, labels = list(loose), []
+    for name in classes:
+        pictures = _pictures_of_class(folder / name)
+        names += [f"{name}/{picture}" for picture in pictures]
+        labels += [number[name]] * len(pictures)
+    return _Listing(folder, classes, names, labels)
+
+
+def _pictures_of_class(folder: Path) -> list[str]:
+    nested, pictures = _names_in(folder)
+    if nested:
+        raise DataError(
+            f"class folder {folder} holds folders ({listed(nested, 3)}); pictures lie directly in "
+            f"class folders, and these in domain.path or in its train/ and val/, beside which "
+            f"there is no other folder"
+        )
+    if not pictures:
+        raise DataError(f"class folder {folder} holds no pictures; fill or remove it")
+    return pictures
+
+
+def _check_classes(found: _Listing, asked: int | None) -> None:
+    """Whether a model that is told of ``asked`` classes can learn from what was found."""
+    if asked is None or 1 <= len(found.classes) <= asked:
+        return
+    if not found.classes:
+        raise DataError(
+            f"{asked} classes were asked, but the pictures in {found.folder} lie loose: sort them "
+            f"into class folders, or leave domain.classes out to train without labels"
+        )
+    raise DataError(
+        f"{asked} classes were asked, but {found.folder} has {len(found.classes)} class folders "
+        f"({listed(found.classes, 3)}): domain.classes must be at least {len(found.classes)}"
+    )
+
+
+def _held_out(found: _Listing, share: float) -> tuple[_Listing, _Listing]:
+    """Split into those for training and a ``share`` held out, by a hash of each relative path."""
+
+    def is_held_out(name: str) -> bool:
+        digest = hashlib.blake2b(os.fsencode(name), digest_size=8).digest()
+        return int.from_bytes(digest, "big") < share * 2**64
+
+    held = np.array([is_held_out(name) for name in found.names])
+
+    def part(keep: np.ndarray[Any, np.dtype[np.bool_]]) -> _Listing:
+        where = np.flatnonzero(keep).tolist()
+        labels = [found.labels[i] for i in where] if found.labels else []
+        return _Listing(found.folder, found.classes, [found.names[i] for i in where], labels)
+
+    return part(~held), part(held)
+
+
+class PictureFiles(Sequence[Picture]):
+    """Pictures of a folder, each opened when it is asked for; a slice is read at once.
+
+    The index is flat arrays, 40 MB for ImageNet, because it goes to every worker: a list of as
+    many strings is thrice that, and forked workers would copy it page by page as references are
+    counted.
+    """
+
+    def __init__(self, listing: _Listing, size: int, mode: str) -> None:
+        encoded = [os.fsencode(name) for name in listing.names]
+        self._folder = os.fspath(listing.folder)
+        self._names = b"".join(encoded)
+        self._ends = np.cumsum([0, *map(len, encoded)])  # name i is _names[ends[i]:ends[i + 1]]
+        self._labels = np.array(listing.labels, np.int32) if listing.classes else None
+        self._size, self._mode = size, mode
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> Picture: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Picture]: ...
+    def __getitem__(self, index: int | slice) -> Picture | Sequence[Picture]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(len(self))[index]]
+        index = range(len(self))[index]
+        name = os.fsdecode(self._names[self._ends[index] : self._ends[index + 1]])
+        label = None if self._labels is None else int(self._labels[index])
+        pixels = read_pixels(os.path.join(self._folder, name), self._size, self._mode)
+        return Picture(pixels, label, name)
+
+
+def read_pixels(path: str, size: int, mode: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """The picture in a file, (size, size, C) uint8.
+
+    As in the reference, EXIF orientation is not applied, opacity is dropped rather than blended
+    where ``mode`` has none, and the first frame stands for a film.
+
+    Raises:
+        BadItem: the file is broken, not a picture, or too large to open safely.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                if max(image.size) > LONGEST * min(image.size):
+                    raise ValueError(f"{image.width} x {image.height} is a strip, not a picture")
+                cropped = centre_crop(_convert(image, mode), size)
+    except Exception as error:  # decoders raise almost anything on a broken file
+        raise BadItem(path, " ".join(str(error).split()) or type(error).__name__) from error
+    pixels = np.array(cropped)
+    return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def _convert(image: Image.Image, mode: str) -> Image.Image:
+    """In 8-bit ``mode``; 16-bit grey is scaled, where Pillow alone would clip it."""
+    if image.mode == "F":
+        raise ValueError("floating-point pictures have no known range; save it with 8 or 16 bits")
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError("integers outside 0 to 65535; save it with 8 or 16 bits")
+        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert(mode)
+
+
+def centre_crop(image: Image.Image, size: int) -> Image.Image:
+    """The middle square of a picture, ``size`` pixels a side (ADM's crop).
+
+    Halved by BOX while the short side is at least twice ``size``, scaled by BICUBIC until it is
+    ``size``, cropped with offsets rounded down. A short side of ``size`` is not resampled.
+    """
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    scaled = (round(image.width * scale), round(image.height * scale))
+    image = image.resize(scaled, Image.Resampling.BICUBIC)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return image.crop((left, top, left + size, top + size))

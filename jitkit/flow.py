@@ -1,0 +1,131 @@
+"""The path from noise to data, and the three ways to say where it leads.
+
+z = t x + (1 - t) eps with t = 0 noise and t = 1 data, eps ~ N(0, s^2); the velocity of that path is
+v = x - eps = (x - z) / (1 - t). A network may say x, eps or v, and its error may be measured in x,
+eps or v: nine pairs (Li & He 2025, arXiv:2511.13720, table 1), and one table of conversions. Where
+a conversion divides by 1 - t or by t, the divisor is held at ``t_eps``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import sqrt
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Space = Literal["x", "eps", "v"]
+
+
+def _like(t: Tensor, z: Tensor) -> Tensor:
+    return t.reshape(-1, *[1] * (z.ndim - 1))
+
+
+def interpolate(x: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+    """The point of the path at time ``t``: z = t x + (1 - t) eps.
+
+    Args:
+        x: clean data, (B, C, X1..Xn).
+        eps: noise, already scaled, same shape.
+        t: times in [0, 1], (B,).
+    """
+    t = _like(t, x)
+    return t * x + (1 - t) * eps
+
+
+def velocity(x: Tensor, z: Tensor, t: Tensor, *, t_eps: float = 0.05) -> Tensor:
+    """Velocity that carries ``z`` at time ``t`` to ``x`` at time 1: v = (x - z) / (1 - t)."""
+    return convert(x, z, t, source="x", target="v", t_eps=t_eps)
+
+
+# From what is said to what is asked, at z; a = max(1 - t, t_eps) and b = max(t, t_eps) divide.
+_TABLE: dict[tuple[Space, Space], Callable[..., Tensor]] = {
+    ("x", "eps"): lambda x, z, t, a, b: (z - t * x) / a,
+    ("x", "v"): lambda x, z, t, a, b: (x - z) / a,
+    ("eps", "x"): lambda eps, z, t, a, b: (z - (1 - t) * eps) / b,
+    ("eps", "v"): lambda eps, z, t, a, b: (z - eps) / b,
+    ("v", "x"): lambda v, z, t, a, b: z + (1 - t) * v,
+    ("v", "eps"): lambda v, z, t, a, b: z - t * v,
+}
+
+
+def convert(
+    value: Tensor, z: Tensor, t: Tensor, *, source: Space, target: Space, t_eps: float = 0.05
+) -> Tensor:
+    """The same guess in another space: x, eps or v at the point ``z`` of time ``t``.
+
+    Args:
+        value: what is said, in space ``source``, (B, C, X1..Xn).
+        z: noisy data, same shape.
+        t: times in [0, 1], (B,).
+        t_eps: the least value of 1 - t and of t in a division.
+    """
+    if source == target:
+        return value
+    t = _like(t, z)
+    a, b = (1 - t).clamp_min(t_eps), t.clamp_min(t_eps)
+    return _TABLE[source, target](value, z, t, a, b)
+
+
+def errors(
+    said: Tensor,
+    x: Tensor,
+    eps: Tensor,
+    t: Tensor,
+    *,
+    prediction: Space,
+    loss: Space,
+    t_eps: float = 0.05,
+) -> Tensor:
+    """Squared error of each cell in the space of the loss, (B, C, X1..Xn).
+
+    Truth goes through the same conversion as what the network said, so that a perfect network has
+    no error even where a division is held: for x-prediction with v-loss the target is
+    (x - z) / max(1 - t, t_eps), as in the authors' code.
+    """
+    z = interpolate(x, eps, t)
+    truth = {"x": x, "eps": eps, "v": x - eps}[prediction]
+    difference = [
+        convert(value, z, t, source=prediction, target=loss, t_eps=t_eps) for value in (said, truth)
+    ]
+    return (difference[0] - difference[1]).square()
+
+
+def mean_over_data(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean over each sample's observed cells: (B, C, X1..Xn) -> (B,).
+
+    Args:
+        values: a number for each cell.
+        mask: (B, C or 1, X1..Xn) bool, True where there are data; None means everywhere.
+    """
+    if mask is None:
+        return values.flatten(1).mean(dim=1)
+    mask = mask.expand_as(values).flatten(1)
+    kept = torch.where(mask, values.flatten(1), 0.0)
+    return kept.sum(dim=1) / mask.sum(dim=1).clamp_min(1)
+
+
+def logit_normal_t(
+    n: int, *, P_mean: float, P_std: float, generator: torch.Generator | None = None
+) -> Tensor:
+    """Times whose logit is N(P_mean, P_std^2), (n,) float32 on the generator's device."""
+    device = generator.device if generator else None
+    return (torch.randn(n, generator=generator, device=device) * P_std + P_mean).sigmoid()
+
+
+def uniform_t(n: int, *, generator: torch.Generator | None = None) -> Tensor:
+    """Times even over [0, 1), (n,) float32 on the generator's device."""
+    device = generator.device if generator else None
+    return torch.rand(n, generator=generator, device=device)
+
+
+def auto_noise_scale(num_cells: int) -> float:
+    """The paper's noise for a grid of this many cells: side / 256 of a square, at least 1.
+
+    It holds the signal-to-noise ratio of what a fixed number of tokens sees as grids grow.
+
+    >>> [auto_noise_scale(side * side) for side in (64, 256, 512, 1024)]
+    [1.0, 1.0, 2.0, 4.0]
+    """
+    return max(1.0, sqrt(num_cells) / 256)

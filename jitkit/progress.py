@@ -1,0 +1,64 @@
+"""What a long command tells people: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+
+class Bar(Protocol):
+    """Called with how many units are done in all, and what to show beside them."""
+
+    def __call__(self, done: int, shown: str = "") -> None: ...
+
+
+def say(text: str) -> None:
+    """A line for the user, at once; above the bar where there is one."""
+    print(text, flush=True)
+
+
+def warn(text: str) -> None:
+    """A line that the user should not miss, on standard error."""
+    print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def bar(label: str, total: int, *, unit: str, start: int = 0) -> Iterator[Bar]:
+    """A progress bar with rate and time left; silent where standard error is no terminal.
+
+    >>> with bar("counting", 3, unit="sheep") as done:
+    ...     done(3, "all black")
+    """
+    if not sys.stderr.isatty():
+        yield lambda done, shown="": None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]} {task.fields[shown]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), refresh_per_second=4) as progress:
+        task = progress.add_task(label, total=total, completed=start, rate="", shown="")
+
+        def update(done: int, shown: str = "") -> None:
+            speed = progress.tasks[task].speed
+            rate = f"{speed:.1f} {unit}/s" if speed else ""
+            progress.update(task, completed=done, rate=rate, shown=shown)
+
+        yield update

@@ -1,0 +1,89 @@
+"""Where a token lies, told to the network: rotary code in attention, fixed code on the tokens.
+
+Both are made for any number of axes. A `line` axis turns by position, a `circle` axis by whole
+harmonics of its length, so that its seam does not exist, and a `set` axis not at all. With two
+`line` axes both are exactly JiT's (Li & He 2025, arXiv:2511.13720).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import log
+
+import torch
+from torch import Tensor
+
+from jitkit.fields import Axis
+
+BASE = 10_000.0  # Su et al. 2021, arXiv:2104.09864
+
+
+def share(total: int, axes: Sequence[Axis]) -> list[int]:
+    """How many of ``total`` frequencies each axis gets: equal parts, the first axes one more.
+
+    A `set` axis gets none.
+
+    >>> share(32, [Axis("t", 8), Axis("y", 8), Axis("x", 8), Axis("atom", 9, kind="set")])
+    [11, 11, 10, 0]
+    """
+    ordered = [i for i, axis in enumerate(axes) if axis.kind != "set"]
+    shares = [0] * len(axes)
+    for rank, i in enumerate(ordered):
+        shares[i] = total // len(ordered) + (rank < total % len(ordered))
+    return shares
+
+
+def frequencies(axis: Axis, count: int) -> Tensor:
+    """Radians a patch for each of ``count`` rotations along an axis, (count,) float64.
+
+    A line turns by 10000^(-k / count). A circle of N patches turns by 2 pi h / N for whole h from
+    1 to N / 2, evenly spread on a logarithmic scale, so that going round it changes nothing.
+    """
+    k = torch.arange(count, dtype=torch.float64)
+    if axis.kind != "circle":
+        return torch.exp(-log(BASE) * k / max(count, 1))
+    length = axis.size / axis.patch
+    top = max(length / 2, 1.0)
+    harmonics = torch.exp(log(top) * (1 - k / max(count - 1, 1))).round().clamp_min(1)
+    return 2 * torch.pi * harmonics / length
+
+
+def rotary(coords: Tensor, axes: Sequence[Axis], head_dim: int) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of every pair's angle: (..., L, n) -> two of (..., L, head_dim // 2) float32.
+
+    The pairs of a head are shared out among the axes in their order; an odd last feature of a
+    head is left alone.
+    """
+    counts = share(head_dim // 2, axes)
+    angles = [
+        coords[..., i, None].double() * frequencies(axis, count).to(coords.device)
+        for i, (axis, count) in enumerate(zip(axes, counts, strict=True))
+    ]
+    angle = torch.cat(angles, dim=-1)
+    if not any(counts):  # sets alone: nothing turns
+        angle = coords.new_zeros(*coords.shape[:-1], head_dim // 2)
+    return angle.cos().float(), angle.sin().float()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn neighbouring pairs of features: (..., L, head_dim) by angles (..., L, head_dim // 2)."""
+    pairs = cos.shape[-1]
+    even, odd = x[..., : 2 * pairs].unflatten(-1, (pairs, 2)).unbind(-1)
+    turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
+    return turned if 2 * pairs == x.shape[-1] else torch.cat((turned, x[..., 2 * pairs :]), -1)
+
+
+def sincos(coords: Tensor, axes: Sequence[Axis], width: int) -> Tensor:
+    """Fixed code that is added to the tokens: (..., L, n) -> (..., L, width) float32.
+
+    Each axis, the last one first, gets its share of the width as [sines, cosines]; what the axes
+    do not use is zero.
+    """
+    order = list(range(len(axes)))[::-1]
+    counts = share(width // 2, [axes[i] for i in order])
+    parts = []
+    for i, count in zip(order, counts, strict=True):
+        angle = coords[..., i, None].double() * frequencies(axes[i], count).to(coords.device)
+        parts += [angle.sin(), angle.cos()]
+    code = torch.cat(parts, dim=-1).float()
+    return torch.nn.functional.pad(code, (0, width - code.shape[-1]))

@@ -1,0 +1,231 @@
+"""From noise to data: dz/dt = v_hat by Euler or Heun, with guidance (Li & He 2025, appendix A).
+
+A sample is a function of the weights, the seed and its index: its noise is drawn from its own
+generator, so neither the batch it is made in nor the device changes it (but for rounding).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from jitkit.conditions import null, prepare
+from jitkit.denoiser import Denoiser
+from jitkit.errors import JitkitError
+from jitkit.memory import free_bytes, sampling_bytes
+from jitkit.progress import bar
+from jitkit.seeds import mix
+
+Method = Literal["euler", "heun"]
+Velocity = Callable[[Tensor, Tensor], Tensor]
+
+
+def integrate(
+    velocity: Velocity,
+    z: Tensor,
+    *,
+    steps: int,
+    method: Method = "heun",
+    after_step: Callable[[int], None] | None = None,
+) -> Tensor:
+    """Carry ``z`` from t = 0 to t = 1 in equal steps; the last step is always Euler's.
+
+    Heun's second evaluation is at the end of its step, and v has a division by 1 - t: with an
+    Euler step last, t = 1 is never asked for.
+
+    Args:
+        velocity: dz/dt at (z, t), t a float32 scalar on the CPU.
+        z: noise at t = 0, (B, C, X1..Xn).
+        steps: steps, at least 1.
+        method: Euler (order 1) or Heun (order 2, two evaluations a step).
+        after_step: called with the number of steps done.
+    """
+    if method not in ("euler", "heun"):
+        raise JitkitError(f"method {method!r} is not euler or heun")
+    if steps < 1:
+        raise JitkitError(f"steps {steps} must be at least 1")
+    times = torch.linspace(0, 1, steps + 1)
+    for i in range(steps):
+        t, t_next = times[i], times[i + 1]
+        step = float(t_next - t)
+        v = velocity(z, t)
+        ahead = z + step * v
+        if method == "heun" and i < steps - 1:
+            ahead = z + step * (v + velocity(ahead, t_next)) / 2
+        z = ahead
+        if after_step is not None:
+            after_step(i + 1)
+    return z
+
+
+@dataclass(frozen=True)
+class Guided:
+    """Velocity of a model under classifier-free guidance: v = v_null + w (v_cond - v_null).
+
+    Guidance acts at times strictly inside the interval (and from 0 where it starts there). There
+    the two passes are one batch of twice the size; elsewhere, and with w = 1, no null pass is made.
+
+    Attributes:
+        denoiser: the model.
+        cond: every condition, complete and checked.
+        guidance: w; 1 is the conditional model alone.
+        interval: times between which guidance acts.
+        t_eps: the least value of 1 - t in the division.
+        mask, coords: as in `Denoiser.forward`.
+    """
+
+    denoiser: Denoiser
+    cond: Mapping[str, Tensor]
+    guidance: float = 1.0
+    interval: tuple[float, float] = (0.1, 1.0)
+    t_eps: float | None = None
+    mask: Tensor | None = None
+    coords: Tensor | None = None
+
+    def acts(self, t: Tensor) -> bool:
+        """Whether guidance acts at a time (a float32 scalar, compared as float32)."""
+        low, high = self.interval
+        can = any(condition.drop > 0 for condition in self.denoiser.conditions.values())
+        inside = bool(t < high) and (low == 0 or bool(t > low))
+        return can and self.guidance != 1 and inside
+
+    def __call__(self, z: Tensor, t: Tensor) -> Tensor:
+        """dz/dt at (z, t), float32, in the shape of ``z``."""
+        times = t.to(z.device).expand(len(z))
+        if not self.acts(t):
+            return self._velocity(z, times, self.cond, self.mask, self.coords)
+        nothing = {
+            # what was never dropped in training is told to both
+            name: null(condition, self.cond[name]) if condition.drop > 0 else self.cond[name]
+            for name, condition in self.denoiser.conditions.items()
+        }
+        both = {name: torch.cat((self.cond[name], nothing[name])) for name in nothing}
+        mask, coords = (None if m is None else m.repeat(2, *[1] * (m.ndim - 1))
+                        for m in (self.mask, self.coords))  # fmt: skip
+        v = self._velocity(z.repeat(2, *[1] * (z.ndim - 1)), times.repeat(2), both, mask, coords)
+        told, untold = v.chunk(2)
+        return untold + self.guidance * (told - untold)
+
+    def _velocity(
+        self,
+        z: Tensor,
+        t: Tensor,
+        cond: Mapping[str, Tensor],
+        mask: Tensor | None,
+        coords: Tensor | None,
+    ) -> Tensor:
+        v = self.denoiser.velocity(z, t, cond, mask, coords, t_eps=self.t_eps)
+        return v if mask is None else torch.where(mask, v, 0.0)
+
+
+def draw_noise(
+    denoiser: Denoiser, indices: Sequence[int], seed: int, grid: tuple[int, ...] | None = None
+) -> Tensor:
+    """Scaled noise of some samples, each from its own generator: (n, C, X1..Xn) on the CPU."""
+    shape = (len(denoiser.layout.channels), *(grid or denoiser.layout.grid))
+    draws = [
+        torch.randn(shape, generator=torch.Generator().manual_seed(mix(seed, "noise", index)))
+        for index in indices
+    ]
+    return torch.stack(draws) * denoiser.diffusion.noise_scale
+
+
+def fitting_batch(denoiser: Denoiser) -> int:
+    """Samples that can be made at once in half of the memory that is free, at most 1,024."""
+    each = sampling_bytes(denoiser.network)
+    return max(1, min(1024, free_bytes(denoiser.device) // 2 // each))
+
+
+@torch.no_grad()
+def sample(
+    denoiser: Denoiser,
+    n: int | None = None,
+    cond: Mapping[str, Any] | None = None,
+    *,
+    noise: Tensor | None = None,
+    guidance: float = 1.0,
+    interval: tuple[float, float] = (0.1, 1.0),
+    steps: int = 50,
+    method: Method = "heun",
+    seed: int = 0,
+    first: int = 0,
+    t_eps: float | None = None,
+    batch_size: int | None = None,
+    mask: Tensor | None = None,
+    coords: Tensor | None = None,
+    progress: bool = False,
+) -> Tensor:
+    """Samples of a model, (n, C, X1..Xn) float32 on its device; zero where ``mask`` has no data.
+
+    Args:
+        denoiser: the model, from `load` or `load_official`.
+        n: how many; taken from ``noise`` where that is given.
+        cond: by name, (n, ...) or one value for all; what is left out is "not told".
+        noise: where to start, (n, C, X1..Xn), already scaled; drawn from the seed where not given.
+        guidance: weight of the conditions; 1 is none.
+        interval: times between which guidance acts; the ends do not belong to it, but 0 does.
+        steps: steps from noise to data.
+        method: ``"heun"`` or ``"euler"``; the last step is always Euler's.
+        seed: sample i is a function of the weights, the seed and i.
+        first: index of the first sample.
+        t_eps: the least value of 1 - t in the sampler; the model's own where not given.
+        batch_size: samples made at once; by the memory that is free where not given.
+        mask: (n, C or 1, X1..Xn) bool, True where there are to be data.
+        coords: positions of the cells, (n, X1..Xn, axes), counted in cells.
+        progress: show a bar on a terminal.
+
+    Raises:
+        JitkitError: a setting out of range, or noise of the wrong shape.
+        ConditionError: as in `Denoiser.forward`.
+    """
+    device = denoiser.device
+    if noise is None:
+        if n is None or n < 1:
+            raise JitkitError(f"n is {n}; ask for at least 1 sample, or give their noise")
+        grid = denoiser.layout.grid if mask is None else tuple(mask.shape[2:])
+    else:
+        channels, axes = len(denoiser.layout.channels), len(denoiser.layout.axes)
+        if noise.ndim != 2 + axes or noise.shape[1] != channels or n not in (None, len(noise)):
+            raise JitkitError(
+                f"noise {tuple(noise.shape)} does not fit: expected ({n or 'n'}, {channels}, "
+                f"{axes} sizes)"
+            )
+        n, grid = len(noise), tuple(noise.shape[2:])
+    cond = prepare(denoiser.conditions, cond, n=n, grid=grid, device=device)
+    size = batch_size or fitting_batch(denoiser)
+    numbers = {"steps": steps, "method": method}
+
+    done: list[Tensor] = []
+    with bar("sampling", n * steps, unit="steps") as show:
+        while (start := sum(len(x) for x in done)) < n:
+            part = slice(start, min(start + size, n))
+            indices = range(first + part.start, first + part.stop)
+            z = draw_noise(denoiser, indices, seed, grid) if noise is None else noise[part].float()
+            own_mask = None if mask is None else mask[part].to(device)
+            z = z.to(device) if own_mask is None else torch.where(own_mask, z.to(device), 0.0)
+            velocity = Guided(
+                denoiser,
+                {name: value[part] for name, value in cond.items()},
+                guidance,
+                interval,
+                t_eps,
+                own_mask,
+                None if coords is None else coords[part].to(device),
+            )
+            count = part.stop - part.start
+
+            def after_step(i: int, start: int = start, count: int = count) -> None:
+                if progress:
+                    show(start * steps + i * count)
+
+            try:
+                done.append(integrate(velocity, z, **numbers, after_step=after_step))
+            except torch.cuda.OutOfMemoryError:
+                if size == 1:
+                    raise
+                size = max(1, size // 2)  # the estimate was too high: the same samples, fewer at once
+    return torch.cat(done)

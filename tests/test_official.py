@@ -1,0 +1,1 @@
+"""Agreement with the authors' code: tensors that it produced, in ``tests/data/jit_tiny.npz``."""
