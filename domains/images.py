@@ -27,9 +27,8 @@ from jitkit.sections import Count, DomainSection
 
 CHANNELS = {1: ("grey",), 3: ("red", "green", "blue"), 4: ("red", "green", "blue", "alpha")}
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's names
-SUFFIXES = frozenset(
-    ".bmp .gif .jpeg .jpg .pgm .png .pnm .ppm .tif .tiff .webp".split()  # torchvision's and GIF
-)
+SUFFIXES = frozenset(".bmp .gif .jpeg .jpg .pgm .png .pnm .ppm .tif .tiff .webp".split())
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM", "TIFF")  # EPS would start Ghostscript
 LONGEST = 100  # sides of a picture to each other, at most; a strip would fill the memory
 MOST_IN_PREVIEW = 400
 
@@ -118,7 +117,7 @@ class Pictures:
         return [*files, _write_png(path / "grid.png", self.preview(items)), archive]
 
     def preview(self, items: Sequence[Picture]) -> Image.Image:
-        """The first items (at most 400) side by side, small ones enlarged, about 500 pixels wide.
+        """The first 400 items side by side, enlarged where they are narrower than 512 pixels.
 
         A row holds one class where the items come in equal runs of a class.
         """
@@ -129,7 +128,7 @@ class Pictures:
         zoom = ceil(512 / (columns * width))
         gap = 2
         step_y, step_x = height * zoom + gap, width * zoom + gap
-        canvas = np.full((rows * step_y - gap, columns * step_x - gap, channels), 255, np.uint8)
+        canvas = np.full((rows * step_y - gap, columns * step_x - gap, channels), 128, np.uint8)
         for i, item in enumerate(items):
             y, x = i // columns * step_y, i % columns * step_x
             enlarged = item.pixels.repeat(zoom, axis=0).repeat(zoom, axis=1)
@@ -142,7 +141,7 @@ def _columns(labels: Sequence[int | None]) -> int:
     classes = list(dict.fromkeys(labels))
     each = len(labels) // len(classes)
     in_runs = None not in labels and labels == [c for c in classes for _ in range(each)]
-    if in_runs and len(classes) / 4 <= each <= len(classes) * 4:
+    if in_runs and max(2, len(classes) / 4) <= each <= len(classes) * 4:
         return each
     return ceil(sqrt(len(labels)))
 
@@ -313,7 +312,7 @@ def _list_classes(folder: Path, known: Sequence[str]) -> _Listing:
             f"{folder} holds no pictures and no class folders; pictures end in "
             f"{' '.join(sorted(SUFFIXES))}. domain.path=FOLDER points elsewhere"
         )
-    if unknown := [name for name in classes if known and name not in set(known)]:
+    if known and (unknown := sorted(set(classes) - set(known))):
         raise DataError(
             f"{folder} has class folders that are not among the {len(known)} known classes "
             f"({listed(known, 3)}): {listed(unknown)}; remove or rename them"
@@ -346,11 +345,11 @@ def _check_classes(found: _Listing, asked: int | None) -> None:
         return
     if not found.classes:
         raise DataError(
-            f"{asked} classes were asked, but the pictures in {found.folder} lie loose: sort them "
+            f"asked for {asked} classes, but the pictures in {found.folder} lie loose: sort them "
             f"into class folders, or leave domain.classes out to train without labels"
         )
     raise DataError(
-        f"{asked} classes were asked, but {found.folder} has {len(found.classes)} class folders "
+        f"asked for {asked} classes, but {found.folder} has {len(found.classes)} class folders "
         f"({listed(found.classes, 3)}): domain.classes must be at least {len(found.classes)}"
     )
 
@@ -375,8 +374,8 @@ def _held_out(found: _Listing, share: float) -> tuple[_Listing, _Listing]:
 class PictureFiles(Sequence[Picture]):
     """Pictures of a folder, each opened when it is asked for; a slice is read at once.
 
-    The index is flat arrays, 40 MB for ImageNet, because it goes to every worker: a list of as
-    many strings is thrice that, and forked workers would copy it page by page as references are
+    The index is flat arrays, 55 MB for ImageNet, because it goes to every worker: a list of as
+    many strings is twice that, and forked workers would copy it page by page as references are
     counted.
     """
 
@@ -417,7 +416,7 @@ def read_pixels(path: str, size: int, mode: str) -> np.ndarray[Any, np.dtype[np.
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with Image.open(path, formats=FORMATS) as image:
                 if max(image.size) > LONGEST * min(image.size):
                     raise ValueError(f"{image.width} x {image.height} is a strip, not a picture")
                 cropped = centre_crop(_convert(image, mode), size)

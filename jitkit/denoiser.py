@@ -134,9 +134,7 @@ class Denoiser(nn.Module):
                 f"z {tuple(z.shape)} and t {tuple(t.shape)} do not fit a model of {channels} "
                 f"channels on {axes} axes: expected (B, {channels}, {axes} sizes) and (B,)"
             )
-        ready = prepare(
-            self.conditions, cond, n=len(z), grid=tuple(z.shape[2:]), device=z.device
-        )
+        ready = prepare(self.conditions, cond, n=len(z), grid=tuple(z.shape[2:]), device=z.device)
         guess = self.said(z, t, ready, mask, coords)
         return self._convert(guess, z, t, "x")
 

@@ -96,8 +96,18 @@ def domain_class(name: str) -> type[Domain]:
     """
     points = installed()
     if name not in points:
-        raise RecipeError(
-            f"no domain {name!r}; installed: {listed(points)}{nearest(name, points)}"
-        )
+        raise RecipeError(f"no domain {name!r}; installed: {listed(points)}{nearest(name, points)}")
     cls: type[Domain] = points[name].load()
     return cls
+
+
+def open_domain(section: DomainSection) -> Domain:
+    """The adapter that a recipe's section ``domain`` names, its data found.
+
+    Raises:
+        RecipeError: no adapter of that name is installed.
+        DataError: the data are missing or unlike what the section says.
+    """
+    domain = domain_class(section.name)(section)
+    domain.items("train")
+    return domain

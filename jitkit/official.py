@@ -11,6 +11,7 @@ import argparse
 import pickle
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from math import isqrt
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jitkit.checkpoint import load_weights
+from jitkit.checkpoint import DomainRecord, load_weights, save
 from jitkit.denoiser import Denoiser, Diffusion
 from jitkit.domain import domain_class
-from jitkit.errors import CheckpointError, listed
+from jitkit.ema import EMA
+from jitkit.errors import CheckpointError, RecipeError, listed
 from jitkit.fields import Axis, Category, Layout
 from jitkit.flow import auto_noise_scale
+from jitkit.recipe import dump_recipe, load_recipe
+from jitkit.run import write_text
 from jitkit.sections import SIZES, ModelSection
 from jitkit.transformer import Sizes
 
@@ -53,7 +57,7 @@ def _first(value: Tensor, channels: int) -> Tensor:
 def _channels_first(value: Tensor, channels: int) -> Tensor:
     """Rows of the last layer from (row, column, channel) to (channel, row, column)."""
     side = isqrt(len(value) // channels)
-    return value.unflatten(0, (side, side, channels)).movedim(2, 0).flatten(0, 2)
+    return value.reshape(side, side, channels, *value.shape[1:]).movedim(2, 0).flatten(0, 2)
 
 
 _NAMES: tuple[tuple[str, str, Callable[[Tensor, int], Tensor]], ...] = (
@@ -187,9 +191,7 @@ def _choose(content: Mapping[str, Any], weights: str | None, where: str) -> dict
     return {key: value.float() for key, value in state.items()}
 
 
-def _shapes(
-    state: Mapping[str, Tensor], in_context_start: int | None
-) -> tuple[Layout, int, Sizes]:
+def _shapes(state: Mapping[str, Tensor], in_context_start: int | None) -> tuple[Layout, int, Sizes]:
     """Layout, number of classes and sizes from the shapes of the tensors."""
     bottleneck, channels, patch, _ = state[_PROJ1].shape
     _, tokens, width = state["pos_embed"].shape
@@ -215,3 +217,51 @@ def _shapes(
     ).resolved()
     classes = len(state["y_embedder.embedding_table.weight"]) - 1
     return Layout((rows, columns), names), classes, Sizes(**resolved)
+
+
+def import_official(
+    source: Path,
+    run: Path,
+    *,
+    in_context_start: int | None = None,
+    weights: str | None = None,
+    noise_scale: float | None = None,
+) -> Path:
+    """Write a checkpoint of the authors' code as a run, and return its folder.
+
+    Raises:
+        CheckpointError: as in `load_official`.
+        RecipeError: the folder holds something already.
+    """
+    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise RecipeError(f"{run} holds something already; choose another folder with --run DIR")
+    denoiser = load_official(source, in_context_start, weights=weights, noise_scale=noise_scale)
+    sizes, layout = denoiser.network.sizes, denoiser.layout
+    domain = {
+        "name": "images",
+        "size": layout.grid[0],
+        "channels": len(layout.channels),
+        "classes": _classes(denoiser),
+    }
+    recipe = load_recipe(
+        {
+            "name": run.name,
+            "domain": domain,
+            "model": asdict(sizes) | {"patch": layout.patch[0]},
+            "diffusion": {
+                "noise_scale": denoiser.diffusion.noise_scale,
+                "t_eps": denoiser.diffusion.t_eps,
+            },
+        }
+    )
+    ema = EMA(denoiser.network, recipe.train.ema[:1])
+    record = DomainRecord(recipe.domain.model_dump(mode="json"), facts={})
+    save(run, 0, denoiser, ema, domain=record)
+    write_text(run / "recipe.yaml", dump_recipe(recipe))
+    return run
+
+
+def _classes(denoiser: Denoiser) -> int:
+    condition = denoiser.conditions[_LABEL]
+    assert isinstance(condition, Category)
+    return condition.n

@@ -95,7 +95,9 @@ def crop(x: Tensor, grid: tuple[int, ...]) -> Tensor:
     """The first cells of each axis of (B, C, X1..Xn): undo `pad`."""
     if tuple(x.shape[2:]) == tuple(grid):
         return x
-    return x[(..., *(slice(size) for size in grid))]
+    for axis, size in enumerate(grid, start=2):
+        x = x.narrow(axis, 0, size)
+    return x
 
 
 def token_mask(mask: Tensor, patch: tuple[int, ...]) -> Tensor:

@@ -25,13 +25,13 @@ def warn(text: str) -> None:
 
 
 @contextmanager
-def bar(label: str, total: int, *, unit: str, start: int = 0) -> Iterator[Bar]:
+def bar(label: str, total: int, *, unit: str, start: int = 0, shown: bool = True) -> Iterator[Bar]:
     """A progress bar with rate and time left; silent where standard error is no terminal.
 
     >>> with bar("counting", 3, unit="sheep") as done:
     ...     done(3, "all black")
     """
-    if not sys.stderr.isatty():
+    if not shown or not sys.stderr.isatty():
         yield lambda done, shown="": None
         return
     from rich.console import Console

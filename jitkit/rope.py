@@ -68,7 +68,7 @@ def rotary(coords: Tensor, axes: Sequence[Axis], head_dim: int) -> tuple[Tensor,
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn neighbouring pairs of features: (..., L, head_dim) by angles (..., L, head_dim // 2)."""
     pairs = cos.shape[-1]
-    even, odd = x[..., : 2 * pairs].unflatten(-1, (pairs, 2)).unbind(-1)
+    even, odd = x[..., : 2 * pairs].reshape(*x.shape[:-1], pairs, 2).unbind(-1)
     turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
     return turned if 2 * pairs == x.shape[-1] else torch.cat((turned, x[..., 2 * pairs :]), -1)
 

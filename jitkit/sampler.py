@@ -197,10 +197,9 @@ def sample(
         n, grid = len(noise), tuple(noise.shape[2:])
     cond = prepare(denoiser.conditions, cond, n=n, grid=grid, device=device)
     size = batch_size or fitting_batch(denoiser)
-    numbers = {"steps": steps, "method": method}
 
     done: list[Tensor] = []
-    with bar("sampling", n * steps, unit="steps") as show:
+    with bar("sampling", n * steps, unit="steps", shown=progress) as show:
         while (start := sum(len(x) for x in done)) < n:
             part = slice(start, min(start + size, n))
             indices = range(first + part.start, first + part.stop)
@@ -219,13 +218,16 @@ def sample(
             count = part.stop - part.start
 
             def after_step(i: int, start: int = start, count: int = count) -> None:
-                if progress:
-                    show(start * steps + i * count)
+                show(start * steps + i * count)
 
             try:
-                done.append(integrate(velocity, z, **numbers, after_step=after_step))
+                done.append(
+                    integrate(velocity, z, steps=steps, method=method, after_step=after_step)
+                )
             except torch.cuda.OutOfMemoryError:
                 if size == 1:
                     raise
-                size = max(1, size // 2)  # the estimate was too high: the same samples, fewer at once
+                size = max(
+                    1, size // 2
+                )  # the estimate was too high: the same samples, fewer at once
     return torch.cat(done)

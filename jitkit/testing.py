@@ -134,7 +134,7 @@ def values_are_finite_and_of_unit_variance(domain: Domain, items: Sequence[Any])
             f"item {i}: values are not finite where the mask says there are data",
         )
         axes = tuple(range(1, values.ndim))
-        squares += np.where(mask, values, 0).__pow__(2).sum(axis=axes)
+        squares += (np.where(mask, values, 0) ** 2).sum(axis=axes)
         counts += mask.sum(axis=axes)
     overall = squares.sum() / max(1, counts.sum())
     _demand(
@@ -318,7 +318,7 @@ def _same_item(
     domain: Domain, once: Sequence[Any], again: Sequence[Any], i: int, when: str
 ) -> None:
     """Item i of two sequences encodes alike, or cannot be read in either."""
-    fields = []
+    fields: list[Field | None] = []
     for sequence in (once, again):
         try:
             fields.append(domain.encode(sequence[i]))

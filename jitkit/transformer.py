@@ -142,9 +142,7 @@ class Transformer(nn.Module):
                 cos, sin, attend = self._join(cos, sin, attend)
             x = self._run(block, x, c, cos, sin, attend)
         x = self.final(x[:, self.num_context :], c).float()
-        return patches.crop(
-            patches.unpatchify(x, patch, patches.padded_grid(grid, patch)), grid
-        )
+        return patches.crop(patches.unpatchify(x, patch, patches.padded_grid(grid, patch)), grid)
 
     def compile_blocks(self) -> None:
         """Compile each block with `torch.compile`: one graph for all of them, made at first use."""

@@ -1,0 +1,156 @@
+"""What a recipe makes, before anything is trained: model, cost, memory, mistakes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from jitkit.conditions import null
+from jitkit.denoiser import Denoiser, Diffusion
+from jitkit.domain import Domain, domain_class, open_domain
+from jitkit.errors import JitkitError
+from jitkit.fields import Category, Grid, PerToken, Scalars
+from jitkit.flow import auto_noise_scale
+from jitkit.memory import free_bytes, training_bytes
+from jitkit.recipe import Recipe
+from jitkit.transformer import Sizes
+
+GIB = 2**30
+
+
+def assemble(recipe: Recipe, domain: Domain) -> Denoiser:
+    """The model that a recipe describes for a domain's data, with fresh weights."""
+    patch = recipe.model.patch
+    layout = domain.layout.with_patch(tuple(patch) if isinstance(patch, list) else patch)
+    numbers = recipe.diffusion
+    diffusion = Diffusion(
+        prediction=numbers.prediction,
+        loss=numbers.loss,
+        noise_scale=choose_noise_scale(recipe, domain),
+        t_eps=numbers.t_eps,
+    )
+    denoiser = Denoiser(layout, domain.conditions, Sizes(**recipe.model.resolved()), diffusion)
+    denoiser.domain = domain
+    return denoiser
+
+
+def choose_noise_scale(recipe: Recipe, domain: Domain) -> float:
+    """The recipe's noise scale, or the paper's rule for the domain's grid; sets do not count."""
+    asked = recipe.diffusion.noise_scale
+    cells = prod(axis.size for axis in domain.layout.axes if axis.kind != "set")
+    return auto_noise_scale(cells) if asked == "auto" else asked
+
+
+def choose_precision(asked: str, device: torch.device) -> tuple[torch.dtype | None, str]:
+    """The type of arithmetic inside the network (None for float32), and why it was chosen."""
+    if asked == "float32":
+        return None, "float32, as asked"
+    if asked == "bfloat16":
+        return torch.bfloat16, "bfloat16, as asked"
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.bfloat16, "bfloat16: the GPU has it in hardware"
+        return None, "float32: the GPU has no bfloat16 in hardware"
+    return None, "float32: bfloat16 is emulated on most processors, many times slower"
+
+
+def choose_device() -> torch.device:
+    """A GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `jitkit check` prints; ``problems`` is empty where the recipe can be trained."""
+
+    found: dict[str, Any]
+    problems: list[str]
+
+
+def check(recipe: Recipe) -> Report:
+    """Build a recipe's model without memory, count it, and list what stands in the way.
+
+    Where the data are missing, the model's part is counted all the same if the recipe says enough.
+    """
+    problems: list[str] = []
+    domain: Domain | None = None
+    try:
+        domain = open_domain(recipe.domain)
+    except JitkitError as error:
+        problems.append(str(error))
+        try:
+            domain = domain_class(recipe.domain.name)(recipe.domain, facts={})
+        except (JitkitError, KeyError):
+            return Report({"recipe": recipe.name}, problems)
+    try:
+        with torch.device("meta"):
+            denoiser = assemble(recipe, domain)
+    except JitkitError as error:
+        return Report({"recipe": recipe.name}, [*problems, str(error)])
+    return Report({"recipe": recipe.name} | _count(recipe, domain, denoiser), problems)
+
+
+def macs(denoiser: Denoiser) -> int:
+    """Multiply-accumulates of one pass on one sample; the model may be on the meta device."""
+    grid, device = denoiser.layout.grid, denoiser.device
+    z = torch.empty(1, len(denoiser.layout.channels), *grid, device=device)
+    cond = {}
+    for name, condition in denoiser.conditions.items():
+        match condition:
+            case Category():
+                value = torch.empty(1, dtype=torch.long, device=device)
+            case Scalars(names=names):
+                value = torch.empty(1, len(names), device=device)
+            case Grid(channels=channels):
+                value = torch.empty(1, len(channels), *grid, device=device)
+            case PerToken():
+                value = torch.empty(1, *grid, dtype=torch.long, device=device)
+        cond[name] = null(condition, value)
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        denoiser.network(z, torch.empty(1, device=device), cond)
+    return counter.get_total_flops() // 2
+
+
+def _count(recipe: Recipe, domain: Domain, denoiser: Denoiser) -> dict[str, Any]:
+    layout, network, section = denoiser.layout, denoiser.network, recipe.train
+    device = choose_device()
+    memory = training_bytes(
+        network,
+        section.batch_size,
+        emas=len(section.ema),
+        checkpointing=section.checkpoint_activations,
+    )
+    auto = recipe.diffusion.noise_scale == "auto"
+    rule = "auto: side of the grid over 256, at least 1" if auto else "as asked"
+    return {
+        "grid": list(layout.grid),
+        "channels": list(layout.channels),
+        "axes": [f"{axis.name} ({axis.kind})" for axis in layout.axes],
+        "patch": list(layout.patch),
+        "conditions": {name: type(c).__name__ for name, c in denoiser.conditions.items()},
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "gmacs": macs(denoiser) / 1e9,
+        "tokens": layout.num_tokens,
+        "in_context_tokens": network.num_context,
+        "patch_features": layout.patch_features,
+        "noise_scale": denoiser.diffusion.noise_scale,
+        "noise_scale_why": rule,
+        "P_mean": recipe.diffusion.P_mean,
+        "learning_rate": peak_rate(recipe),
+        "device": str(device),
+        "precision": choose_precision(section.precision, device)[1],
+        "memory_gib": sum(memory.values()) / GIB,
+        "memory_parts_gib": {name: size / GIB for name, size in memory.items()},
+        "memory_free_gib": free_bytes(device) / GIB,
+    }
+
+
+def peak_rate(recipe: Recipe) -> float:
+    """The learning rate after the warm-up: ``lr``, or blr x batch / 256."""
+    section = recipe.train
+    return section.lr or section.blr * section.batch_size / 256

@@ -1,0 +1,271 @@
+"""The command line. It loads torch only where a command needs it, after the recipe is checked."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+from cyclopts.exceptions import CycloptsError
+
+from jitkit.errors import ConditionError, JitkitError, RecipeError
+
+Overrides = Annotated[str, Parameter(allow_leading_hyphen=False)]
+
+app = App(
+    name="jitkit",
+    help="Diffusion models of raw scientific arrays: train, sample and score from a recipe.",
+    version_flags=["--version"],
+)
+
+
+@app.command
+def train(recipe: str, *overrides: Overrides, run: Path | None = None, new: bool = False) -> None:
+    """Train what a recipe describes, or go on with it.
+
+    Parameters
+    ----------
+    recipe
+        A file, or the bare name of a bundled recipe such as digits.
+    overrides
+        Keys of the recipe, as train.steps=100.
+    run
+        The run's folder; runs/<name of the recipe> where not given.
+    new
+        Start another run beside one that is there.
+    """
+    from jitkit.domain import open_domain
+    from jitkit.recipe import load_recipe
+
+    checked = load_recipe(recipe, overrides)
+    domain = open_domain(checked.domain)  # before torch, which takes seconds
+    from jitkit.trainer import train as train_run
+
+    train_run(checked, run=run, new=new, domain=domain)
+
+
+@app.command
+def sample(
+    run: Path,
+    *overrides: Overrides,
+    n: int = 16,
+    out: Path | None = None,
+    cond: Annotated[list[str] | None, Parameter(negative="")] = None,
+    cond_from: str | None = None,
+    ema: str | None = None,
+    first: int = 0,
+) -> None:
+    """Draw samples of a trained model, in the files that its field uses.
+
+    Parameters
+    ----------
+    run
+        A run's folder, or one of its checkpoints/step-N.
+    overrides
+        Keys of the recipe's section sample, as sample.guidance=2.0.
+    n
+        How many.
+    out
+        Folder for the files; <run>/samples/step-N-seed-S where not given.
+    cond
+        A condition, as label=3, label=0,1,2, label=0-9 or label=none; once for each.
+    cond_from
+        Real items whose conditions are taken, as val:0-15.
+    ema
+        Decay of the running mean of the weights, or none for the weights themselves.
+    first
+        Index of the first sample; sample i is the same whatever else is drawn.
+    """
+    if n < 1:
+        raise RecipeError(f"--n {n} must be at least 1")
+    told = dict(_pair(word, "--cond") for word in cond or [])
+    from jitkit.checkpoint import find, load
+    from jitkit.generate import conditions_for, generate
+
+    found = find(run)
+    section = _settings(_folder_of(found.path), overrides).sample
+    denoiser = load(found.path, ema=ema)
+    values = conditions_for(denoiser, n, told, _source(cond_from))
+    folder = out or _folder_of(found.path) / "samples" / f"step-{found.step}-seed-{section.seed}"
+    items = generate(denoiser, n, values, section, first=first, progress=True)
+    files = denoiser.domain.write(list(items), folder)
+    print(f"{n} samples of step {found.step}: {len(files)} files in {folder}")
+
+
+@app.command
+def evaluate(run: Path, *overrides: Overrides, ema: str | None = None, json: bool = False) -> None:
+    """Score samples of a trained model with its domain's measures.
+
+    Parameters
+    ----------
+    run
+        A run's folder, or one of its checkpoints/step-N.
+    overrides
+        Keys of the recipe's sections sample and evaluate.
+    ema
+        Decay of the running mean of the weights, or none for the weights themselves.
+    json
+        Print the scores as JSON and nothing else.
+    """
+    from jitkit.checkpoint import find, load
+    from jitkit.evaluate import evaluate as score
+
+    found = find(run)
+    folder = _folder_of(found.path)
+    recipe = _settings(folder, overrides)
+    result = score(load(found.path, ema=ema), recipe.sample, recipe.evaluate, folder)
+    if json:
+        _print_json(result)
+
+
+@app.command
+def check(recipe: str, *overrides: Overrides, json: bool = False) -> None:
+    """Say what a recipe makes and what it costs, and train nothing.
+
+    Parameters
+    ----------
+    recipe
+        A file, or the bare name of a bundled recipe.
+    overrides
+        Keys of the recipe, as model.size=L.
+    json
+        Print one JSON object and nothing else.
+    """
+    from jitkit.recipe import dump_recipe, load_recipe
+
+    checked = load_recipe(recipe, overrides)
+    from jitkit.check import check as look
+
+    report = look(checked)
+    if json:
+        _print_json(report.found | {"problems": report.problems})
+    else:
+        print(dump_recipe(checked))
+        for key, value in report.found.items():
+            print(f"{key}: {_shown(value)}")
+    if report.problems:
+        raise RecipeError("\n".join(report.problems))
+
+
+@app.command
+def domains() -> None:
+    """List the kinds of data that are installed."""
+    from jitkit.domain import domain_class, installed
+
+    for name, point in installed().items():
+        about = (domain_class(name).__doc__ or "").strip().splitlines()[0]
+        print(f"{name:12} {about} ({point.value})")
+
+
+@app.command(name="import")
+def import_(
+    checkpoint: Path,
+    *,
+    run: Path | None = None,
+    in_context_start: int | None = None,
+    weights: str | None = None,
+    noise_scale: float | None = None,
+) -> None:
+    """Write a checkpoint of the authors' code (JiT) as a run that sample and evaluate use.
+
+    Parameters
+    ----------
+    checkpoint
+        A .pth file of the authors' code; no code in it is run.
+    run
+        The run's folder; runs/<name of the file> where not given.
+    in_context_start
+        The block before which in-context tokens join; by the model's size where not given.
+    weights
+        Entry of the file: model_ema1, model_ema2 or model; the first there where not given.
+    noise_scale
+        Standard deviation of the noise it was trained on; by the size of its pictures where not
+        given.
+    """
+    from jitkit.official import import_official
+
+    folder = import_official(
+        checkpoint,
+        run or Path("runs") / checkpoint.stem,
+        in_context_start=in_context_start,
+        weights=weights,
+        noise_scale=noise_scale,
+    )
+    print(f"imported into {folder}; draw pictures with: jitkit sample {folder} --cond label=0-9")
+
+
+def main() -> None:
+    """Run the command line: exit code 0 when done, 2 for a user's mistake, 1 for ours."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads starve a shared machine
+    try:
+        app(exit_on_error=False, print_error=False)
+    except (JitkitError, CycloptsError) as error:
+        print(f"jitkit: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("jitkit: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _folder_of(checkpoint: Path) -> Path:
+    """The run of a checkpoint's folder; the folder itself where it stands alone."""
+    parent = checkpoint.parent.parent
+    return parent if (parent / "recipe.yaml").is_file() else checkpoint
+
+
+def _settings(folder: Path, overrides: tuple[str, ...]) -> Any:
+    """The run's recipe with sections sample and evaluate overridden."""
+    from jitkit.recipe import load_recipe
+
+    for word in overrides:
+        if not word.startswith(("sample.", "evaluate.")):
+            raise RecipeError(
+                f"override {word!r}: a trained model takes keys of sample and evaluate alone"
+            )
+    return load_recipe(folder / "recipe.yaml", overrides)
+
+
+def _pair(word: str, option: str) -> tuple[str, str]:
+    name, sign, value = word.partition("=")
+    if not sign or not name or not value:
+        raise ConditionError(f"{option} {word!r}: expected name=value, such as label=3")
+    return name, value
+
+
+def _source(text: str | None) -> tuple[str, list[int]] | None:
+    """``val:0-15`` as (split, indices)."""
+    if text is None:
+        return None
+    from jitkit.generate import numbers
+
+    split, _, words = text.partition(":")
+    indices = numbers(words) if words else []
+    if split not in ("train", "val") or indices is None:
+        raise ConditionError(
+            f"--cond-from {text!r}: expected a split and indices, such as val:0-15"
+        )
+    return split, indices
+
+
+def _shown(value: Any) -> str:
+    match value:
+        case int() if not isinstance(value, bool):
+            return f"{value:,}"
+        case float():
+            return f"{value:.4g}"
+        case dict():
+            return ", ".join(f"{key} {_shown(v)}" for key, v in value.items()) or "none"
+        case list():
+            return ", ".join(_shown(v) for v in value)
+    return str(value)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,279 @@
+"""Every installed adapter answers jitkit.testing, and jitkit.testing notices when one errs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from jitkit import testing
+from jitkit.domain import Domain, domain_class, installed
+from jitkit.domains.digits import Digits, DigitsSection
+from jitkit.domains.images import Picture
+from jitkit.errors import BadItem
+from jitkit.fields import Category, Condition, Field, Grid, Layout, PerToken, Scalars
+
+DIGITS = DigitsSection(name="digits")
+
+
+def digits(folder: Path) -> dict[str, Any]:
+    return {}
+
+
+def images(folder: Path) -> dict[str, Any]:
+    """Keys for a folder of three classes of real pictures, and one that cannot be read."""
+    domain = Digits(DIGITS)
+    for item in domain.items("train")[:60]:
+        path = folder / "train" / str(item.label) / f"{item.name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        domain.preview([item]).resize((40, 30)).save(path)
+    (folder / "train" / "0" / "0000.png").write_bytes(b"torn")
+    return {"path": folder, "size": 16, "holdout": 0.2}
+
+
+DATA = {"digits": digits, "images": images}  # keys of the section, over data made in a folder
+
+
+@pytest.mark.parametrize("name", sorted(installed()))
+def test_every_installed_adapter_answers_all_questions(name: str, tmp_path: Path) -> None:
+    cls = domain_class(name)
+    section = cls.Section.model_validate({"name": name} | DATA[name](tmp_path))
+    for split in ("train", "val"):
+        testing.check_domain(cls(section), section, split=split, tolerance=0)
+
+
+@pytest.mark.parametrize("name", sorted(installed()))
+def test_loading_an_adapter_does_not_load_torch(name: str) -> None:
+    code = (
+        "import sys; from jitkit.domain import domain_class\n"
+        f"domain_class({name!r}); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+class Kelvin(Digits):
+    """Forgets to scale."""
+
+    def encode(self, item: Picture, rng: Any = None) -> Field:
+        field = super().encode(item, rng)
+        return replace(field, values=field.values + 273)
+
+    def decode(self, field: Field) -> Picture:
+        return super().decode(replace(field, values=field.values - 273))
+
+
+class Blurred(Digits):
+    """Loses something at every turn."""
+
+    def decode(self, field: Field) -> Picture:
+        return super().decode(replace(field, values=field.values * 0.9))
+
+
+class Patchy(Digits):
+    """Lacks cells that its layout does not speak of, and fills them."""
+
+    def encode(self, item: Picture, rng: Any = None) -> Field:
+        field = super().encode(item, rng)
+        mask = torch.ones(8, 8, dtype=torch.bool)
+        mask[0, 0] = False
+        return replace(field, mask=mask)
+
+
+class Holed(Digits):
+    """Says that there are data where there are none."""
+
+    def encode(self, item: Picture, rng: Any = None) -> Field:
+        field = super().encode(item, rng)
+        field.values[0, 3, 3] = float("nan")
+        return field
+
+    def decode(self, field: Field) -> Picture:
+        return super().decode(replace(field, values=field.values.nan_to_num()))
+
+
+class Flat(Digits):
+    """Another shape than its layout's."""
+
+    def encode(self, item: Picture, rng: Any = None) -> Field:
+        field = super().encode(item, rng)
+        return replace(field, values=field.values.reshape(1, 64))
+
+    def decode(self, field: Field) -> Picture:
+        return super().decode(replace(field, values=field.values.reshape(1, 8, 8)))
+
+
+class Eleventh(Digits):
+    """Counts its classes from 1."""
+
+    def encode(self, item: Picture, rng: Any = None) -> Field:
+        return replace(super().encode(item, rng), cond={"label": (item.label or 0) + 10})
+
+
+class Unsaid(Digits):
+    """Declares a condition and does not say it."""
+
+    def encode(self, item: Picture, rng: Any = None) -> Field:
+        return replace(super().encode(item, rng), cond={})
+
+
+class Shuffled(Digits):
+    """Another order every time."""
+
+    def items(self, split: Any) -> Sequence[Picture]:
+        items = super().items(split)
+        return [items[i] for i in np.random.default_rng().permutation(len(items))]
+
+
+class Noisy(Digits):
+    """Draws from the global generator."""
+
+    def encode(self, item: Picture, rng: Any = None) -> Field:
+        field = super().encode(item, rng)
+        return replace(field, values=field.values + torch.rand(()) / 1000)
+
+
+class Unportable(Digits):
+    """Cannot be sent to a worker."""
+
+    def __getstate__(self) -> Any:
+        raise TypeError("cannot pickle an open file")
+
+
+class Forgetful(Digits):
+    """Learns its classes from the data and does not keep them among its facts."""
+
+    def __init__(self, section: Any, facts: Mapping[str, Any] | None = None) -> None:
+        super().__init__(section, facts)
+        if facts is not None:
+            self.conditions = {}
+
+
+class Tupled(Digits):
+    """Facts that JSON alters."""
+
+    def facts(self) -> dict[str, Any]:
+        return {"range": (0, 255)}
+
+
+class Mute(Digits):
+    """Names files that it has not written."""
+
+    def write(self, items: Sequence[Picture], path: Path) -> list[Path]:
+        return [path / "0.png"]
+
+
+class Blind(Digits):
+    """Draws nothing."""
+
+    def preview(self, items: Sequence[Picture]) -> Any:
+        return None
+
+
+class BlindMute(Blind, Mute):
+    """Neither writes nor draws."""
+
+
+@pytest.mark.parametrize(
+    ("broken", "text"),
+    [
+        (Kelvin, "values: the mean square of values is .*; encode to about 1"),
+        (Blurred, "round trip: item 0: after decode and encode, values differ by 0.1"),
+        (Patchy, "missing cells: item 0 lacks 1 cells, but layout.missing is False"),
+        (Holed, "values: item 0: values are not finite where the mask says there are data"),
+        (Flat, r"layout: item 0: values are \(1, 64\), the layout says \(1, 8, 8\)"),
+        (Eleventh, "conditions: item 0: cond 'label' reaches from 10 to 10, not within 0 to 9"),
+        (Unsaid, r"conditions: item 0: cond has \[\], conditions declare \['label'\]"),
+        (Shuffled, r"order: item \d asked again: .* differ"),
+        (Noisy, "randomness: item 0: encoded twice without rng, values differ"),
+        (Unportable, "pickling: TypeError: cannot pickle an open file"),
+        (Forgetful, r"facts: conditions from facts are \{\}"),
+        (Tupled, "facts: facts change on their way through JSON"),
+        (Mute, "write: write returns 0.png, which does not exist"),
+        (Blind, "preview: preview gives a NoneType"),
+    ],
+)
+def test_an_adapter_that_errs_is_told_so(broken: type[Digits], text: str) -> None:
+    domain: Domain = broken(DIGITS)
+    with pytest.raises(AssertionError, match=text):
+        testing.check_domain(domain, DIGITS)
+
+
+def test_all_wrong_answers_are_told_at_once() -> None:
+    with pytest.raises(AssertionError, match=r"Mute: 2 of 11 questions\n  write.*\n  preview.*"):
+        testing.check_domain(BlindMute(DIGITS), DIGITS)
+
+
+def test_items_that_cannot_be_read_are_left_out_but_not_all_of_them() -> None:
+    class Torn(Digits):
+        def items(self, split: Any) -> Any:
+            return Broken()
+
+    class Broken(Sequence[Picture]):
+        def __len__(self) -> int:
+            return 3
+
+        def __getitem__(self, index: Any) -> Any:
+            raise BadItem(f"{index}.png", "torn")
+
+    with pytest.raises(AssertionError, match="none of 8 items of 'train' can be read"):
+        testing.check_domain(Torn(DIGITS), DIGITS)
+
+
+@pytest.mark.parametrize(
+    ("condition", "value", "wrong"),
+    [
+        (Category(3), 2, ""),
+        (Category(3), torch.tensor(3), "reaches from 3 to 3, not within 0 to 2"),
+        (Category(3), torch.tensor([1]), r"has shape \(1,\), not \(\)"),
+        (Category(3), 1.0, "is torch.float32, not of integers"),
+        (Scalars(("a", "b")), torch.tensor([0.5, float("nan")]), ""),
+        (Scalars(("a", "b")), torch.tensor([0.5, float("inf")]), "is infinite"),
+        (Scalars(("a", "b")), torch.tensor([1, 2]), "is torch.int64, not of floats"),
+        (Grid(("u",)), torch.zeros(1, 8, 8), ""),
+        (Grid(("u",)), torch.zeros(8, 8), r"has shape \(8, 8\), not \(1, 8, 8\)"),
+        (PerToken(2), torch.ones(8, 8, dtype=torch.int64), ""),
+        (PerToken(2), torch.ones(8, dtype=torch.int64), r"has shape \(8,\), not \(8, 8\)"),
+    ],
+)
+def test_each_kind_of_condition_has_its_shape_and_range(
+    condition: Condition, value: Any, wrong: str
+) -> None:
+    class Told(Digits):
+        def __init__(self, section: Any, facts: Any = None) -> None:
+            super().__init__(section, facts)
+            self.conditions = {"told": condition}
+
+        def encode(self, item: Picture, rng: Any = None) -> Field:
+            return replace(super().encode(item, rng), cond={"told": value})
+
+    domain = Told(DIGITS)
+    items = testing.spread(domain, "train", 1)
+    if not wrong:
+        testing.conditions_are_as_declared(domain, items)
+        return
+    with pytest.raises(AssertionError, match=f"cond 'told' {wrong}"):
+        testing.conditions_are_as_declared(domain, items)
+
+
+def test_a_line_may_fall_short_of_the_layout_and_a_circle_may_not() -> None:
+    class Short(Digits):
+        def encode(self, item: Picture, rng: Any = None) -> Field:
+            field = super().encode(item, rng)
+            return replace(field, values=field.values[:, :, :5])
+
+    domain = Short(DIGITS)
+    items = testing.spread(domain, "train", 1)
+    testing.layout_fits_what_is_encoded(domain, items)
+    row, column = domain.layout.axes
+    domain.layout = Layout((row, replace(column, kind="circle")), ("grey",))
+    with pytest.raises(
+        AssertionError, match=r"values are \(1, 8, 5\), the layout says \(1, 8, 8\)"
+    ):
+        testing.layout_fits_what_is_encoded(domain, items)
