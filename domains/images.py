@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, sqrt
 from pathlib import Path
@@ -96,25 +96,25 @@ class Pictures:
             label=None if label == self._num_classes else label,
         )
 
-    def write(self, items: Sequence[Picture], path: Path) -> list[Path]:
-        """Write ``00000.png`` and on, ``grid.png`` and ``samples.npz`` into folder ``path``.
+    def write(self, items: Iterable[Picture], path: Path) -> list[Path]:
+        """Write ``00000.png`` and on as items come, then ``grid.png`` and ``samples.npz``.
 
         The archive is laid out as ADM's evaluation reads it: ``arr_0`` (N, H, W, C) uint8 and,
         where all items have one, labels ``arr_1`` (N,) int64.
         """
         path.mkdir(parents=True, exist_ok=True)
-        figures = max(5, len(str(len(items) - 1)))
-        files = [
-            _write_png(path / f"{i:0{figures}}.png", _image(item.pixels))
-            for i, item in enumerate(items)
-        ]
-        arrays = [np.stack([item.pixels for item in items])]
-        labels = [item.label for item in items]
+        kept: list[Picture] = []
+        files = []
+        for item in items:
+            files.append(_write_png(path / f"{len(kept):05}.png", _image(item.pixels)))
+            kept.append(item)
+        arrays = [np.stack([item.pixels for item in kept])]
+        labels = [item.label for item in kept]
         if None not in labels:
             arrays.append(np.array(labels, np.int64))
         archive = path / "samples.npz"
         _write_aside(archive, lambda file: np.savez(file, *arrays))
-        return [*files, _write_png(path / "grid.png", self.preview(items)), archive]
+        return [*files, _write_png(path / "grid.png", self.preview(kept)), archive]
 
     def preview(self, items: Sequence[Picture]) -> Image.Image:
         """The first 400 items side by side, enlarged where they are narrower than 512 pixels.

@@ -17,7 +17,8 @@ from jitkit.fields import Category, Grid, PerToken, Scalars
 from jitkit.flow import auto_noise_scale
 from jitkit.memory import free_bytes, training_bytes
 from jitkit.recipe import Recipe
-from jitkit.transformer import Sizes
+from jitkit.sections import DomainSection
+from jitkit.transformer import Sizes, Transformer
 
 GIB = 2**30
 
@@ -55,7 +56,14 @@ def choose_precision(asked: str, device: torch.device) -> tuple[torch.dtype | No
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return torch.bfloat16, "bfloat16: the GPU has it in hardware"
         return None, "float32: the GPU has no bfloat16 in hardware"
-    return None, "float32: bfloat16 is emulated on most processors, many times slower"
+    if _processor_has_bfloat16():
+        return torch.bfloat16, "bfloat16: the processor has it in hardware"
+    return None, "float32: bfloat16 is emulated on this processor, many times slower"
+
+
+def _processor_has_bfloat16() -> bool:
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def choose_device() -> torch.device:
@@ -83,8 +91,8 @@ def check(recipe: Recipe) -> Report:
     except JitkitError as error:
         problems.append(str(error))
         try:
-            domain = domain_class(recipe.domain.name)(recipe.domain, facts={})
-        except (JitkitError, KeyError):
+            domain = _without_data(recipe.domain)
+        except JitkitError:
             return Report({"recipe": recipe.name}, problems)
     try:
         with torch.device("meta"):
@@ -94,9 +102,22 @@ def check(recipe: Recipe) -> Report:
     return Report({"recipe": recipe.name} | _count(recipe, domain, denoiser), problems)
 
 
+def _without_data(section: DomainSection) -> Domain:
+    """The adapter without its path, where the rest of its section says layout and conditions.
+
+    Raises:
+        DataError: it does not.
+    """
+    pathless = {"path": None} if "path" in type(section).model_fields else {}
+    return domain_class(section.name)(section.model_copy(update=pathless))
+
+
 def macs(denoiser: Denoiser) -> int:
-    """Multiply-accumulates of one pass on one sample; the model may be on the meta device."""
-    grid, device = denoiser.layout.grid, denoiser.device
+    """Multiply-accumulates of one pass on one sample, wherever the model is.
+
+    They are counted on a twin without memory: torch does not count the CPU's own attention.
+    """
+    grid, device = denoiser.layout.grid, torch.device("meta")
     z = torch.empty(1, len(denoiser.layout.channels), *grid, device=device)
     cond = {}
     for name, condition in denoiser.conditions.items():
@@ -110,9 +131,11 @@ def macs(denoiser: Denoiser) -> int:
             case PerToken():
                 value = torch.empty(1, *grid, dtype=torch.long, device=device)
         cond[name] = null(condition, value)
+    with device:
+        twin = Transformer(denoiser.layout, denoiser.conditions, denoiser.network.sizes).eval()
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
-        denoiser.network(z, torch.empty(1, device=device), cond)
+        twin(z, torch.empty(1, device=device), cond)
     return counter.get_total_flops() // 2
 
 

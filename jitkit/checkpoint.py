@@ -19,6 +19,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,10 @@ from jitkit.errors import CheckpointError, JitkitError, listed, nearest
 from jitkit.progress import warn
 
 FORMAT = 1
+
+
+class _Torn(CheckpointError):
+    """Files are missing or short; the checkpoint before it is used."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +62,13 @@ def save(
     """Write ``checkpoints/step-N`` of a run aside, flush it to disk, and rename it.
 
     Raises:
-        OSError: the disk is full or cannot be written; what was there before is untouched.
+        CheckpointError: the disk is full or cannot be written; what was there before is untouched.
     """
     final = run / "checkpoints" / f"step-{step}"
     aside = final.with_name(f".step-{step}.part")
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
     try:
+        aside.mkdir(parents=True)
         record = None if domain is None else {"section": domain.section, "facts": domain.facts}
         model = {"format": FORMAT, **denoiser.describe(), "domain": record}
         (aside / "model.json").write_text(json.dumps(model, indent=1))
@@ -85,16 +90,28 @@ def save(
         shutil.rmtree(final, ignore_errors=True)
         aside.rename(final)
         _flush(final.parent)
-    except BaseException:
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{final} cannot be written: {error}; the checkpoints before it are untouched"
+        ) from error
+    finally:
         shutil.rmtree(aside, ignore_errors=True)
-        raise
     return final
 
 
 def prune(run: Path, keep: int) -> None:
-    """Remove all but the newest ``keep`` checkpoints of a run."""
-    for step in _steps(run)[keep:]:
-        shutil.rmtree(run / "checkpoints" / f"step-{step}", ignore_errors=True)
+    """Remove what is older than the newest ``keep`` whole checkpoints of a run."""
+    kept = 0
+    for step in _steps(run):
+        folder = run / "checkpoints" / f"step-{step}"
+        if kept >= keep:
+            shutil.rmtree(folder, ignore_errors=True)
+            continue
+        with suppress(_Torn):  # a torn one does not count, or it could push out the last whole one
+            read(folder)
+            kept += 1
+    for rest in (run / "checkpoints").glob(".step-*.part"):
+        shutil.rmtree(rest, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -158,32 +175,34 @@ def read(path: Path) -> Checkpoint:
         state = json.loads((path / "state.json").read_text())
         model = json.loads((path / "model.json").read_text())
         files = dict(state["files"])
-        if model["format"] > FORMAT:
-            raise CheckpointError(
-                f"{path}: format {model['format']} is newer than this jitkit reads ({FORMAT}); "
-                "update jitkit"
-            )
+        version = int(model["format"])
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: torn: no {Path(error.filename).name}") from None
+        raise _Torn(f"{path}: torn: no {Path(error.filename).name}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{path}: torn: {error}") from None
+        raise _Torn(f"{path}: torn: {error}") from None
+    if version > FORMAT:
+        raise CheckpointError(
+            f"{path}: format {version} is newer than this jitkit reads ({FORMAT}); update jitkit"
+        )
     for name, size in files.items():
         file = path / name
         found = file.stat().st_size if file.is_file() else None
         if found != size:
             what = "is missing" if found is None else f"has {found} bytes of {size}"
-            raise CheckpointError(f"{path}: torn: {name} {what}")
+            raise _Torn(f"{path}: torn: {name} {what}")
     return Checkpoint(path, state, model)
 
 
 def newest(run: Path) -> Checkpoint | None:
-    """The newest whole checkpoint of a run; torn ones are passed over with a warning."""
+    """The newest whole checkpoint of a run; torn ones are passed over with a warning.
+
+    Raises:
+        CheckpointError: the newest is of a newer jitkit, and going on before it would be wrong.
+    """
     for step in _steps(run):
         try:
             return read(run / "checkpoints" / f"step-{step}")
-        except CheckpointError as error:
+        except _Torn as error:
             warn(f"{error}; trying the one before it")
     return None
 
@@ -289,8 +308,7 @@ def restore(
         for key in ("exp_avg", "exp_avg_sq", "step"):
             if f"{key}/{name}" not in tensors:
                 raise CheckpointError(f"{found.path / 'optimizer.safetensors'}: no {key}/{name}")
-            value = tensors[f"{key}/{name}"]
-            entries[key] = value if key == "step" else value.to(parameter.device)
+            entries[key] = tensors[f"{key}/{name}"].to(parameter.device)
         optimizer.state[parameter] = entries
 
 

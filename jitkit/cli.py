@@ -19,6 +19,7 @@ app = App(
     name="jitkit",
     help="Diffusion models of raw scientific arrays: train, sample and score from a recipe.",
     version_flags=["--version"],
+    suppress_keyboard_interrupt=False,  # `main` tells of it
 )
 
 
@@ -81,6 +82,8 @@ def sample(
     """
     if n < 1:
         raise RecipeError(f"--n {n} must be at least 1")
+    if first < 0:
+        raise RecipeError(f"--first {first} must be at least 0")
     told = dict(_pair(word, "--cond") for word in cond or [])
     from jitkit.checkpoint import find, load
     from jitkit.generate import conditions_for, generate
@@ -112,6 +115,7 @@ def evaluate(run: Path, *overrides: Overrides, ema: str | None = None, json: boo
     """
     from jitkit.checkpoint import find, load
     from jitkit.evaluate import evaluate as score
+    from jitkit.evaluate import table
 
     found = find(run)
     folder = _folder_of(found.path)
@@ -119,6 +123,8 @@ def evaluate(run: Path, *overrides: Overrides, ema: str | None = None, json: boo
     result = score(load(found.path, ema=ema), recipe.sample, recipe.evaluate, folder)
     if json:
         _print_json(result)
+    else:
+        print(table(result))
 
 
 @app.command
@@ -201,8 +207,8 @@ def main() -> None:
     """Run the command line: exit code 0 when done, 2 for a user's mistake, 1 for ours."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads starve a shared machine
     try:
-        app(exit_on_error=False, print_error=False)
-    except (JitkitError, CycloptsError) as error:
+        app(sys.argv[1:], exit_on_error=False, print_error=False)
+    except (JitkitError, CycloptsError, OSError) as error:  # OSError: a full disk, no permission
         print(f"jitkit: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

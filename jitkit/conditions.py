@@ -144,7 +144,7 @@ def prepare(
                 )
             value = null(condition, torch.zeros(n, *shape, dtype=dtype, device=device))
         else:
-            given = torch.as_tensor(cond[name])
+            given = _tensor(name, cond[name])
             if integer and (given.is_floating_point() or given.dtype is torch.bool):
                 raise ConditionError(f"condition {name!r} is a category: whole numbers, not "
                                      f"{given.dtype}")  # fmt: skip
@@ -160,6 +160,13 @@ def prepare(
                 _check_range(name, condition, value)
         ready[name] = value
     return ready
+
+
+def _tensor(name: str, value: Any) -> Tensor:
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise ConditionError(f"condition {name!r} is not numbers: {value!r}") from None
 
 
 def _shape(condition: Condition, grid: tuple[int, ...]) -> tuple[int, ...]:

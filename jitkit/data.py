@@ -7,7 +7,10 @@ own generator. The number of worker processes changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -21,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from jitkit.domain import Domain
 from jitkit.errors import BadItem, DataError
 from jitkit.fields import Batch, Category, Condition, Field, Grid, Layout, PerToken, Scalars
+from jitkit.progress import warn
 from jitkit.seeds import mix
 
 SUBSTITUTES = 16  # items in a row that may be unreadable before a run stops
@@ -54,15 +58,32 @@ def batches(
         raise DataError("the training split has no items")
     reader = _Reader(domain, items, seed)
     plan = _Plan(len(items), batch_size, seed, start, stop)
-    loader = DataLoader(
-        reader,
-        batch_sampler=plan,
-        num_workers=workers,
-        collate_fn=partial(_collate, domain.layout, domain.conditions),
-        pin_memory=torch.cuda.is_available(),
-        multiprocessing_context="forkserver" if workers else None,  # fork dead-locks under Zarr
-    )
-    return iter(loader)
+    if workers > (cores := _cores()):
+        warn(f"train.workers is {workers} on {cores} cores; fewer may be faster")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)  # told above
+        loader = DataLoader(
+            reader,
+            batch_sampler=plan,
+            num_workers=workers,
+            collate_fn=partial(_collate, domain.layout, domain.conditions),
+            pin_memory=torch.cuda.is_available(),
+            multiprocessing_context="forkserver" if workers else None,  # fork dead-locks under Zarr
+        )
+        return _raised(iter(loader))
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _raised(loader: Iterable[Batch | DataError]) -> Iterator[Batch]:
+    """Batches, until a reader hands over what went wrong."""
+    for batch in loader:
+        if isinstance(batch, DataError):
+            raise batch
+        yield batch
 
 
 def held_out(domain: Domain, *, most: int, batch_size: int) -> Iterator[tuple[list[int], Batch]]:
@@ -70,16 +91,19 @@ def held_out(domain: Domain, *, most: int, batch_size: int) -> Iterator[tuple[li
     items = domain.items("val")
     indices = spread(len(items), most)
     for at in range(0, len(indices), batch_size):
-        part = indices[at : at + batch_size]
-        fields, kept = [], []
-        for index in part:
-            try:
-                fields.append(encode(domain, items[index]))
-                kept.append(index)
-            except BadItem:
-                continue
-        if fields:
-            yield kept, collate(domain.layout, domain.conditions, fields)
+        found = list(readable(domain, items, indices[at : at + batch_size]))
+        if found:
+            fields = [field for _, field in found]
+            yield [i for i, _ in found], collate(domain.layout, domain.conditions, fields)
+
+
+def readable(
+    domain: Domain, items: Sequence[Any], indices: Iterable[int]
+) -> Iterator[tuple[int, Field]]:
+    """Encoded items with their indices, those that cannot be read left out."""
+    for index in indices:
+        with suppress(BadItem):
+            yield index, encode(domain, items[index])
 
 
 def spread(size: int, most: int) -> list[int]:
@@ -95,21 +119,25 @@ def spread(size: int, most: int) -> list[int]:
 def encode(domain: Domain, item: Any, rng: np.random.Generator | None = None) -> Field:
     """An item as a `Field`; one with no data in any cell is a `BadItem`."""
     field = domain.encode(item, rng)
-    observed = torch.isfinite(field.values)
-    if field.mask is not None:
-        observed = observed & field.mask
-    if not observed.any():
+    if not _known(domain.layout, field).any():
         raise BadItem(str(getattr(item, "name", "an item")), "no data in any of its cells")
     return field
 
 
-class _Reader(Dataset[tuple[Field, tuple[tuple[str, str], ...]]]):
-    """(epoch, index) -> encoded item, and what had to be passed over on the way."""
+Read = tuple[Field, tuple[tuple[str, str], ...]] | DataError
+"""An encoded item and what was passed over on the way to it; or why there is none."""
+
+
+class _Reader(Dataset[Read]):
+    """(epoch, index) -> encoded item.
+
+    Mistakes are handed over, not raised: the loader would put a worker's traceback into the text.
+    """
 
     def __init__(self, domain: Domain, items: Sequence[Any], seed: int) -> None:
         self.domain, self.items, self.seed = domain, items, seed
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Field, tuple[tuple[str, str], ...]]:
+    def __getitem__(self, key: tuple[int, int]) -> Read:
         epoch, index = key
         rng = np.random.default_rng(mix(self.seed, "augment", epoch, index))
         notes: list[tuple[str, str]] = []
@@ -119,7 +147,9 @@ class _Reader(Dataset[tuple[Field, tuple[tuple[str, str], ...]]]):
                 return encode(self.domain, item, rng), tuple(notes)
             except BadItem as error:
                 notes.append((error.name, error.why))
-        raise DataError(
+            except DataError as error:
+                return error
+        return DataError(
             f"{SUBSTITUTES} items in a row cannot be read; the first: {': '.join(notes[0])}"
         )
 
@@ -179,10 +209,16 @@ def collate(layout: Layout, conditions: Mapping[str, Condition], fields: Sequenc
 def _collate(
     layout: Layout,
     conditions: Mapping[str, Condition],
-    items: Sequence[tuple[Field, tuple[tuple[str, str], ...]]],
-) -> Batch:
-    batch = collate(layout, conditions, [field for field, _ in items])
-    return replace(batch, notes=tuple(note for _, notes in items for note in notes))
+    items: Sequence[Read],
+) -> Batch | DataError:
+    fields: list[Field] = []
+    notes: list[tuple[str, str]] = []
+    for item in items:
+        if isinstance(item, DataError):
+            return item
+        fields.append(item[0])
+        notes += item[1]
+    return replace(collate(layout, conditions, fields), notes=tuple(notes))
 
 
 def _known(layout: Layout, field: Field) -> Tensor:

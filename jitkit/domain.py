@@ -7,7 +7,7 @@ answered in the first second: heavy libraries belong inside the methods that nee
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
@@ -72,8 +72,11 @@ class Domain(Protocol):
     def decode(self, field: Field) -> Any:
         """Undo `encode`, up to the rounding that the adapter states."""
 
-    def write(self, items: Sequence[Any], path: Path) -> list[Path]:
-        """Write items into folder ``path`` in the files that the field uses; return the files."""
+    def write(self, items: Iterable[Any], path: Path) -> list[Path]:
+        """Write items into folder ``path`` in the files that the field uses; return the files.
+
+        Items are made as they are asked for, so a file written early survives a stop.
+        """
 
     def preview(self, items: Sequence[Any]) -> Image:
         """A picture of items, side by side."""

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jitkit.denoiser import Denoiser
-from jitkit.domain import Measure
-from jitkit.errors import JitkitError
+from jitkit.domain import Domain, Measure, Split
+from jitkit.errors import BadItem, JitkitError
 from jitkit.generate import conditions_for, generate
-from jitkit.progress import say
 from jitkit.run import write_text
 from jitkit.sections import EvaluateSection, SampleSection
 
@@ -25,7 +25,7 @@ REFERENCE = 10_000  # real items that samples are compared with, at most
 def evaluate(
     denoiser: Denoiser, sampling: SampleSection, section: EvaluateSection, folder: Path
 ) -> dict[str, Any]:
-    """Draw samples, score them, print a table and write ``evaluation.json`` into the run.
+    """Draw samples, score them and write ``evaluation.json`` into the run.
 
     Each score stands beside the same measure of held-out real items, which is its floor, and with
     an interval that holds 95 % of its values over bootstrap resamples of the samples.
@@ -42,23 +42,37 @@ def evaluate(
     settings = sampling.model_copy(update={"seed": section.seed})
     samples = list(generate(denoiser, n, conditions_for(denoiser, n), settings, progress=True))
     seconds = time.monotonic() - began
-    train, held_out = domain.items("train"), domain.items("val")
-    reference = [train[i] for i in range(min(len(train), REFERENCE))]
-    floor = [held_out[i] for i in range(min(len(held_out), REFERENCE))]
-    table = {name: _score(m, samples, reference, floor) for name, m in measures.items()}
+    reference, floor = _real(domain, "train"), _real(domain, "val")
     result = {
-        "scores": table,
+        "scores": {name: _score(m, samples, reference, floor) for name, m in measures.items()},
         "samples": n,
         "held_out": len(floor),
         "seconds": round(seconds, 1),
         "sample": settings.model_dump(mode="json"),
     }
     write_text(folder / "evaluation.json", json.dumps(result, indent=1))
-    say(f"{n} samples in {seconds:.0f} s, beside {len(floor)} held-out items:")
-    for name, row in table.items():
-        low, high = row["interval"]
-        say(f"  {name}: {row['value']:.4f} ({low:.4f} to {high:.4f}); held out {row['floor']:.4f}")
     return result
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """What `evaluate` found, a line for each score."""
+    held_out = f", beside {result['held_out']} held-out items" if result["held_out"] else ""
+    lines = [f"{result['samples']} samples in {result['seconds']:.0f} s{held_out}:"]
+    for name, row in result["scores"].items():
+        low, high = row["interval"]
+        floor = "" if row["floor"] is None else f"; held out {row['floor']:.4f}"
+        lines.append(f"  {name}: {row['value']:.4f} ({low:.4f} to {high:.4f}){floor}")
+    return "\n".join(lines)
+
+
+def _real(domain: Domain, split: Split) -> list[Any]:
+    """Items of a split that samples are compared with, those that cannot be read left out."""
+    items = domain.items(split)
+    found = []
+    for i in range(min(len(items), REFERENCE)):
+        with suppress(BadItem):
+            found.append(items[i])
+    return found
 
 
 def _score(

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jitkit.conditions import null, prepare
-from jitkit.data import collate, encode, spread
+from jitkit.conditions import prepare
+from jitkit.data import collate, encode, readable, spread
 from jitkit.denoiser import Denoiser
 from jitkit.errors import ConditionError, listed, nearest
 from jitkit.fields import Category, Condition, Field, PerToken, Scalars
@@ -106,12 +106,10 @@ def conditions_for(
     )
 
 
-def _in_words(name: str, condition: Condition, text: str, n: int) -> Tensor:
-    """The value of a condition for ``n`` samples, from what was typed."""
+def _in_words(name: str, condition: Condition, text: str, n: int) -> Tensor | None:
+    """The value of a condition for ``n`` samples, from what was typed; None for "not told"."""
     if text == "none":
-        shape = (n, len(condition.names)) if isinstance(condition, Scalars) else (n,)
-        integer = isinstance(condition, Category)
-        return null(condition, torch.zeros(shape, dtype=torch.long if integer else torch.float32))
+        return None
     if isinstance(condition, Category):
         chosen = numbers(text)
         if chosen is None:
@@ -133,8 +131,8 @@ def _in_words(name: str, condition: Condition, text: str, n: int) -> Tensor:
         return torch.tensor(given)
     kind = "a category in each cell" if isinstance(condition, PerToken) else "a grid"
     raise ConditionError(
-        f"condition {name!r} is {kind}, which cannot be typed; take it from real items: "
-        "--cond-from val:0-15"
+        f"condition {name!r} is {kind}, which cannot be typed but for none; take it from real "
+        "items: --cond-from val:0-15"
     )
 
 
@@ -160,10 +158,16 @@ def _from_items(
     domain = denoiser.domain
     split, indices = source or ("val", [])
     items = domain.items("train" if split == "train" else "val")
-    indices = indices or spread(len(items), n)
+    if not len(items):
+        raise ConditionError(f"split {split} has no items to take {listed(names)} from")
     if wrong := [index for index in indices if not 0 <= index < len(items)]:
         raise ConditionError(f"split {split} has items 0 to {len(items) - 1}, not {wrong[0]}")
-    fields = [encode(domain, items[index]) for index in indices]
+    if indices:
+        fields = [encode(domain, items[index]) for index in indices]
+    else:
+        fields = [field for _, field in readable(domain, items, spread(len(items), n))]
+    if not fields:
+        raise ConditionError(f"no item of split {split} can be read, to take {listed(names)} from")
     batch = collate(denoiser.layout, denoiser.conditions, fields)
     turn = torch.tensor([i % len(fields) for i in range(n)])
     return {name: batch.cond[name][turn] for name in names}

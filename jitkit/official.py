@@ -41,22 +41,28 @@ _CHANNELS = {
 }
 
 
+# What has another shape than a JiT's passes unturned, to be listed with the others.
+
+
 def _same(value: Tensor, channels: int) -> Tensor:
     return value
 
 
 def _flat(value: Tensor, channels: int) -> Tensor:
     """A convolution over one patch, as a matrix."""
-    return value.flatten(1)
+    return value.flatten(1) if value.ndim == 4 else value
 
 
 def _first(value: Tensor, channels: int) -> Tensor:
-    return value[0]
+    return value[0] if value.ndim == 3 and len(value) == 1 else value
 
 
 def _channels_first(value: Tensor, channels: int) -> Tensor:
     """Rows of the last layer from (row, column, channel) to (channel, row, column)."""
-    side = isqrt(len(value) // channels)
+    rows = len(value) if value.ndim else 0
+    side = isqrt(rows // channels)
+    if not rows or side * side * channels != rows:
+        return value
     return value.reshape(side, side, channels, *value.shape[1:]).movedim(2, 0).flatten(0, 2)
 
 
@@ -134,7 +140,9 @@ def load_official(
 
     try:
         layout, classes, sizes = _shapes(state, in_context_start)
-    except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
+    except CheckpointError as error:
+        raise CheckpointError(f"{where}: {error}") from None
+    except (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError) as error:
         raise CheckpointError(
             f"{where}: not a JiT of the authors' code: {error} is missing or has a shape that "
             f"does not fit; found {listed(state)}"
@@ -154,7 +162,7 @@ def load_official(
     section = Images.Section(
         name="images", size=layout.grid[0], channels=len(layout.channels), classes=classes
     )
-    denoiser.domain = Images(section, facts={})
+    denoiser.domain = Images(section)
     return denoiser.eval()
 
 
@@ -196,11 +204,17 @@ def _shapes(state: Mapping[str, Tensor], in_context_start: int | None) -> tuple[
     bottleneck, channels, patch, _ = state[_PROJ1].shape
     _, tokens, width = state["pos_embed"].shape
     side = isqrt(tokens) * patch
+    if isqrt(tokens) ** 2 != tokens:
+        raise CheckpointError(f"pos_embed has {tokens} tokens, which make no square")
     rows, columns = Axis("row", side, patch), Axis("column", side, patch)
     names = _CHANNELS.get(channels) or tuple(f"channel {i}" for i in range(channels))
     blocks = [re.match(r"blocks\.(\d+)\.", key) for key in state]
     depth = 1 + max(int(match[1]) for match in blocks if match)
     context = state.get("in_context_posemb")
+    if context is not None and not 0 <= (in_context_start or 0) < depth:
+        raise CheckpointError(
+            f"in_context_start is {in_context_start}, but the network has blocks 0 to {depth - 1}"
+        )
     paper = [s for s in SIZES.values() if (s["width"], s["depth"]) == (width, depth)]
     preset = paper[0] if paper else {}
     resolved = ModelSection(
@@ -255,7 +269,8 @@ def import_official(
         }
     )
     ema = EMA(denoiser.network, recipe.train.ema[:1])
-    record = DomainRecord(recipe.domain.model_dump(mode="json"), facts={})
+    facts = denoiser.domain.facts()
+    record = DomainRecord(recipe.domain.model_dump(mode="json"), facts)
     save(run, 0, denoiser, ema, domain=record)
     write_text(run / "recipe.yaml", dump_recipe(recipe))
     return run

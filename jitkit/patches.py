@@ -120,15 +120,19 @@ def coords_of_cells(coords: Tensor, patch: tuple[int, ...]) -> Tensor:
     """Given positions of cells, (B, X1..Xn, n) counted in cells -> of tokens, (B, L, n) in patches.
 
     A token lies at the mean of its cells; cells at 0, 1, 2, ... give what `token_coords` gives.
-    Cells past the end of the grid go on by the step of the last two.
+    Cells past the end of the grid go on by the step of the last two, or by 1 from a single one.
     """
     x = coords.movedim(-1, 1).double()
+    unit = torch.eye(len(patch), dtype=x.dtype, device=x.device)
     for axis, p in enumerate(patch, start=2):
         missing = padded_size(x.shape[axis], p) - x.shape[axis]
         if missing:
             last = x.narrow(axis, x.shape[axis] - 1, 1)
-            before = x.narrow(axis, max(x.shape[axis] - 2, 0), 1)
-            x = torch.cat([x, *(last + (last - before) * (k + 1) for k in range(missing))], axis)
+            if x.shape[axis] > 1:
+                step = last - x.narrow(axis, x.shape[axis] - 2, 1)
+            else:
+                step = unit[axis - 2].reshape(1, -1, *[1] * len(patch))
+            x = torch.cat([x, *(last + step * (k + 1) for k in range(missing))], axis)
     size = torch.tensor(patch, dtype=x.dtype, device=x.device)
     cells = rearrange(patchify(x, patch), "b l (n cells) -> b l n cells", n=len(patch))
     return (cells.mean(dim=-1) - (size - 1) / 2) / size

@@ -44,7 +44,8 @@ def frequencies(axis: Axis, count: int) -> Tensor:
         return torch.exp(-log(BASE) * k / max(count, 1))
     length = axis.size / axis.patch
     top = max(length / 2, 1.0)
-    harmonics = torch.exp(log(top) * (1 - k / max(count - 1, 1))).round().clamp_min(1)
+    share_of_log = torch.linspace(0, 1, count, dtype=torch.float64).flip(0)  # one alone is the 1st
+    harmonics = torch.exp(log(top) * share_of_log).round().clamp_min(1)
     return 2 * torch.pi * harmonics / length
 
 

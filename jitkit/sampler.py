@@ -179,7 +179,7 @@ def sample(
         progress: show a bar on a terminal.
 
     Raises:
-        JitkitError: a setting out of range, or noise of the wrong shape.
+        JitkitError: a setting out of range, or noise, mask or coords of the wrong shape.
         ConditionError: as in `Denoiser.forward`.
     """
     device = denoiser.device
@@ -195,6 +195,7 @@ def sample(
                 f"{axes} sizes)"
             )
         n, grid = len(noise), tuple(noise.shape[2:])
+    _check_place(denoiser, n, grid, mask, coords)
     cond = prepare(denoiser.conditions, cond, n=n, grid=grid, device=device)
     size = batch_size or fitting_batch(denoiser)
 
@@ -231,3 +232,16 @@ def sample(
                     1, size // 2
                 )  # the estimate was too high: the same samples, fewer at once
     return torch.cat(done)
+
+
+def _check_place(
+    denoiser: Denoiser, n: int, grid: tuple[int, ...], mask: Tensor | None, coords: Tensor | None
+) -> None:
+    channels = len(denoiser.layout.channels)
+    shapes = [(n, 1, *grid), (n, channels, *grid)]
+    if mask is not None and tuple(mask.shape) not in shapes:
+        raise JitkitError(f"mask {tuple(mask.shape)} does not fit: expected {shapes[0]} or "
+                          f"{shapes[1]}")  # fmt: skip
+    place = (n, *grid, len(grid))
+    if coords is not None and tuple(coords.shape) != place:
+        raise JitkitError(f"coords {tuple(coords.shape)} does not fit: expected {place}")

@@ -7,11 +7,14 @@ and dropout. So a run that goes on from a checkpoint does what it would have don
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from math import erf, log, sqrt
+from dataclasses import dataclass, field
+from itertools import takewhile
+from math import erf, isfinite, log, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +30,7 @@ from jitkit.denoiser import Denoiser
 from jitkit.domain import Domain, open_domain
 from jitkit.ema import EMA
 from jitkit.errors import JitkitError, RecipeError, listed
-from jitkit.evaluate import evaluate
+from jitkit.evaluate import evaluate, table
 from jitkit.fields import Batch
 from jitkit.flow import logit_normal_t, uniform_t
 from jitkit.generate import conditions_for, generate
@@ -79,6 +82,13 @@ def train(
         DataError: the data are missing or unlike what the recipe says.
         JitkitError: the loss is no longer a number.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise JitkitError(
+            f"started as {os.environ['WORLD_SIZE']} processes, and a run has one for now: start it "
+            "without torchrun"
+        )
+    if isinstance(recipe, Recipe) and overrides:
+        recipe = recipe.model_dump(mode="json")
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, overrides)
     folder = choose_folder(recipe.name, None if run is None else Path(run), new=new)
@@ -89,8 +99,25 @@ def train(
     trainer.start(found)
     trainer.loop()
     if recipe.evaluate.after_training:
-        evaluate(trainer.denoiser_for_samples(), recipe.sample, recipe.evaluate, folder)
+        denoiser = trainer.denoiser_for_samples()
+        say(table(evaluate(denoiser, recipe.sample, recipe.evaluate, folder)))
     return folder
+
+
+@dataclass
+class _Waiting:
+    """What a step is to log; its losses are still on the device."""
+
+    step: int
+    rate: float
+    losses: Tensor
+    t: Tensor
+    held_out: dict[str, Any] = field(default_factory=dict)
+
+    def record(self) -> dict[str, Any]:
+        """The step's line of ``metrics.jsonl``; waits for the device."""
+        told = {"step": self.step, "lr": self.rate, "loss": float(self.losses.mean())}
+        return told | {"loss_bins": _by_bin(self.losses, self.t)} | self.held_out
 
 
 class Trainer:
@@ -112,7 +139,7 @@ class Trainer:
         self.ema = EMA(network, section.ema)
         self.optimizer = adamw(network, betas=section.betas, weight_decay=section.weight_decay)
         self.step = 0
-        self._records: list[tuple[dict[str, Any], Tensor, Tensor]] = []
+        self._waiting: list[_Waiting] = []
         self._flushed = time.monotonic()
         self._bad: dict[str, str] = {}
         self._record = DomainRecord(
@@ -156,11 +183,11 @@ class Trainer:
         with bar("training", steps, unit="steps", start=self.step) as show:
             for batch in data:
                 self._train_on(batch.to(self.device))
+                if self._due(section.validate_every_steps):
+                    self._validate()
                 last = self.step == steps
                 if last or time.monotonic() - self._flushed > FLUSH_SECONDS:
                     show(self.step, f"loss {self._flush():.4f}")
-                if self._due(section.validate_every_steps):
-                    self._validate()
                 if self._due(section.preview_every_steps):
                     self._preview()
                 if last or self.step % section.save_every_steps == 0:
@@ -206,33 +233,38 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.update()
         self.step += 1
-        self._records.append(({"step": self.step, "lr": rate}, losses.detach(), t))
+        self._waiting.append(_Waiting(self.step, rate, losses.detach(), t))
         self._note(batch.notes)
 
     def _flush(self) -> float:
         """Read the waiting losses from the device, log them, and return the last.
 
         Raises:
-            JitkitError: a loss is not a number; no checkpoint has been written with it.
+            JitkitError: a loss is not a number; what came before it is logged.
         """
-        lines, last = [], float("nan")
-        for record, losses, t in self._records:
-            last = float(losses.mean())
-            if not last - last == 0:
-                kept = checkpoint.newest(self.folder)
-                raise JitkitError(
-                    f"the loss of step {record['step']} is {last}; "
-                    f"the last good checkpoint is {kept.path if kept else 'none'}. Lower the "
-                    "learning rate (train.lr), or use train.precision=float32"
-                )
-            lines.append(record | {"loss": last, "loss_bins": _by_bin(losses, t)})
-        append_metrics(self.folder, lines)
-        self._records.clear()
+        records = [waiting.record() for waiting in self._waiting]
+        self._waiting.clear()
         self._flushed = time.monotonic()
-        return last
+        finite = list(takewhile(lambda record: isfinite(record["loss"]), records))
+        append_metrics(self.folder, finite)
+        if len(finite) < len(records):
+            step, loss = (records[len(finite)][key] for key in ("step", "loss"))
+            raise self._diverged(f"the loss of step {step} is {loss}")
+        return float(records[-1]["loss"]) if records else float("nan")
+
+    def _diverged(self, what: str) -> JitkitError:
+        kept = checkpoint.newest(self.folder)
+        return JitkitError(
+            f"{what}; the last checkpoint is {kept.path if kept else 'none'}. Lower the learning "
+            "rate (train.lr), or use train.precision=float32"
+        )
 
     def _validate(self) -> None:
-        """The held-out loss of the first running mean, logged with the step."""
+        """The held-out loss of the first running mean, logged with the step's own.
+
+        Raises:
+            JitkitError: it is not a number.
+        """
         section = self.recipe.train
         with self._means():
             bins = held_out_loss(
@@ -241,8 +273,10 @@ class Trainer:
         if bins is None:
             return
         loss = sum(w * b for w, b in zip(bin_weights(), bins, strict=True))
-        self._flush()
-        append_metrics(self.folder, [{"step": self.step, "val_loss": loss, "val_loss_bins": bins}])
+        if not isfinite(loss):
+            self._flush()  # the step's own loss may tell more
+            raise self._diverged(f"the held-out loss of step {self.step} is {loss}")
+        self._waiting[-1].held_out = {"val_loss": loss, "val_loss_bins": bins}
         say(f"step {self.step}: held-out loss {loss:.4f}")
 
     def _preview(self) -> None:
@@ -256,7 +290,15 @@ class Trainer:
         say(f"step {self.step}: samples in {path}")
 
     def _save(self) -> None:
+        """A checkpoint of this step, the oldest removed.
+
+        Raises:
+            JitkitError: a loss or a weight is no finite number.
+            CheckpointError: it cannot be written.
+        """
         self._flush()
+        if not all(bool(p.isfinite().all()) for p in self.denoiser.network.parameters()):
+            raise self._diverged(f"a weight is no finite number after step {self.step}")
         checkpoint.save(
             self.folder,
             self.step,
@@ -356,17 +398,18 @@ def held_out_loss(
     """
     totals, count = [0.0] * BINS, 0
     scale = denoiser.diffusion.noise_scale
+    full = (len(denoiser.layout.channels), *denoiser.layout.grid)
     for indices, batch in held_out(domain, most=most, batch_size=batch_size):
         batch = batch.to(denoiser.device)
-        shape = batch.x.shape[1:]
+        own = (slice(None), slice(None), *(slice(size) for size in batch.x.shape[2:]))
         count += len(indices)
         for k in range(BINS):
             unit = (k + 0.5) / BINS
-            draws = [
-                torch.randn(shape, generator=torch.Generator().manual_seed(mix("held out", i, k)))
+            draws = [  # on the full grid, so that what an item is padded with changes nothing
+                torch.randn(full, generator=torch.Generator().manual_seed(mix("held out", i, k)))
                 for i in indices
             ]
-            eps = torch.stack(draws).to(denoiser.device) * scale
+            eps = torch.stack(draws)[own].to(denoiser.device) * scale
             t = torch.full((len(indices),), scale * unit / (1 - unit + scale * unit))
             losses = denoiser.losses(
                 batch.x, eps, t.to(eps.device), batch.cond, batch.mask, batch.coords, loss="x"

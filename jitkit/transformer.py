@@ -62,8 +62,11 @@ class Sizes:
 
 
 def _key(name: str) -> str:
-    """A condition's name as a module's name, which must not hold a dot or be one of torch's own."""
-    return "of_" + name.replace(".", "_")
+    """A condition's name as a module's name, which must not hold a dot or be one of torch's own.
+
+    Different names stay different.
+    """
+    return "of_" + name.replace("~", "~0").replace(".", "~1")
 
 
 class Transformer(nn.Module):
@@ -130,7 +133,7 @@ class Transformer(nn.Module):
         grid, patch = tuple(z.shape[2:]), self.layout.patch
         cos, sin, code = self._tables(grid, coords)
         attend = None if mask is None else self._attend(mask)
-        tokens = patches.patchify(patches.pad(self._inputs(z, cond, mask), patch), patch)
+        tokens = patches.patchify(self._inputs(z, cond, mask), patch)
 
         x = self.embed(tokens).float() + code
         y = self._vector(cond)
@@ -145,12 +148,19 @@ class Transformer(nn.Module):
         return patches.crop(patches.unpatchify(x, patch, patches.padded_grid(grid, patch)), grid)
 
     def compile_blocks(self) -> None:
-        """Compile each block with `torch.compile`: one graph for all of them, made at first use."""
+        """Compile each block with `torch.compile`, at its first use.
+
+        All blocks share one graph; those after in-context tokens have joined share another.
+        """
         for block in self.blocks:
             block.compile()
 
     def _inputs(self, z: Tensor, cond: Mapping[str, Tensor], mask: Tensor | None) -> Tensor:
-        """Data, masks and conditioning channels side by side, (B, C_in, X1..Xn)."""
+        """Data, masks and conditioning channels side by side on whole patches.
+
+        Past the end of the grid nothing is known, as where samples are padded to one size.
+        """
+        patch = self.layout.patch
         parts = [z if mask is None else torch.where(mask, z, 0.0)]
         if self.layout.missing:  # the weights of this mask are the learned fill
             parts.append(torch.ones_like(z) if mask is None else mask.expand_as(z).to(z.dtype))
@@ -158,7 +168,9 @@ class Transformer(nn.Module):
             if isinstance(condition, Grid):
                 parts.append(with_known(cond[name]))
             elif isinstance(condition, PerToken):
-                parts.append(self.channels[_key(name)](cond[name]))
+                value = patches.pad(cond[name].unsqueeze(1) - condition.n, patch).squeeze(1)
+                parts.append(self.channels[_key(name)](value + condition.n))
+        parts = [patches.pad(part, patch) for part in parts]  # (B, C_in, whole patches)
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def _vector(self, cond: Mapping[str, Tensor]) -> Tensor | None:

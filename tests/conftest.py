@@ -1,0 +1,96 @@
+"""What several tests share: a recipe that trains in a second, its run, a folder of pictures."""
+
+from __future__ import annotations
+
+import copy
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+# before torch is loaded, and for the processes that tests start
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+TINY = {
+    "name": "tiny",
+    "domain": "digits",
+    "model": {"width": 16, "depth": 2, "heads": 2, "patch": 4, "in_context_tokens": 2},
+    "train": {
+        "steps": 12,
+        "batch_size": 8,
+        "lr": 1e-2,
+        "ema": [0.2, 0.99],
+        "save_every_steps": 4,
+        "keep": 3,
+        "preview_samples": 4,
+        "validate_items": 20,
+        "precision": "float32",
+    },
+    "sample": {"steps": 2},
+    "evaluate": {"samples": 20},
+}
+
+
+@pytest.fixture
+def tiny() -> dict[str, Any]:
+    """A recipe of digits: 12 steps, checkpoints at 4, 8 and 12."""
+    return copy.deepcopy(TINY)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of the tiny recipe; who alters it makes a copy."""
+    from jitkit.trainer import train
+
+    return train(copy.deepcopy(TINY), run=tmp_path_factory.mktemp("runs") / "tiny")
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A folder of two class folders with a dozen colour pictures each, 10 x 8 cells of noise."""
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "pictures"
+    for name in ("cat", "dog"):
+        (folder / name).mkdir(parents=True)
+        for i in range(12):
+            pixels = rng.integers(0, 256, (8, 10, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i:02}.png")
+    return folder
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command came to."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def jitkit(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Answer]:
+    """The command line, in this process: ``jitkit("check", "digits").code``."""
+    from jitkit.cli import main
+
+    def ask(*words: object) -> Answer:
+        monkeypatch.setattr(sys, "argv", ["jitkit", *map(str, words)])
+        capsys.readouterr()
+        code: Any = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code or 0
+        shown = capsys.readouterr()
+        return Answer(code, shown.out, shown.err)
+
+    return ask

@@ -1,0 +1,195 @@
+"""What a recipe makes is counted before anything is trained, and what is in its way is told."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from jitkit.check import (
+    assemble,
+    check,
+    choose_noise_scale,
+    choose_precision,
+    macs,
+    peak_rate,
+)
+from jitkit.domains.digits import Digits, DigitsSection
+from jitkit.fields import Axis, Category, Grid, Layout, PerToken, Scalars
+from jitkit.recipe import load_recipe
+
+DIGITS = Digits(DigitsSection(name="digits"))
+GIB = 2**30
+
+
+def found(name: str, *overrides: str) -> dict[str, Any]:
+    return check(load_recipe(name, overrides)).found
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty folder, the current one, and no ImageNet anywhere."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("IMAGENET", raising=False)
+
+
+# Without data
+
+
+def test_the_paper_s_model_is_counted_even_without_data(jitkit: Callable[..., Any]) -> None:
+    answer = jitkit("check", "imagenet256", "--json")
+    assert answer.code == 2
+    report = json.loads(answer.out)
+    assert report["parameters"] == 131_123_712
+    assert round(report["gmacs"], 2) == 25.22
+    assert (report["tokens"], report["patch_features"]) == (256, 768)
+    assert report["in_context_tokens"] == 32
+    assert report["learning_rate"] == pytest.approx(2e-4)
+    (problem,) = report["problems"]
+    assert problem.startswith("domain.path data/imagenet: no such folder. For ImageNet fetch")
+    assert answer.err == f"jitkit: {problem}\n"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parameters"),
+    [
+        (["model.size=L"], 459e6),  # table 6 of the paper, in millions
+        (["model.size=H"], 953e6),
+        (["model.size=G"], 2.0e9),
+        (["domain.size=512", "model.patch=32"], 133e6),
+    ],
+)
+def test_other_sizes_have_the_paper_s_counts(overrides: list[str], parameters: float) -> None:
+    assert found("imagenet256", *overrides)["parameters"] == pytest.approx(parameters, rel=0.012)
+
+
+def test_the_same_tokens_cost_the_same_at_every_size_of_picture() -> None:
+    small, middle, large = (
+        found(name)["gmacs"] for name in ("imagenet64-1gpu", "imagenet256", "imagenet512")
+    )
+    assert small < middle < large < 1.1 * small
+
+
+def test_where_the_section_says_too_little_the_problem_alone_is_told() -> None:
+    report = check(load_recipe({"domain": {"name": "images"}, "model": {"size": "B"}}))
+    assert report.found == {"recipe": "images"}
+    assert len(report.problems) == 1 and "domain.path is not set" in report.problems[0]
+
+
+def test_all_that_is_in_the_way_is_told_at_once() -> None:
+    report = check(load_recipe("imagenet256", ["model.patch=[16, 16, 16]"]))
+    first, second = report.problems
+    assert "no such folder" in first
+    assert second == "patch [16, 16, 16] has 3 numbers for 2 axes (row, column)"
+
+
+# With data
+
+
+def test_the_digits_have_no_problems_and_are_shown_for_people(
+    jitkit: Callable[..., Any],
+) -> None:
+    answer = jitkit("check", "digits")
+    assert (answer.code, answer.err) == (0, "")
+    assert "\ntrain:\n  steps: " in answer.out  # every key of the resolved recipe
+    for line in (
+        "grid: 8, 8",
+        "channels: grey",
+        "axes: row (line), column (line)",
+        "conditions: label Category",
+        "tokens: 16",
+        "noise_scale: 1",
+        "noise_scale_why: auto: side of the grid over 256, at least 1",
+    ):
+        assert f"\n{line}\n" in answer.out
+
+
+def test_json_is_one_object_of_what_is_found_and_the_problems(jitkit: Callable[..., Any]) -> None:
+    answer = jitkit("check", "digits", "train.ema=[0.9, 0.99, 0.999]", "--json")
+    report = json.loads(answer.out)
+    assert (answer.code, answer.err, report["problems"]) == (0, "", [])
+    parts = report["memory_parts_gib"]
+    weights = 4 * report["parameters"] / GIB
+    assert parts["weights"] == parts["gradients"] == pytest.approx(weights)
+    assert parts["optimizer"] == pytest.approx(2 * weights)
+    assert parts["ema"] == pytest.approx(3 * weights)
+    assert report["memory_gib"] == pytest.approx(sum(parts.values())) and (
+        report["memory_gib"] >= (4 + 3) * weights
+    )
+    assert report["memory_free_gib"] > 0
+
+
+def test_activations_grow_with_the_batch_and_shrink_when_they_are_made_again() -> None:
+    def activations(*overrides: str) -> float:
+        return found("imagenet64-1gpu", *overrides)["memory_parts_gib"]["activations"]
+
+    kept = activations("train.checkpoint_activations=false")
+    assert activations("train.checkpoint_activations=false", "train.batch_size=64") == (
+        pytest.approx(kept / 4)
+    )
+    assert activations() < kept / 5
+
+
+def test_checking_writes_nothing(tmp_path: Path) -> None:
+    check(load_recipe("digits"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_model_of_a_recipe_is_the_one_that_is_counted(tiny: dict[str, Any]) -> None:
+    recipe = load_recipe(tiny)
+    denoiser = assemble(recipe, DIGITS)
+    counted = check(recipe).found
+    assert counted["parameters"] == sum(p.numel() for p in denoiser.parameters())
+    assert counted["gmacs"] == macs(denoiser) / 1e9 > 0
+    assert denoiser.domain is DIGITS
+
+
+# What is chosen, and why
+
+
+def test_the_noise_follows_the_side_of_the_grid_and_sets_do_not_count() -> None:
+    def scale(*axes: Axis, asked: str = "auto") -> float:
+        domain = Digits(DigitsSection(name="digits"))
+        domain.layout = Layout(axes, ("u",))
+        recipe = load_recipe("digits", [f"diffusion.noise_scale={asked}"])
+        return choose_noise_scale(recipe, domain)
+
+    row, column = Axis("row", 512), Axis("column", 512)
+    assert scale(row, column) == 2
+    assert scale(row, column, Axis("atom", 1000, kind="set")) == 2
+    assert scale(Axis("residue", 256)) == 1
+    assert scale(row, column, asked="0.5") == 0.5
+
+
+def test_the_rate_is_blr_for_256_samples_or_lr_itself() -> None:
+    overrides = ["train.lr=", "train.blr=1e-3", "train.batch_size=64"]
+    assert peak_rate(load_recipe("digits", overrides)) == pytest.approx(2.5e-4)
+    assert peak_rate(load_recipe("digits", [*overrides, "train.lr=7"])) == 7
+
+
+def test_precision_is_what_was_asked_or_what_the_machine_has() -> None:
+    cpu = torch.device("cpu")
+    assert choose_precision("float32", cpu) == (None, "float32, as asked")
+    assert choose_precision("bfloat16", cpu) == (torch.bfloat16, "bfloat16, as asked")
+    chosen, why = choose_precision("auto", cpu)
+    assert why.startswith("bfloat16: " if chosen is torch.bfloat16 else "float32: ")
+
+
+def test_multiply_adds_are_counted_for_every_kind_of_condition(tiny: dict[str, Any]) -> None:
+    def count(conditions: dict[str, Any]) -> int:
+        domain = Digits(DigitsSection(name="digits"))
+        domain.conditions = conditions
+        return macs(assemble(load_recipe(tiny), domain))
+
+    plain = count({})
+    told = count({"a": Scalars(("x", "y"))})
+    assert told > plain and count({"a": Category(5)}) == told - 4 * 16 - 16 * 16
+    tokens, bottleneck, cells = 4, 128, prod((4, 4))
+    grid = count({"a": Grid(("u", "v"))})
+    assert grid - plain == tokens * 2 * 2 * cells * bottleneck  # channels and their masks
+    assert count({"a": PerToken(3)}) - plain == tokens * 16 * cells * bottleneck

@@ -1,0 +1,471 @@
+"""Checkpoints: bit for bit, whole or passed over, and nothing in them is run."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import pickle
+import resource
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import awake, layout
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import jitkit
+from jitkit import checkpoint
+from jitkit.checkpoint import DomainRecord, find, load, newest, prune, read, restore, save
+from jitkit.denoiser import Denoiser, Diffusion
+from jitkit.domains.images import Images, ImagesSection
+from jitkit.ema import EMA
+from jitkit.errors import CheckpointError
+from jitkit.fields import Category, Condition, Grid, PerToken, Scalars
+from jitkit.optim import adamw
+
+FILES = [
+    "ema-0.5.safetensors",
+    "ema-0.9999.safetensors",
+    "model.json",
+    "model.safetensors",
+    "optimizer.safetensors",
+    "state.json",
+]
+
+
+class Model:
+    """A small model in training: its means and its optimizer have seen a few steps."""
+
+    def __init__(self, seed: int = 0, steps: int = 3) -> None:
+        self.denoiser = awake(layout((4, 2), (6, 2)), {"label": Category(3)}, seed=seed)
+        self.ema = EMA(self.denoiser.network, [0.5, 0.9999])
+        self.optimizer = adamw(self.denoiser.network, betas=(0.9, 0.95), weight_decay=0.1)
+        for _ in range(steps):
+            self.step()
+
+    def step(self) -> None:
+        x = torch.randn(2, 2, 4, 6, generator=torch.Generator().manual_seed(self.ema.updates))
+        label = torch.tensor([0, 3])
+        losses = self.denoiser.losses(x, -x, torch.tensor([0.2, 0.7]), {"label": label})
+        torch.autograd.backward(losses.mean())
+        for group in self.optimizer.param_groups:
+            group["lr"] = 1e-2
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.ema.update()
+
+    def save(self, run: Path, step: int) -> Path:
+        return save(run, step, self.denoiser, self.ema, optimizer=self.optimizer)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that a further step depends on."""
+        parameters = dict(self.denoiser.network.named_parameters())
+        found = {f"weight/{name}": p.detach() for name, p in parameters.items()}
+        for decay, mean in self.ema.means.items():
+            found |= {f"{decay}/{name}": value for name, value in mean.items()}
+        for name, p in parameters.items():
+            found |= {f"{key}/{name}": v for key, v in self.optimizer.state[p].items()}
+        return {name: value.clone() for name, value in found.items()} | {
+            "updates": torch.tensor(self.ema.updates)
+        }
+
+
+def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with checkpoints of steps 3 and 4; who alters it makes a copy."""
+    run, model = tmp_path_factory.mktemp("two"), Model()
+    model.save(run, 3)
+    model.step()
+    model.save(run, 4)
+    return run
+
+
+@pytest.fixture
+def run(two: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(two, tmp_path / "run"))
+
+
+def steps(run: Path) -> list[str]:
+    """What lies in a run's folder of checkpoints, hidden files as well."""
+    return sorted(path.name for path in (run / "checkpoints").iterdir())
+
+
+# There and back
+
+
+def test_what_was_saved_is_restored_bit_for_bit_and_goes_on_alike(tmp_path: Path) -> None:
+    model = Model()
+    path = model.save(tmp_path, 3)
+    other = Model(seed=1, steps=1)
+    assert not equal(model.tensors(), other.tensors())
+    restore(read(path), other.denoiser, other.ema, other.optimizer)
+    assert equal(model.tensors(), other.tensors())
+    model.step()
+    other.step()
+    assert equal(model.tensors(), other.tensors())
+
+
+def test_a_loaded_model_has_the_first_mean_for_weights_and_says_the_same(two: Path) -> None:
+    model = Model(steps=4)
+    found = load(two)
+    assert not found.training
+    for name, p in found.network.named_parameters():
+        assert torch.equal(p, model.ema.means[0.5][name]), name
+    z, t = torch.randn(2, 2, 4, 6), torch.tensor([0.1, 0.9])
+    said = load(two, ema="none")(z, t, {"label": torch.tensor([1, 2])})
+    assert torch.equal(said, model.denoiser(z, t, {"label": torch.tensor([1, 2])}))
+
+
+@pytest.mark.parametrize("ema", [0.9999, "0.9999"])
+def test_another_mean_or_the_weights_themselves_can_be_asked_for(two: Path, ema: Any) -> None:
+    model = Model(steps=4)
+    for name, p in load(two, ema=ema).network.named_parameters():
+        assert torch.equal(p, model.ema.means[0.9999][name]), name
+    weights = dict(load(two, ema="none").network.named_parameters())
+    assert all(torch.equal(p, weights[n]) for n, p in model.denoiser.network.named_parameters())
+
+
+def test_a_mean_that_is_not_kept_is_refused_with_those_that_are(two: Path) -> None:
+    with pytest.raises(
+        CheckpointError, match=r"step-4: no EMA of decay 0\.99; it has 0\.5, 0\.9999, and none for"
+    ):
+        load(two, ema=0.99)
+
+
+def test_a_model_of_every_kind_of_axis_and_condition_is_built_again(tmp_path: Path) -> None:
+    conditions: dict[str, Condition] = {
+        "label": Category(3, drop=0.25),
+        "a.b": Scalars(("energy", "day")),
+        "past": Grid(("u", "v"), drop=0.0),
+        "residue": PerToken(20),
+    }
+    diffusion = Diffusion("v", "eps", noise_scale=2.5, t_eps=0.01)
+    made = awake(layout((5, 2), (6, 3, "circle"), (2, 1, "set")), conditions, diffusion, heads=1)
+    save(tmp_path, 0, made, EMA(made.network, [0.9]))
+    found = jitkit.load(tmp_path)
+    assert (found.layout, found.conditions) == (made.layout, conditions)
+    assert (found.diffusion, found.network.sizes) == (diffusion, made.network.sizes)
+
+
+def test_the_newest_is_loaded_and_an_older_one_by_its_folder(two: Path) -> None:
+    assert find(two).step == 4
+    assert find(two / "checkpoints" / "step-3").step == 3
+    first = dict(load(two / "checkpoints" / "step-3", ema="none").network.named_parameters())
+    model = Model(steps=3)
+    assert all(torch.equal(p, first[n]) for n, p in model.denoiser.network.named_parameters())
+
+
+def test_samples_are_decoded_where_the_data_are_gone(tmp_path: Path, pictures: Path) -> None:
+    section = ImagesSection(name="images", path=pictures, size=8)
+    domain = Images(section)
+    made = awake(domain.layout.with_patch(4), domain.conditions)
+    record = DomainRecord(section.model_dump(mode="json"), domain.facts())
+    save(tmp_path, 1, made, EMA(made.network, [0.9]), domain=record)
+    shutil.rmtree(pictures)
+    found = load(tmp_path)
+    assert found.domain.facts() == {"num_classes": 2, "class_names": ["cat", "dog"]}
+    assert found.domain.layout == domain.layout
+
+
+def test_a_model_that_was_saved_without_its_domain_says_so(two: Path) -> None:
+    with pytest.raises(jitkit.JitkitError, match="this model has no domain; set denoiser.domain"):
+        load(two).domain  # noqa: B018
+
+
+# What it consists of
+
+
+def test_a_checkpoint_is_safetensors_and_json_and_nothing_else(two: Path) -> None:
+    folder = two / "checkpoints" / "step-4"
+    assert sorted(file.name for file in folder.iterdir()) == FILES
+    for file in folder.iterdir():
+        if file.suffix == ".json":
+            assert isinstance(json.loads(file.read_text()), dict)
+        else:
+            with safe_open(file, "pt") as tensors:
+                assert len(tensors.keys()) > 10
+    state = json.loads((folder / "state.json").read_text())
+    assert state["files"] == {
+        name: (folder / name).stat().st_size for name in FILES if name != "state.json"
+    }
+
+
+class Bomb:
+    """What unpickling it does is to make a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("save_as", [pickle.dump, torch.save])
+def test_a_pickle_in_the_place_of_weights_is_refused_and_not_run(
+    run: Path, tmp_path: Path, save_as: Any
+) -> None:
+    went_off = tmp_path / "went off"
+    for name in ("model", "ema-0.5", "optimizer"):
+        with (run / f"checkpoints/step-4/{name}.safetensors").open("wb") as file:
+            save_as(Bomb(went_off), file)
+    mended_sizes(run / "checkpoints/step-4")
+    with pytest.raises(CheckpointError, match=r"ema-0.5.safetensors: torn or not safetensors"):
+        load(run)
+    model = Model()
+    with pytest.raises(CheckpointError, match=r"model.safetensors: torn or not safetensors"):
+        restore(find(run), model.denoiser, model.ema, model.optimizer)
+    assert not went_off.exists()
+    pickle.loads(pickle.dumps(Bomb(went_off)))
+    assert went_off.exists()
+
+
+def mended_sizes(folder: Path) -> None:
+    """Let state.json tell the sizes that the files have now."""
+    state = json.loads((folder / "state.json").read_text())
+    state["files"] = {name: (folder / name).stat().st_size for name in state["files"]}
+    (folder / "state.json").write_text(json.dumps(state))
+
+
+# Torn
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_checkpoint_that_lacks_a_file_is_passed_over_with_a_warning(
+    run: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run / "checkpoints/step-4" / name).unlink()
+    found = newest(run)
+    assert found is not None and found.step == 3
+    warning = capsys.readouterr().err
+    assert warning.startswith("warning: ") and warning.endswith("; trying the one before it\n")
+    assert "step-4: torn: " in warning and name in warning
+
+
+@given(st.sampled_from(FILES), st.floats(0, 1, exclude_max=True))
+@settings(max_examples=40, deadline=None)
+def test_a_checkpoint_with_a_file_cut_anywhere_is_torn(two: Path, name: str, part: float) -> None:
+    file = two / "checkpoints/step-4" / name
+    whole = file.read_bytes()
+    try:
+        file.write_bytes(whole[: int(len(whole) * part)])
+        with pytest.raises(CheckpointError, match="step-4: torn: "):
+            read(file.parent)
+        assert find(two).step == 3
+    finally:
+        file.write_bytes(whole)
+    assert find(two).step == 4
+
+
+def test_a_file_that_is_too_long_is_torn_as_well(run: Path) -> None:
+    with (run / "checkpoints/step-4/model.safetensors").open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(CheckpointError, match=r"model.safetensors has \d+ bytes of \d+"):
+        read(run / "checkpoints/step-4")
+
+
+def test_a_run_with_torn_checkpoints_alone_has_none(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for step in (3, 4):
+        (run / f"checkpoints/step-{step}/model.json").unlink()
+    assert newest(run) is None
+    assert capsys.readouterr().err.count("trying the one before it") == 2
+    with pytest.raises(CheckpointError, match="run: no checkpoint in it"):
+        load(run)
+
+
+def test_a_newer_format_is_not_taken_for_torn(run: Path) -> None:
+    path = run / "checkpoints/step-4/model.json"
+    path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
+    for look in (newest, load):
+        with pytest.raises(
+            CheckpointError,
+            match=r"step-4: format 2 is newer than this jitkit reads \(1\); update jitkit",
+        ):
+            look(run)
+
+
+# What does not fit
+
+
+def altered(run: Path, name: str, tensors: dict[str, Tensor]) -> None:
+    save_file(tensors, run / f"checkpoints/step-4/{name}.safetensors")
+    mended_sizes(run / "checkpoints/step-4")
+
+
+def test_weights_that_do_not_fit_are_one_error_that_lists_them_all(run: Path) -> None:
+    tensors = load_file(run / "checkpoints/step-4/ema-0.5.safetensors")
+    del tensors["final.norm.weight"], tensors["context"]
+    tensors["final.nrom.weight"] = torch.zeros(3)
+    tensors["time.layer1.bias"] = torch.zeros(2, 3)
+    altered(run, "ema-0.5", tensors)
+    with pytest.raises(CheckpointError) as caught:
+        load(run)
+    path = run / "checkpoints/step-4/ema-0.5.safetensors"
+    assert str(caught.value) == (
+        f"{path} does not fit the model; missing: context, final.norm.weight; "
+        "unexpected: final.nrom.weight; "
+        "wrong shape: time.layer1.bias (2, 3) where the model has (16,)"
+    )
+
+
+@pytest.mark.parametrize("name", ["model", "ema-0.9999"])
+def test_a_run_does_not_go_on_from_weights_that_do_not_fit(run: Path, name: str) -> None:
+    tensors = load_file(run / f"checkpoints/step-4/{name}.safetensors")
+    del tensors["context"]
+    altered(run, name, tensors)
+    model = Model()
+    with pytest.raises(CheckpointError, match=rf"{name}.safetensors .*; missing: context$"):
+        restore(find(run), model.denoiser, model.ema, model.optimizer)
+
+
+def test_a_run_does_not_go_on_from_half_an_optimizer(run: Path) -> None:
+    tensors = load_file(run / "checkpoints/step-4/optimizer.safetensors")
+    del tensors["exp_avg_sq/context"]
+    altered(run, "optimizer", tensors)
+    model = Model()
+    with pytest.raises(CheckpointError, match="optimizer.safetensors: no exp_avg_sq/context"):
+        restore(find(run), model.denoiser, model.ema, model.optimizer)
+
+
+def test_a_description_that_makes_no_model_is_refused(run: Path) -> None:
+    path = run / "checkpoints/step-4/model.json"
+    model = json.loads(path.read_text())
+    model["sizes"]["wdith"] = model["sizes"].pop("width")
+    path.write_text(json.dumps(model))
+    mended_sizes(path.parent)
+    with pytest.raises(CheckpointError, match=r"model.json: not a model: .*wdith"):
+        load(run)
+
+
+def test_a_folder_that_is_no_run_is_refused_with_the_nearest_name(
+    two: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError, match=rf"{two}s: no such folder; did you mean"):
+        load(f"{two}s")
+    with pytest.raises(CheckpointError, match=r"nowhere/at all: no such folder$"):
+        load(two / "nowhere" / "at all")
+    with pytest.raises(CheckpointError, match="no checkpoint in it; expected a run's folder"):
+        load(tmp_path)
+
+
+# Failing to write
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """As on a full disk, no file of this process can grow past a size."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def contents(run: Path) -> dict[str, bytes]:
+    files = [path for path in run.rglob("*") if path.is_file()]
+    return {str(path.relative_to(run)): path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize("size", [0, 1000, 40_000])
+def test_a_disk_that_is_full_leaves_what_was_there(run: Path, size: int) -> None:
+    model, before = Model(), contents(run)
+    with (
+        files_of_at_most(size),
+        pytest.raises(
+            CheckpointError,
+            match=r"step-5 cannot be written: .*large.*; the checkpoints before it are untouched",
+        ),
+    ):
+        model.save(run, 5)
+    assert contents(run) == before and steps(run) == ["step-3", "step-4"]
+    model.save(run, 5)
+    assert find(run).step == 5
+
+
+@pytest.mark.parametrize("call", range(8))
+def test_a_failure_to_flush_leaves_no_half_checkpoint(
+    run: Path, monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    calls, fsync = iter(range(100)), os.fsync
+
+    def full(handle: int) -> None:
+        if next(calls) == call:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        Model().save(run, 5)
+    monkeypatch.undo()
+    found = find(run)
+    assert found.step in ((5,) if call == 7 else (4,))  # the last flush is of the rename itself
+    assert not list((run / "checkpoints").glob(".*"))
+    load(run)
+
+
+def test_an_interruption_leaves_no_half_checkpoint(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "save_file", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Model().save(run, 5)
+    assert steps(run) == ["step-3", "step-4"]
+
+
+def test_a_step_that_is_saved_again_replaces_the_old_one(run: Path) -> None:
+    (run / "checkpoints/step-4/model.safetensors").unlink()
+    Model(steps=4).save(run, 4)
+    assert sorted(file.name for file in (run / "checkpoints/step-4").iterdir()) == FILES
+    assert find(run).step == 4
+
+
+# Pruning
+
+
+def test_pruning_keeps_the_newest_by_number_not_by_name(tmp_path: Path) -> None:
+    model = Model()
+    for step in (100, 9, 20, 3):
+        model.save(tmp_path, step)
+    (tmp_path / "checkpoints" / "step-best").mkdir()  # a user's own
+    prune(tmp_path, 2)
+    assert steps(tmp_path) == ["step-100", "step-20", "step-best"]
+    prune(tmp_path, 5)
+    assert steps(tmp_path) == ["step-100", "step-20", "step-best"]
+
+
+def test_a_torn_checkpoint_does_not_push_out_a_whole_one(run: Path) -> None:
+    Model().save(run, 9)
+    (run / "checkpoints/step-9/model.safetensors").unlink()
+    prune(run, 1)
+    assert find(run).step == 4
+    assert steps(run) == ["step-4", "step-9"]
+
+
+def test_what_a_killed_save_left_is_never_loaded_and_goes_with_the_next(run: Path) -> None:
+    shutil.copytree(run / "checkpoints/step-4", run / "checkpoints/.step-7.part")
+    assert find(run).step == 4
+    prune(run, 2)
+    assert steps(run) == ["step-3", "step-4"]
+
+
+def test_a_denoiser_goes_where_it_is_told(two: Path) -> None:
+    found: Denoiser = load(two, device="meta")
+    assert found.device.type == "meta"

@@ -1,0 +1,194 @@
+"""A network and how it was trained: clean data out of whatever the network says."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import awake, difference, layout, sizes
+from torch import Tensor
+
+from jitkit.denoiser import Denoiser, Diffusion, build
+from jitkit.domains.digits import Digits, DigitsSection
+from jitkit.errors import ConditionError, JitkitError
+from jitkit.fields import Axis, Category, Condition, Grid, Layout, PerToken, Scalars
+from jitkit.flow import Space, convert, interpolate
+
+SPACES: list[Space] = ["x", "eps", "v"]
+EVERY_KIND: dict[str, Condition] = {
+    "label": Category(10, 0.2),
+    "weather": Scalars(("wind", "rain")),
+    "orography": Grid(("height",), 0.0),
+    "element": PerToken(5),
+}
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+class Oracle(Denoiser):
+    """A model that always says the truth, in its own space."""
+
+    truth: Tensor
+
+    def said(self, *_: Any, **__: Any) -> Tensor:
+        return self.truth
+
+
+def oracle(prediction: Space, loss: Space, x: Tensor, eps: Tensor) -> Oracle:
+    made = Oracle(layout((6, 2)), {}, sizes(), Diffusion(prediction, loss))
+    made.truth = {"x": x, "eps": eps, "v": x - eps}[prediction]
+    return made
+
+
+# Laws
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.sampled_from(SPACES), st.sampled_from(SPACES), st.floats(0.05, 0.95))
+def test_who_says_the_truth_guesses_the_data_and_has_no_loss(
+    prediction: Space, loss: Space, t: float
+) -> None:
+    x, eps, at = noise(2, 2, 6), noise(2, 2, 6, seed=1), torch.tensor([t, 1 - t])
+    knows, z = oracle(prediction, loss, x, eps), interpolate(x, eps, at)
+    torch.testing.assert_close(knows(z, at), x, atol=1e-4, rtol=0)
+    torch.testing.assert_close(knows.velocity(z, at, {}), x - eps, atol=1e-4, rtol=0)
+    assert not knows.losses(x, eps, at, {}).any()
+
+
+@pytest.mark.parametrize("prediction", SPACES)
+@pytest.mark.parametrize("loss", SPACES)
+def test_the_loss_is_the_distance_in_its_own_space(prediction: Space, loss: Space) -> None:
+    denoiser = awake(layout((6, 2)), diffusion=Diffusion(prediction, loss))
+    other = awake(layout((6, 2)), diffusion=Diffusion(prediction, "x"))
+    x, eps, t = noise(2, 2, 6), noise(2, 2, 6, seed=1), torch.tensor([0.2, 0.6])
+    z = interpolate(x, eps, t)
+    guess = convert(denoiser(z, t), z, t, source="x", target=loss)
+    wanted = (guess - {"x": x, "eps": eps, "v": x - eps}[loss]).square().mean(dim=(1, 2))
+    torch.testing.assert_close(denoiser.losses(x, eps, t, {}), wanted, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(other.losses(x, eps, t, {}, loss=loss), wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_what_a_model_is_comes_back_from_json() -> None:
+    axes = (Axis("row", 6, 2), Axis("longitude", 4, 2, "circle"), Axis("atom", 3, kind="set"))
+    grid = Layout(axes, ("u", "v"), missing=True)
+    diffusion = Diffusion("eps", "x", noise_scale=2.0, t_eps=0.01)
+    denoiser = awake(grid, EVERY_KIND, diffusion, dropout=0.1)
+    again = build(json.loads(json.dumps(denoiser.describe())))
+    assert again.describe() == denoiser.describe()
+    assert (again.layout, again.conditions) == (grid, EVERY_KIND)
+    assert again.diffusion == diffusion and again.network.sizes == denoiser.network.sizes
+
+    state = denoiser.state_dict()
+    assert {n: v.shape for n, v in again.state_dict().items()} == {
+        n: v.shape for n, v in state.items()
+    }
+    again.load_state_dict(state)
+    z, t, cond = noise(1, 2, 6, 4, 3), torch.rand(1), {"orography": torch.zeros(1, 6, 4, 3)}
+    assert torch.equal(again.eval()(z, t, cond), denoiser(z, t, cond))
+
+
+# Masks
+
+
+@pytest.mark.parametrize("missing", [False, True])
+@pytest.mark.parametrize("prediction", SPACES)
+def test_losses_do_not_see_cells_without_data(prediction: Space, missing: bool) -> None:
+    grid = Layout((Axis("row", 6, 2),), ("u", "v"), missing=missing)
+    denoiser = awake(grid, diffusion=Diffusion(prediction))
+    mask = torch.tensor([[1, 1, 1, 0, 0, 0], [1, 0, 1, 1, 0, 1]]).bool()[:, None]
+    x, eps, t = noise(2, 2, 6), noise(2, 2, 6, seed=1), torch.tensor([0.2, 0.6])
+    losses = denoiser.losses(x, eps, t, {}, mask)
+    other_x, other_eps = (torch.where(mask, value, 100 * value) for value in (x, eps))
+    torch.testing.assert_close(denoiser.losses(other_x, other_eps, t, {}, mask), losses)
+    assert difference(denoiser.losses(x, eps, t, {}), losses) > 1e-3
+
+
+def test_the_loss_of_a_masked_sample_is_that_of_its_observed_part() -> None:
+    denoiser = awake(layout((6, 2)))
+    x, eps, t = noise(1, 2, 6), noise(1, 2, 6, seed=1), torch.tensor([0.4])
+    mask = torch.arange(6).reshape(1, 1, 6) < 4
+    part = denoiser.losses(x[..., :4], eps[..., :4], t, {})
+    torch.testing.assert_close(denoiser.losses(x, eps, t, {}, mask), part)
+
+
+def test_a_sample_without_data_has_no_loss() -> None:
+    denoiser = awake(layout((6, 2)))
+    mask = torch.zeros(1, 1, 6, dtype=torch.bool)
+    assert denoiser.losses(noise(1, 2, 6), noise(1, 2, 6), torch.rand(1), {}, mask).tolist() == [0]
+
+
+# Known answers
+
+
+def test_the_floor_of_a_division_is_the_models_own_or_what_is_asked() -> None:
+    x, eps, t = noise(2, 2, 6), noise(2, 2, 6, seed=1), torch.tensor([0.98, 1.0])
+    knows, z = oracle("x", "v", x, eps), interpolate(x, eps, t)
+    held = (x - eps) * ((1 - t) / 0.05)[:, None, None]
+    torch.testing.assert_close(knows.velocity(z, t, {}), held, atol=1e-4, rtol=0)
+    free = (x - eps) * torch.tensor([1.0, 0.0])[:, None, None]
+    torch.testing.assert_close(knows.velocity(z, t, {}, t_eps=0.01), free, atol=1e-4, rtol=0)
+
+
+def test_the_guess_is_float32_whatever_comes_in() -> None:
+    denoiser = awake(layout((6, 2)))
+    z, t = noise(1, 2, 6), torch.tensor([0.4])
+    guess = denoiser(z, t)
+    assert guess.dtype == torch.float32
+    assert difference(denoiser(z.double(), t.double()).float(), guess) < 1e-6
+
+
+def test_a_model_says_where_it_is() -> None:
+    denoiser = awake(layout((6, 2)))
+    assert denoiser.device == torch.device("cpu")
+    assert denoiser.to("meta").device.type == "meta"
+
+
+def test_the_domain_is_opened_when_it_is_first_asked_for() -> None:
+    denoiser = awake(layout((6, 2)))
+    opened = []
+
+    def open_domain() -> Digits:
+        opened.append(Digits(DigitsSection(name="digits")))
+        return opened[-1]
+
+    denoiser.open_domain = open_domain
+    assert not opened
+    assert denoiser.domain is denoiser.domain is opened[0]
+    assert len(opened) == 1
+
+
+# Mistakes
+
+
+def test_a_model_without_a_domain_says_so() -> None:
+    text = "^this model has no domain; set denoiser.domain to one$"
+    denoiser = awake(layout((6, 2)))
+    with pytest.raises(JitkitError, match=text):
+        _ = denoiser.domain
+    denoiser.domain = digits = Digits(DigitsSection(name="digits"))
+    assert denoiser.domain is digits
+
+
+@pytest.mark.parametrize(
+    ("z", "t"),
+    [((3, 2, 6, 4), (2,)), ((3, 1, 6, 4), (3,)), ((2, 6, 4), (2,)), ((3, 2, 6, 4), (3, 1))],
+)
+def test_shapes_that_do_not_fit_are_refused(z: tuple[int, ...], t: tuple[int, ...]) -> None:
+    text = (
+        f"z {z} and t {t} do not fit a model of 2 channels on 2 axes: "
+        "expected (B, 2, 2 sizes) and (B,)"
+    )
+    with pytest.raises(JitkitError, match=f"^{re.escape(text)}$"):
+        awake(layout((6, 2), (4, 2)))(torch.zeros(z), torch.zeros(t))
+
+
+def test_a_condition_it_does_not_know_is_refused() -> None:
+    with pytest.raises(ConditionError, match="no condition 'labl'.*did you mean 'label'"):
+        awake(layout((6, 2)), {"label": Category(3)})(noise(1, 2, 6), torch.rand(1), {"labl": 1})

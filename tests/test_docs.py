@@ -1,0 +1,95 @@
+"""What the documents say is so: README's blocks run, and every key of a recipe is described."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydantic_core import PydanticUndefined
+
+from jitkit.domain import domain_class, installed
+from jitkit.recipe import SECTIONS
+from jitkit.sections import Section
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+KEYS = ROOT / "docs" / "recipes.md"
+BEGIN, END = "<!-- keys: python tests/test_docs.py -->\n", "<!-- end of keys -->"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def run(command: list[str], folder: Path) -> None:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    result = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, f"{shlex.join(command)}\n{result.stdout}\n{result.stderr}"
+
+
+@pytest.mark.parametrize("block", blocks("python"))
+def test_python_of_the_readme_runs(block: str, tmp_path: Path) -> None:
+    run([sys.executable, "-W", "error", "-c", block], tmp_path)
+
+
+@pytest.mark.slow
+def test_commands_of_the_readme_on_a_run_of_the_digits_work(tmp_path: Path) -> None:
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    lines = [line.split("  #")[0].split("&& ")[-1] for line in "".join(blocks("bash")).splitlines()]
+    commands = [shlex.split(line) for line in lines if line.startswith("jitkit ")]
+    without_files_of_others = [
+        words for words in commands if words[1] not in ("import",) and "imagenet256" not in words
+    ]
+    assert len(without_files_of_others) >= 4
+    for words in without_files_of_others:
+        short = ["train.steps=20", "evaluate.samples=50"] if words[1] == "train" else []
+        run([sys.executable, "-m", *words, *short], tmp_path)
+    assert len(list((tmp_path / "threes").glob("0*.png"))) == 20
+    assert (tmp_path / "runs" / "digits" / "evaluation.json").is_file()
+
+
+def test_the_readme_is_short_and_its_links_lead_somewhere() -> None:
+    assert len(README.splitlines()) < 150
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
+    assert links and not [link for link in links if not (ROOT / link).exists()]
+
+
+def tables() -> Iterator[str]:
+    """A table of the keys of every section, in the order of a recipe."""
+    sections: dict[str, type[Section]] = {
+        f"domain ({name})": domain_class(name).Section for name in sorted(installed())
+    }
+    for title, section in (sections | SECTIONS).items():
+        about = (section.__doc__ or "").strip().split(": ", 1)[-1].splitlines()[0]
+        yield f"### {title}\n\n{about[0].upper()}{about[1:]}\n\n"
+        yield "| key | default | meaning |\n|---|---|---|\n"
+        for key, field in section.model_fields.items():
+            default = field.get_default(call_default_factory=True)
+            shown = "required" if default is PydanticUndefined else json.dumps(default)
+            shown = "" if shown == "null" else shown.strip('"')
+            meaning = " ".join((field.description or "").split()).replace("|", "\\|")
+            assert meaning, f"{title}.{key} has no text under it"
+            yield f"| `{key}` | {shown} | {meaning} |\n"
+        yield "\n"
+
+
+def test_every_key_of_a_recipe_is_described_as_in_the_code() -> None:
+    written = KEYS.read_text(encoding="utf-8").split(BEGIN)[1].split(END)[0]
+    assert written == "".join(tables()), "run: python tests/test_docs.py"
+
+
+if __name__ == "__main__":
+    text = KEYS.read_text(encoding="utf-8")
+    before, rest = text.split(BEGIN)
+    KEYS.write_text(
+        f"{before}{BEGIN}{''.join(tables())}{END}{rest.split(END)[1]}", encoding="utf-8"
+    )

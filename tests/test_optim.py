@@ -1,0 +1,96 @@
+"""Which weights decay, and the learning rate at every corner."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from models import awake, layout
+from torch import nn
+
+from jitkit.fields import Category
+from jitkit.optim import adamw, learning_rate
+
+
+def rates(
+    num: int, *, warmup_steps: int, steps: int, schedule: Literal["constant", "cosine"]
+) -> list[float]:
+    return [
+        learning_rate(k, peak=2.0, warmup_steps=warmup_steps, steps=steps, schedule=schedule)
+        for k in range(num)
+    ]
+
+
+# Groups
+
+
+def test_matrices_decay_and_vectors_do_not() -> None:
+    network = awake(layout((6, 2)), {"label": Category(3)}).network
+    optimizer = adamw(network, betas=(0.9, 0.95), weight_decay=0.1)
+    matrices, vectors = optimizer.param_groups
+    assert (matrices["weight_decay"], vectors["weight_decay"]) == (0.1, 0.0)
+    assert all(p.ndim >= 2 for p in matrices["params"])
+    assert all(p.ndim == 1 for p in vectors["params"])
+    grouped = [id(p) for group in (matrices, vectors) for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in network.parameters())
+    for group in optimizer.param_groups:
+        assert (group["betas"], group["eps"], group["lr"]) == ((0.9, 0.95), 1e-8, 0)
+
+
+def test_without_a_gradient_only_matrices_shrink() -> None:
+    module = nn.Linear(2, 3)
+    optimizer = adamw(module, betas=(0.9, 0.95), weight_decay=0.5)
+    weight, bias = module.weight.detach().clone(), module.bias.detach().clone()
+    for group in optimizer.param_groups:
+        group["lr"] = 0.1
+    for p in module.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    torch.testing.assert_close(module.weight.detach(), weight * (1 - 0.1 * 0.5))
+    assert torch.equal(module.bias, bias)
+
+
+def test_frozen_weights_are_left_out() -> None:
+    module = nn.Linear(2, 3)
+    module.bias.requires_grad_(False)
+    optimizer = adamw(module, betas=(0.9, 0.95), weight_decay=0.0)
+    assert [len(group["params"]) for group in optimizer.param_groups] == [1, 0]
+
+
+# The learning rate
+
+
+def test_it_rises_from_exactly_zero_to_its_peak() -> None:
+    found = rates(7, warmup_steps=4, steps=100, schedule="constant")
+    assert found == [0, 0.5, 1, 1.5, 2, 2, 2]
+
+
+def test_without_warm_up_it_starts_at_its_peak() -> None:
+    assert rates(3, warmup_steps=0, steps=3, schedule="constant") == [2, 2, 2]
+    assert rates(1, warmup_steps=0, steps=3, schedule="cosine") == [2]
+
+
+def test_a_cosine_falls_to_zero_at_the_end() -> None:
+    found = rates(13, warmup_steps=2, steps=10, schedule="cosine")
+    assert found[:3] == [0, 1, 2]
+    assert found[6] == pytest.approx(1)  # half way between 2 and 10
+    assert found[10:] == pytest.approx([0, 0, 0])  # and stays there
+
+
+def test_a_run_that_is_all_warm_up_has_rates() -> None:
+    found = rates(4, warmup_steps=4, steps=4, schedule="cosine")
+    assert found == [0, 0.5, 1, 1.5]
+    assert rates(5, warmup_steps=4, steps=4, schedule="cosine")[4] == 2
+
+
+@given(st.integers(0, 20), st.integers(1, 60), st.sampled_from(["constant", "cosine"]))
+def test_it_rises_first_and_never_after(
+    warmup_steps: int, steps: int, schedule: Literal["constant", "cosine"]
+) -> None:
+    found = rates(steps + 5, warmup_steps=warmup_steps, steps=steps, schedule=schedule)
+    rise, rest = found[: warmup_steps + 1], found[warmup_steps:]
+    assert rise == sorted(rise) and rest == sorted(rest, reverse=True)
+    assert min(found) >= 0 and max(found) <= 2

@@ -1,0 +1,117 @@
+"""A run's folder: which one it is, and that nothing in it is ever half there."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jitkit.errors import RecipeError
+from jitkit.run import append_metrics, choose_folder, cut_metrics, environment, write_text
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder, the current one."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def make_run(path: str) -> Path:
+    write_text(Path(path) / "recipe.yaml", "name: x\n")
+    return Path(path)
+
+
+# Which folder
+
+
+def test_a_run_lies_under_runs_by_the_name_of_its_recipe_or_where_it_is_put() -> None:
+    assert choose_folder("digits", None, new=False) == Path("runs/digits")
+    assert choose_folder("digits", Path("elsewhere"), new=False) == Path("elsewhere")
+
+
+def test_a_run_that_is_there_is_taken_and_with_new_another_beside_it() -> None:
+    assert choose_folder("x", make_run("runs/x"), new=False) == Path("runs/x")
+    assert choose_folder("x", None, new=True) == Path("runs/x-2")
+    make_run("runs/x-2")
+    assert choose_folder("x", None, new=True) == Path("runs/x-3")
+    assert choose_folder("x", Path("runs/y"), new=True) == Path("runs/y")
+
+
+def test_a_folder_with_other_files_is_refused_and_untouched(here: Path) -> None:
+    (here / "photos").mkdir()
+    (here / "photos" / "cat.png").touch()
+    with pytest.raises(RecipeError, match="photos holds files but no run; .* with --run DIR"):
+        choose_folder("x", Path("photos"), new=False)
+    assert choose_folder("x", Path("photos"), new=True) == Path("photos-2")
+    assert [path.name for path in here.rglob("*")] == ["photos", "cat.png"]
+
+
+def test_an_empty_folder_will_do_and_a_file_will_not(here: Path) -> None:
+    (here / "empty").mkdir()
+    (here / "file").touch()
+    assert choose_folder("x", Path("empty"), new=False) == Path("empty")
+    with pytest.raises(RecipeError, match="file is a file; choose a folder with --run DIR"):
+        choose_folder("x", Path("file"), new=False)
+
+
+# Files
+
+
+def test_a_text_is_written_whole_or_not_at_all(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = here / "new" / "note.txt"
+    write_text(path, "größer\n")
+    assert path.read_text(encoding="utf-8") == "größer\n"
+    whole = Path.write_text
+
+    def torn(self: Path, text: str, **keys: Any) -> int:
+        whole(self, text[:3], **keys)
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Path, "write_text", torn)
+    with pytest.raises(OSError, match="disk full"):
+        write_text(path, "something else\n")
+    assert path.read_text(encoding="utf-8") == "größer\n"
+
+
+def test_the_environment_tells_versions_machine_and_commit() -> None:
+    found = environment()
+    assert json.loads(json.dumps(found)) == found
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", found["started"])
+    assert {"python", "jitkit", "torch", "numpy", "safetensors"} <= set(found["versions"])
+    assert all(re.match(r"\d+\.\d+", text) for text in found["versions"].values())
+    assert found["machine"]["cores"] >= 1 and found["machine"]["processor"]
+    assert found["commit"] is None or re.fullmatch(r"\S+", found["commit"])
+
+
+# Metrics
+
+RECORDS = st.lists(st.fixed_dictionaries({"loss": st.floats(allow_nan=False)}), max_size=6)
+
+
+@given(RECORDS, st.integers(-1, 7), st.integers(0, 40))
+def test_metrics_after_a_step_are_forgotten_and_a_torn_line_too(
+    records: list[dict[str, float]], step: int, torn: int
+) -> None:
+    run = Path()
+    Path("metrics.jsonl").unlink(missing_ok=True)
+    numbered = [{"step": i} | record for i, record in enumerate(records, start=1)]
+    for record in numbered:
+        append_metrics(run, [record])
+    with Path("metrics.jsonl").open("a") as file:
+        file.write('{"step": 1, "loss": 0.25, "loss_bins": [1'[:torn])
+    cut_metrics(run, step)
+    lines = Path("metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [r for r in numbered if r["step"] <= step]
+    append_metrics(run, [{"step": 99}])
+    assert Path("metrics.jsonl").read_text().splitlines() == [*lines, '{"step": 99}']
+
+
+def test_metrics_that_are_not_there_yet_are_an_empty_file() -> None:
+    cut_metrics(Path(), 5)
+    assert Path("metrics.jsonl").read_bytes() == b""

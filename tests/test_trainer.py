@@ -1,0 +1,556 @@
+"""Training: a run goes on as if it had never stopped, and stops in words where it must."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from models import awake
+from torch import Tensor
+
+import jitkit
+from jitkit import checkpoint
+from jitkit.check import assemble
+from jitkit.denoiser import Denoiser, Diffusion
+from jitkit.domains.digits import Digits, DigitsSection
+from jitkit.domains.images import Picture
+from jitkit.ema import EMA
+from jitkit.errors import CheckpointError, DataError, JitkitError, RecipeError
+from jitkit.fields import Field
+from jitkit.flow import convert
+from jitkit.recipe import dump_recipe, load_recipe
+from jitkit.trainer import bin_weights, held_out_loss, train
+
+DIGITS = Digits(DigitsSection(name="digits"))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def outcome(run: Path) -> dict[str, bytes]:
+    """All that a run came to: every file but those that tell when and where it ran, and how long
+    it was first meant to be."""
+    found = contents(run)
+    return {name: found[name] for name in found if name not in ("environment.json", "recipe.yaml")}
+
+
+def assert_same(a: Path, b: Path) -> None:
+    one, other = outcome(a), outcome(b)
+    assert one.keys() == other.keys()
+    assert [name for name in one if one[name] != other[name]] == []
+
+
+def steps(run: Path) -> list[str]:
+    return sorted(path.name for path in (run / "checkpoints").iterdir())
+
+
+# A run that goes on
+
+ROUGH = {"model.depth": 4, "model.dropout": 0.3, "train.weight_decay": 0.1}
+ROUGH |= {"train.warmup_steps": 3, "train.validate_every_steps": 3, "train.preview_every_steps": 6}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_that_stopped_half_way_goes_on_bit_for_bit(
+    tiny: dict[str, Any], tmp_path: Path, workers: int
+) -> None:
+    rough = ROUGH | {"train.save_every_steps": 6, "train.workers": workers}
+    through = train(tiny, rough, run=tmp_path / "through")
+    broken = train(tiny, rough | {"train.steps": 6}, run=tmp_path / "broken")
+    assert steps(broken) == ["step-6"] and len(metrics(broken)) == 6
+    train(tiny, rough, run=broken)
+    assert steps(broken) == ["step-12", "step-6"]
+    assert_same(through, broken)
+
+
+def test_workers_change_no_bit_of_a_run_and_dropout_and_seed_do(
+    tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    plain = train(tiny, ROUGH, run=tmp_path / "0")
+    assert_same(plain, train(tiny, ROUGH | {"train.workers": 1}, run=tmp_path / "1"))
+    losses = {
+        json.dumps([record["loss"] for record in metrics(run)])
+        for run in (
+            plain,
+            train(tiny, ROUGH | {"model.dropout": 0}, run=tmp_path / "2"),
+            train(tiny, ROUGH | {"train.seed": 1}, run=tmp_path / "3"),
+        )
+    }
+    assert len(losses) == 3
+
+
+def test_mirrored_pictures_go_on_bit_for_bit(
+    tiny: dict[str, Any], tmp_path: Path, pictures: Path
+) -> None:
+    tiny["domain"] = {"name": "images", "path": pictures, "size": 8, "flip": True, "holdout": 0.2}
+    through = train(tiny, run=tmp_path / "through")
+    broken = train(tiny, {"train.steps": 4}, run=tmp_path / "broken")
+    assert_same(through, train(tiny, run=broken))
+    straight = train(tiny, {"domain.flip": False}, run=tmp_path / "straight")
+    assert metrics(straight) != metrics(through)
+
+
+class Killed:
+    """A run in a process of its own that is killed at random moments."""
+
+    def __init__(self, recipe: Path, run: Path) -> None:
+        self.command = [sys.executable, "-m", "jitkit", "train", str(recipe), "--run", str(run)]
+        self.run = run
+
+    def once(self, wait: float) -> bool:
+        """Start it, kill it ``wait`` seconds after a new checkpoint; whether it was still at it."""
+        before = self.newest()
+        process = subprocess.Popen(self.command, stdout=subprocess.DEVNULL)
+        try:
+            while self.newest() == before and process.poll() is None:
+                time.sleep(0.005)
+            time.sleep(wait)
+        finally:
+            process.send_signal(signal.SIGKILL)
+        return process.wait() == -signal.SIGKILL
+
+    def newest(self) -> int:
+        names = [path.name for path in (self.run / "checkpoints").glob("step-*")]
+        return max((int(name.removeprefix("step-")) for name in names), default=0)
+
+
+def kill_and_compare(
+    recipe: dict[str, Any], folder: Path, *, kills: int, longest: float
+) -> list[int]:
+    """Kill a run again and again, compare it with an unbroken one; the steps it was killed at."""
+    seed = time.time_ns()
+    print(f"random.seed({seed})")  # shown where the test fails
+    moments = random.Random(seed)
+    through = train(recipe, run=folder / "through")
+    path = folder / "recipe.yaml"
+    path.write_text(dump_recipe(load_recipe(recipe)))
+    run = Killed(path, folder / "killed")
+    killed_at = []
+    for _ in range(kills):
+        if not run.once(moments.uniform(0, longest)):
+            break  # it was faster
+        killed_at.append(run.newest())
+    subprocess.run(run.command, check=True, capture_output=True, text=True)
+    assert_same(through, run.run)
+    return killed_at
+
+
+def test_a_run_killed_at_any_moment_goes_on_bit_for_bit(
+    tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    tiny["train"] |= {"steps": 400, "save_every_steps": 3, "validate_every_steps": 50}
+    tiny["train"] |= {"preview_every_steps": 100}
+    killed_at = kill_and_compare(tiny, tmp_path, kills=2, longest=0.5)
+    assert killed_at and 0 < killed_at[0] < 400
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("domain", ["digits", "images"])
+def test_a_run_killed_many_times_goes_on_bit_for_bit(
+    tiny: dict[str, Any], tmp_path: Path, pictures: Path, domain: str, workers: int
+) -> None:
+    if domain == "images":
+        tiny["domain"] = {"name": "images", "path": pictures, "size": 8, "holdout": 0.2}
+    tiny["model"] |= {"depth": 4, "dropout": 0.1}
+    tiny["train"] |= {"steps": 500, "save_every_steps": 2, "validate_every_steps": 40}
+    tiny["train"] |= {"workers": workers}
+    assert kill_and_compare(tiny, tmp_path, kills=3, longest=0.5)
+
+
+def test_a_torn_checkpoint_is_passed_over_and_the_run_goes_on_before_it(
+    tiny: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train(tiny, run=tmp_path / "run")
+    whole = outcome(run)
+    (run / "checkpoints/step-12/optimizer.safetensors").write_bytes(b"")
+    capsys.readouterr()
+    train(tiny, run=run)
+    shown = capsys.readouterr()
+    assert "step-12: torn: optimizer.safetensors has 0 bytes" in shown.err
+    assert "going on from step 8 of 12" in shown.out
+    assert outcome(run) == whole
+
+
+def test_a_run_that_is_complete_says_so_and_changes_nothing(
+    tiny: dict[str, Any], trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = contents(trained)
+    assert train(tiny, run=trained) == trained
+    assert "step 12 of 12 is done; ask for more with train.steps=N" in capsys.readouterr().out
+    assert contents(trained) == before
+
+
+# What may change
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "line"),
+    [
+        ("train.lr", 1e-3, "train.lr: 0.01 -> 0.001"),
+        ("train.seed", 1, "train.seed: 0 -> 1"),
+        ("train.ema", [0.2], r"train.ema: \[0.2, 0.99\] -> \[0.2\]"),
+        ("model.width", 32, "model.width: 16 -> 32"),
+        ("diffusion.P_mean", 0, "diffusion.P_mean: -0.8 -> 0.0"),
+        ("domain.label_drop", 0.5, "domain.label_drop: 0.1 -> 0.5"),
+    ],
+)
+def test_a_run_that_began_otherwise_is_refused_with_the_difference(
+    tiny: dict[str, Any], trained: Path, key: str, value: Any, line: str
+) -> None:
+    before = contents(trained)
+    more = {"train.steps": 13, "sample.steps": 3, "evaluate.samples": 7}  # these may change
+    with pytest.raises(RecipeError, match=rf"began otherwise:\n  {line}\nstart another with --new"):
+        train(tiny, more | {key: value}, run=trained)
+    assert contents(trained) == before
+
+
+def test_how_long_and_how_a_run_is_watched_may_change(tiny: dict[str, Any], tmp_path: Path) -> None:
+    run = train(tiny, {"train.steps": 4}, run=tmp_path / "run")
+    changes = {"train.steps": 6, "train.save_every_steps": 1, "train.keep": 1, "name": "other"}
+    changes |= {"train.validate_every_steps": 2, "sample.guidance": 3, "train.preview_samples": 1}
+    train(tiny, changes, run=run)
+    assert steps(run) == ["step-6"]
+    assert "steps: 6" in (run / "recipe.yaml").read_text()
+
+
+def test_new_starts_another_run_beside_the_first(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    least = {"train.steps": 1}
+    assert train(tiny, least) == Path("runs/tiny")
+    first = contents(Path("runs/tiny"))
+    assert train(tiny, least | {"train.lr": 1e-3}, new=True) == Path("runs/tiny-2")
+    assert train(tiny, least, new=True) == Path("runs/tiny-3")
+    assert contents(Path("runs/tiny")) == first
+    assert outcome(Path("runs/tiny-3")) == outcome(Path("runs/tiny"))
+
+
+def test_a_folder_with_other_files_is_refused_and_left_alone(
+    tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "thesis.tex").write_text("all of it")
+    with pytest.raises(RecipeError, match="holds files but no run"):
+        train(tiny, run=tmp_path)
+    assert contents(tmp_path) == {"thesis.tex": b"all of it"}
+
+
+def test_an_imported_run_has_no_optimizer_to_go_on_with(
+    tiny: dict[str, Any], trained: Path, tmp_path: Path
+) -> None:
+    denoiser = jitkit.load(trained)
+    run = tmp_path / "run"
+    checkpoint.save(run, 0, denoiser, EMA(denoiser.network, [0.2, 0.99]))
+    (run / "recipe.yaml").write_text((trained / "recipe.yaml").read_text())
+    with pytest.raises(CheckpointError, match="optimizer.safetensors: no such file"):
+        train(tiny, run=run)
+
+
+# How it is called
+
+
+def test_a_recipe_may_be_a_name_a_file_sections_or_a_recipe(
+    tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(dump_recipe(load_recipe(tiny)))
+    small = {f"model.{key}": value for key, value in tiny["model"].items()}
+    runs = [
+        train(load_recipe(tiny), {"train.steps": 1}, run=tmp_path / "recipe"),
+        train(str(path), ["train.steps=1"], run=str(tmp_path / "file")),
+        jitkit.train(tiny, {"train.steps": 1}, run=tmp_path / "sections"),
+    ]
+    assert len({json.dumps(metrics(run)) for run in runs}) == 1
+    assert [len(metrics(run)) for run in runs] == [1, 1, 1]
+    named = train(
+        "digits",
+        small | {"train.steps": 1, "evaluate.after_training": False},
+        run=tmp_path / "name",
+    )
+    assert len(metrics(named)) == 1 and (named / "recipe.yaml").read_text().startswith("name: dig")
+
+
+class Three(Digits):
+    """Digits, of which the first three alone are known."""
+
+    asked: list[str]
+
+    def items(self, split: Any) -> Sequence[Picture]:
+        return super().items(split)[:3]
+
+    def encode(self, item: Picture, rng: np.random.Generator | None = None) -> Field:
+        if rng is not None:
+            self.asked.append(item.name)
+        return super().encode(item, rng)
+
+
+def test_another_adapter_can_take_the_place_of_the_recipe_s(
+    tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    domain = Three(DigitsSection(name="digits"))
+    domain.asked = []
+    train(tiny, {"train.steps": 3}, run=tmp_path / "run", domain=domain)
+    assert len(domain.asked) == 24
+    assert {domain.asked.count(name) for name in ("0000", "0001", "0002")} == {8}
+
+
+# What a run leaves
+
+
+def test_a_run_leaves_what_it_was_and_what_happened(trained: Path, tiny: dict[str, Any]) -> None:
+    names = {path.name for path in trained.iterdir()}
+    assert names == {"recipe.yaml", "environment.json", "metrics.jsonl", "checkpoints", "samples"}
+    assert load_recipe(trained / "recipe.yaml") == load_recipe(tiny)
+    assert json.loads((trained / "environment.json").read_text())["versions"]["torch"]
+    assert steps(trained) == ["step-12", "step-4", "step-8"]
+    assert [path.name for path in (trained / "samples").iterdir()] == ["step-0.png"]
+
+
+def test_every_step_has_one_line_of_metrics_and_some_the_held_out_loss(
+    tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    often = {"train.validate_every_steps": 5, "train.warmup_steps": 4}
+    records = metrics(train(tiny, often, run=tmp_path / "run"))
+    assert [record["step"] for record in records] == list(range(1, 13))
+    for record in records:
+        of_bins = [loss for loss in record["loss_bins"] if loss is not None]
+        assert len(record["loss_bins"]) == 10 and min(of_bins) <= record["loss"] <= max(of_bins)
+        assert ("val_loss" in record) == ("val_loss_bins" in record)
+    assert [r["lr"] for r in records[:6]] == pytest.approx([0, 0.0025, 0.005, 0.0075, 0.01, 0.01])
+    validated = [record for record in records if "val_loss" in record]
+    assert [record["step"] for record in validated] == [5, 10, 12]
+    for record in validated:
+        weighted = sum(w * b for w, b in zip(bin_weights(), record["val_loss_bins"], strict=True))
+        assert record["val_loss"] == pytest.approx(weighted)
+
+
+def test_the_logged_held_out_loss_is_that_of_the_first_mean(
+    tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    run = train(tiny, {"train.validate_every_steps": 4}, run=tmp_path / "run")
+    for step in (4, 8, 12):
+        mean = jitkit.load(run / f"checkpoints/step-{step}", ema=0.2)
+        bins = held_out_loss(mean, DIGITS, 20, 8)
+        assert metrics(run)[step - 1]["val_loss_bins"] == bins
+
+
+def test_learning_lowers_the_held_out_loss(tiny: dict[str, Any], tmp_path: Path) -> None:
+    longer = {"train.steps": 150, "train.batch_size": 32, "train.validate_every_steps": 50}
+    records = metrics(train(tiny, longer, run=tmp_path / "run"))
+    untrained = held_out_loss(assemble(load_recipe(tiny), DIGITS), DIGITS, 20, 20)
+    assert untrained is not None
+    start = sum(w * b for w, b in zip(bin_weights(), untrained, strict=True))
+    losses = [start, *(record["val_loss"] for record in records if "val_loss" in record)]
+    assert losses == sorted(losses, reverse=True) and losses[-1] < 0.5 * start
+
+
+# The first second
+
+
+class Unwritable(Digits):
+    """Cannot write what it decoded."""
+
+    def write(self, items: Sequence[Picture], path: Path) -> list[Path]:
+        raise JitkitError("no codec for this variable")
+
+
+class Unreadable(Digits):
+    """Has items, and cannot read any for training."""
+
+    def encode(self, item: Picture, rng: np.random.Generator | None = None) -> Field:
+        if rng is not None:
+            raise DataError("the store is gone")
+        return super().encode(item)
+
+
+def test_what_cannot_be_written_is_found_before_the_first_step(
+    tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    domain = Unwritable(DigitsSection(name="digits"))
+    with pytest.raises(JitkitError, match="no codec for this variable"):
+        train(tiny, run=tmp_path / "run", domain=domain)
+    assert metrics(tmp_path / "run") == []
+    assert [path.name for path in (tmp_path / "run").iterdir() if path.is_dir()] == []
+
+
+def test_a_first_sample_is_drawn_before_the_first_step(
+    tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    domain = Unreadable(DigitsSection(name="digits"))
+    with pytest.raises(DataError, match="^the store is gone$"):
+        train(tiny, run=tmp_path / "run", domain=domain)
+    assert metrics(tmp_path / "run") == []
+    assert (tmp_path / "run/samples/step-0.png").stat().st_size > 0
+    train(tiny, {"train.steps": 1}, run=tmp_path / "run")  # as nothing was learnt, from the start
+    assert len(metrics(tmp_path / "run")) == 1
+
+
+def test_a_broken_picture_is_named_and_training_goes_on(
+    tiny: dict[str, Any], tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (pictures / "cat" / "03.png").write_bytes(b"<html>404</html>")
+    tiny["domain"] = {"name": "images", "path": pictures, "size": 8, "holdout": 0}
+    run = train(tiny, run=tmp_path / "run")
+    assert steps(run) == ["step-12", "step-4", "step-8"]
+    line = f"{pictures}/cat/03.png: cannot identify image file '{pictures}/cat/03.png'"
+    assert (run / "passed_over.txt").read_text() == line + "\n"
+    assert capsys.readouterr().err == f"warning: passed over {line}\n"  # once in four epochs
+
+
+# The loss that is no number
+
+
+def test_a_run_that_diverges_stops_in_words_and_keeps_what_it_had(
+    tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(JitkitError) as caught:
+        train(tiny, {"train.lr": 1e30, "train.save_every_steps": 1}, run=tmp_path / "run")
+    assert re.fullmatch(
+        r"the loss of step \d+ is (nan|inf); the last checkpoint is .*run/checkpoints/step-\d+\. "
+        r"Lower the learning rate \(train\.lr\), or use train\.precision=float32",
+        str(caught.value),
+    )
+    found = checkpoint.find(tmp_path / "run")
+    records = metrics(tmp_path / "run")
+    assert [record["step"] for record in records] == list(range(1, found.step + 1))
+    assert all(np.isfinite(record["loss"]) for record in records)
+    for tensor in found.tensors("model").values():
+        assert bool(tensor.isfinite().all())
+
+
+def test_weights_that_are_no_numbers_are_never_saved(tiny: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(JitkitError, match="a weight is no finite number after step 1; .* is none"):
+        train(tiny, {"train.save_every_steps": 1, "train.lr": 1e39}, run=tmp_path / "run")
+    assert len(metrics(tmp_path / "run")) == 1
+    assert checkpoint.newest(tmp_path / "run") is None
+
+
+def test_a_held_out_loss_that_is_no_number_stops_the_run(
+    tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    class Bright(Digits):
+        def encode(self, item: Picture, rng: np.random.Generator | None = None) -> Field:
+            field = super().encode(item, rng)
+            return field if rng is not None else replace(field, values=field.values * 1e30)
+
+    with pytest.raises(JitkitError, match="the held-out loss of step 1 is inf; "):
+        train(
+            tiny,
+            {"train.validate_every_steps": 1},
+            run=tmp_path / "run",
+            domain=Bright(DigitsSection(name="digits")),
+        )
+    assert len(metrics(tmp_path / "run")) == 1
+
+
+# The held-out loss
+
+
+def mean_square() -> float:
+    """Of the first 20 held-out items that validation takes."""
+    items = DIGITS.items("val")
+    chosen = [DIGITS.encode(items[i * len(items) // 20]).values for i in range(20)]
+    return float(torch.stack(chosen).square().mean())
+
+
+@pytest.mark.parametrize("noise_scale", [0.5, 1.0, 4.0])
+def test_a_model_that_says_zero_has_the_known_held_out_loss(
+    tiny: dict[str, Any], noise_scale: float
+) -> None:
+    fresh = assemble(
+        load_recipe(tiny, {"diffusion.noise_scale": noise_scale, "diffusion.loss": "eps"}), DIGITS
+    )
+    bins = held_out_loss(fresh, DIGITS, 20, 7)
+    wanted = [mean_square() / (1 - (k + 0.5) / 10) ** 2 for k in range(10)]
+    assert bins == pytest.approx(wanted, rel=1e-5)
+
+
+class Wiener(Denoiser):
+    """The best linear guess of data of unit variance: x_hat = z t / (t² + (1 - t)² s²)."""
+
+    def said(self, z: Tensor, t: Tensor, cond: Any, mask: Any = None, coords: Any = None) -> Tensor:
+        signal, noise = t**2, (1 - t) ** 2 * self.diffusion.noise_scale**2
+        x_hat = z * (t / (signal + noise)).reshape(-1, 1, 1, 1)
+        return convert(x_hat, z, t, source="x", target=self.diffusion.prediction, t_eps=1e-6)
+
+
+@pytest.mark.parametrize("scale", [0.25, 2.0, 8.0])
+@pytest.mark.parametrize("prediction", ["x", "eps", "v"])
+def test_the_held_out_loss_can_be_compared_whatever_the_noise_and_the_prediction(
+    tiny: dict[str, Any], scale: float, prediction: Any
+) -> None:
+    sizes = assemble(load_recipe(tiny), DIGITS).network.sizes
+    layout = DIGITS.layout.with_patch(4)
+    plain = Wiener(layout, DIGITS.conditions, sizes, Diffusion(t_eps=1e-6))
+    other = Wiener(
+        layout, DIGITS.conditions, sizes, Diffusion(prediction, "v", noise_scale=scale, t_eps=1e-6)
+    )
+    bins = held_out_loss(plain, DIGITS, 20, 20)
+    assert bins is not None
+    assert held_out_loss(other, DIGITS, 20, 20) == pytest.approx(bins, rel=1e-4)
+    worse = [mean_square() / (1 - (k + 0.5) / 10) ** 2 for k in range(10)]  # of saying zero
+    assert all(one < two for one, two in zip(bins[2:], worse[2:], strict=True))
+
+
+class Cropped(Digits):
+    """Digits of differing height."""
+
+    def encode(self, item: Picture, rng: np.random.Generator | None = None) -> Field:
+        field = super().encode(item, rng)
+        return replace(field, values=field.values[:, : 3 + int(item.name) % 6])
+
+
+@pytest.mark.parametrize("domain", [DIGITS, Cropped(DigitsSection(name="digits"))])
+def test_the_held_out_loss_depends_on_the_weights_alone(domain: Digits) -> None:
+    denoiser = awake(domain.layout, domain.conditions)
+    torch.manual_seed(1)
+    first = held_out_loss(denoiser, domain, 20, 20)
+    torch.manual_seed(2)
+    assert first == held_out_loss(denoiser, domain, 20, 20)
+    for batch_size in (1, 7):
+        assert first == pytest.approx(held_out_loss(denoiser, domain, 20, batch_size), rel=1e-4)
+    other = awake(domain.layout, domain.conditions, seed=1)
+    assert first != pytest.approx(held_out_loss(other, domain, 20, 20), rel=1e-2)
+
+
+def test_without_held_out_items_there_is_no_such_loss(
+    tiny: dict[str, Any], tmp_path: Path, pictures: Path
+) -> None:
+    tiny["domain"] = {"name": "images", "path": pictures, "size": 8, "holdout": 0}
+    run = train(tiny, {"train.validate_every_steps": 2}, run=tmp_path / "run")
+    assert not any("val_loss" in record for record in metrics(run))
+
+
+def test_bins_weigh_what_the_paper_s_times_weigh() -> None:
+    weights = bin_weights()
+    assert sum(weights) == pytest.approx(1)
+    generator = torch.Generator().manual_seed(0)
+    t = (torch.randn(200_000, generator=generator) * 0.8 - 0.8).sigmoid()
+    shares = torch.histc(t, bins=10, min=0, max=1) / len(t)
+    assert weights == pytest.approx(shares.tolist(), abs=0.005)
+
+
+@pytest.fixture(autouse=True)
+def _no_leftovers(tmp_path: Path) -> Iterator[None]:
+    """After each test no half file lies in any run of its folder."""
+    yield
+    assert [path for path in tmp_path.rglob("*.part")] == []
