@@ -68,7 +68,8 @@ def batches(
             num_workers=workers,
             collate_fn=partial(_collate, domain.layout, domain.conditions),
             pin_memory=torch.cuda.is_available(),
-            multiprocessing_context="forkserver" if workers else None,  # fork dead-locks under Zarr
+            # fork dead-locks under Zarr; workers of a fork server do not see that a run was killed
+            multiprocessing_context="spawn" if workers else None,
         )
         return _raised(iter(loader))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import signal
@@ -109,7 +110,10 @@ def test_mirrored_pictures_go_on_bit_for_bit(
 
 
 class Killed:
-    """A run in a process of its own that is killed at random moments."""
+    """A run in a process of its own that is killed at random moments.
+
+    It leads a group of processes, by which its workers are found when it is gone.
+    """
 
     def __init__(self, recipe: Path, run: Path) -> None:
         self.command = [sys.executable, "-m", "jitkit", "train", str(recipe), "--run", str(run)]
@@ -118,18 +122,35 @@ class Killed:
     def once(self, wait: float) -> bool:
         """Start it, kill it ``wait`` seconds after a new checkpoint; whether it was still at it."""
         before = self.newest()
-        process = subprocess.Popen(self.command, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            self.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, process_group=0
+        )
         try:
             while self.newest() == before and process.poll() is None:
                 time.sleep(0.005)
             time.sleep(wait)
         finally:
             process.send_signal(signal.SIGKILL)
-        return process.wait() == -signal.SIGKILL
+        killed = process.wait() == -signal.SIGKILL
+        assert ended(process.pid, within=20), "workers outlive their run"
+        return killed
 
     def newest(self) -> int:
         names = [path.name for path in (self.run / "checkpoints").glob("step-*")]
         return max((int(name.removeprefix("step-")) for name in names), default=0)
+
+
+def ended(group: int, *, within: float) -> bool:
+    """Whether all processes of a group end within some seconds; those that do not are killed."""
+    until = time.monotonic() + within
+    while time.monotonic() < until:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.05)
+    os.killpg(group, signal.SIGKILL)
+    return False
 
 
 def kill_and_compare(
