@@ -89,12 +89,12 @@ def sample(
     from jitkit.generate import conditions_for, generate
 
     found = find(run)
-    section = _settings(_folder_of(found.path), overrides).sample
-    denoiser = load(found.path, ema=ema)
+    recipe = _settings(_folder_of(found.path), overrides)
+    denoiser, section = _ready(recipe, load(found.path, ema=ema)), recipe.sample
     values = conditions_for(denoiser, n, told, _source(cond_from))
     folder = out or _folder_of(found.path) / "samples" / f"step-{found.step}-seed-{section.seed}"
     items = generate(denoiser, n, values, section, first=first, progress=True)
-    files = denoiser.domain.write(list(items), folder)
+    files = denoiser.domain.write(items, folder)
     print(f"{n} samples of step {found.step}: {len(files)} files in {folder}")
 
 
@@ -120,7 +120,8 @@ def evaluate(run: Path, *overrides: Overrides, ema: str | None = None, json: boo
     found = find(run)
     folder = _folder_of(found.path)
     recipe = _settings(folder, overrides)
-    result = score(load(found.path, ema=ema), recipe.sample, recipe.evaluate, folder)
+    denoiser = _ready(recipe, load(found.path, ema=ema))
+    result = score(denoiser, recipe.sample, recipe.evaluate, folder)
     if json:
         _print_json(result)
     else:
@@ -232,6 +233,14 @@ def _settings(folder: Path, overrides: tuple[str, ...]) -> Any:
                 f"override {word!r}: a trained model takes keys of sample and evaluate alone"
             )
     return load_recipe(folder / "recipe.yaml", overrides)
+
+
+def _ready(recipe: Any, denoiser: Any) -> Any:
+    """A loaded model, with the arithmetic that the recipe asks for on this machine."""
+    from jitkit.check import choose_precision
+
+    denoiser.autocast = choose_precision(recipe.train.precision, denoiser.device)[0]
+    return denoiser
 
 
 def _pair(word: str, option: str) -> tuple[str, str]:

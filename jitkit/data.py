@@ -83,7 +83,10 @@ def _raised(loader: Iterable[Batch | DataError]) -> Iterator[Batch]:
     """Batches, until a reader hands over what went wrong."""
     for batch in loader:
         if isinstance(batch, DataError):
-            raise batch
+            try:
+                raise batch
+            finally:
+                del loader, batch  # or its traceback would keep the workers
         yield batch
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -171,8 +170,3 @@ def _from_items(
     batch = collate(denoiser.layout, denoiser.conditions, fields)
     turn = torch.tensor([i % len(fields) for i in range(n)])
     return {name: batch.cond[name][turn] for name in names}
-
-
-def write(denoiser: Denoiser, items: Iterator[Any], out: Path) -> list[Path]:
-    """Write items into a folder in the domain's own files."""
-    return denoiser.domain.write(list(items), out)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 import pickle
 import re
+import warnings
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from math import isqrt
@@ -149,7 +151,8 @@ def load_official(
         ) from error
     scale = noise_scale or arguments.get("noise_scale") or auto_noise_scale(layout.grid[0] ** 2)
     diffusion = Diffusion(noise_scale=float(scale), t_eps=float(arguments.get("t_eps") or 0.05))
-    denoiser = Denoiser(layout, {_LABEL: Category(classes)}, sizes, diffusion)
+    label = Category(classes, drop=float(arguments.get("label_drop_prob", 0.1)))
+    denoiser = Denoiser(layout, {_LABEL: label}, sizes, diffusion)
 
     difference = (state["pos_embed"][0] - denoiser.network.code).abs().max()
     if not difference < 1e-4:
@@ -158,26 +161,28 @@ def load_official(
             f"{layout.grid} grid, so this model was built otherwise"
         )
     load_weights(denoiser.network, translate(state), where)
-    Images: Any = domain_class("images")
-    section = Images.Section(
-        name="images", size=layout.grid[0], channels=len(layout.channels), classes=classes
-    )
-    denoiser.domain = Images(section)
+    if len(layout.channels) in _CHANNELS:
+        Images: Any = domain_class("images")
+        denoiser.domain = Images(Images.Section(**_domain_section(denoiser)))
     return denoiser.eval()
 
 
 def _read(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
+    zipped = zipfile.is_zipfile(path)  # torch's older files are not, and cannot be mapped
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with (
+            torch.serialization.safe_globals([argparse.Namespace]),
+            warnings.catch_warnings(action="ignore"),  # of pickles that it then refuses
+        ):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        named = f" {found[1]}" if found else ""
-        raise CheckpointError(
-            f"{path}: it holds more than tensors and wants to run code{named}; refused"
-        ) from None
+        if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise CheckpointError(
+                f"{path}: it holds more than tensors and wants to run code ({found[1]}); refused"
+            ) from None
+        raise CheckpointError(f"{path}: not a checkpoint, or torn: no pickle of tensors") from None
     except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path}: not a checkpoint, or torn: {text}") from None
@@ -250,18 +255,16 @@ def import_official(
     if run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise RecipeError(f"{run} holds something already; choose another folder with --run DIR")
     denoiser = load_official(source, in_context_start, weights=weights, noise_scale=noise_scale)
-    sizes, layout = denoiser.network.sizes, denoiser.layout
-    domain = {
-        "name": "images",
-        "size": layout.grid[0],
-        "channels": len(layout.channels),
-        "classes": _classes(denoiser),
-    }
+    if len(denoiser.layout.channels) not in _CHANNELS:
+        raise CheckpointError(
+            f"{source}: {len(denoiser.layout.channels)} channels are no picture; use it in Python, "
+            "with jitkit.load_official"
+        )
     recipe = load_recipe(
         {
             "name": run.name,
-            "domain": domain,
-            "model": asdict(sizes) | {"patch": layout.patch[0]},
+            "domain": _domain_section(denoiser),
+            "model": asdict(denoiser.network.sizes) | {"patch": denoiser.layout.patch[0]},
             "diffusion": {
                 "noise_scale": denoiser.diffusion.noise_scale,
                 "t_eps": denoiser.diffusion.t_eps,
@@ -276,7 +279,14 @@ def import_official(
     return run
 
 
-def _classes(denoiser: Denoiser) -> int:
-    condition = denoiser.conditions[_LABEL]
-    assert isinstance(condition, Category)
-    return condition.n
+def _domain_section(denoiser: Denoiser) -> dict[str, Any]:
+    """Section ``domain`` of a recipe for the pictures that the model makes."""
+    label = denoiser.conditions[_LABEL]
+    assert isinstance(label, Category)
+    return {
+        "name": "images",
+        "size": denoiser.layout.grid[0],
+        "channels": len(denoiser.layout.channels),
+        "classes": label.n,
+        "label_drop": label.drop,
+    }

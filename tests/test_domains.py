@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -165,7 +165,7 @@ class Tupled(Digits):
 class Mute(Digits):
     """Names files that it has not written."""
 
-    def write(self, items: Sequence[Picture], path: Path) -> list[Path]:
+    def write(self, items: Iterable[Picture], path: Path) -> list[Path]:
         return [path / "0.png"]
 
 

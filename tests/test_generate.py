@@ -20,7 +20,7 @@ from jitkit.domains.digits import Digits, DigitsSection
 from jitkit.domains.images import Picture
 from jitkit.errors import BadItem, ConditionError
 from jitkit.fields import Category, Condition, Field, Grid, PerToken, Scalars
-from jitkit.generate import conditions_for, generate, numbers, write
+from jitkit.generate import conditions_for, generate, numbers
 from jitkit.sections import SampleSection
 
 EVERY: dict[str, Condition] = {
@@ -282,6 +282,6 @@ def test_what_a_sample_was_told_decides_what_it_is() -> None:
 def test_a_trained_run_draws_files_of_its_domain(trained: Path, tmp_path: Path) -> None:
     denoiser = jitkit.load(trained)
     items = generate(denoiser, 2, conditions_for(denoiser, 2), QUICK)
-    files = write(denoiser, items, tmp_path / "out")
+    files = denoiser.domain.write(items, tmp_path / "out")
     assert [file.name for file in files] == ["00000.png", "00001.png", "grid.png", "samples.npz"]
     assert all(file.stat().st_size > 0 for file in files)

@@ -299,10 +299,18 @@ def test_a_file_that_wants_to_run_code_is_refused(
     torch.save(wrap(Evil(touched)), path, _use_new_zipfile_serialization=not legacy)
     text = refusal(path)
     assert text.startswith(f"{path}: ")
-    assert legacy or text.endswith("wants to run code posix.system; refused")
+    assert text.endswith("wants to run code (posix.system); refused")
     assert not touched.exists()
     torch.load(path, weights_only=False)  # it would have
     assert touched.exists()
+
+
+def test_a_file_in_torch_s_older_form_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint-old.pth"
+    torch.save({"model": STATE}, path, _use_new_zipfile_serialization=False)
+    loaded, expected = load_official(path), load_official({"model": STATE})
+    for name, value in expected.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value)
 
 
 def test_a_plain_pickle_is_refused(tmp_path: Path) -> None:
