@@ -206,7 +206,8 @@ def import_(
 
 def main() -> None:
     """Run the command line: exit code 0 when done, 2 for a user's mistake, 1 for ours."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads starve a shared machine
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = "1000"  # long spins starve a shared machine (docs/log.md)
     try:
         app(sys.argv[1:], exit_on_error=False, print_error=False)
     except (JitkitError, CycloptsError, OSError) as error:  # OSError: a full disk, no permission

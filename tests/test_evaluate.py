@@ -122,7 +122,7 @@ def test_the_table_has_a_line_for_each_score(trained: Path, tmp_path: Path) -> N
     assert re.fullmatch(r"20 samples in \d+ s, beside 297 held-out items:", first)
     number = r"\d+\.\d{4}"
     for name, line in zip(("label_agreement", "nearest_distance"), lines, strict=False):
-        pattern = rf"  {name}: {number} \({number} to {number}\); held out {number}"
+        pattern = rf"  {name}: {number} \(-?{number} to {number}\); held out {number}"
         assert re.fullmatch(pattern, line), line
 
 
