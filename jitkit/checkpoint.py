@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -342,6 +343,7 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer, network: nn.Module) -> 
 
 def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)
+    path.chmod(stat.S_IMODE((path.parent / "model.json").stat().st_mode))  # not for us alone
 
 
 def _flush(path: Path) -> None:

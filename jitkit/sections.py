@@ -144,8 +144,8 @@ class TrainSection(Section):
     """Decays of the running means of the weights, one or several; the first is used for samples."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic inside the network; auto is bfloat16 where the machine has it in hardware."""
-    compile: bool = False
-    """Compile each block with torch.compile; pays on GPUs and long runs."""
+    compile: Literal["auto"] | bool = False
+    """Compile each block with torch.compile, which takes a minute at first; auto does on a GPU."""
     checkpoint_activations: bool = False
     """Recompute blocks in the backward pass: less memory, about a third more time."""
     workers: Natural = 0

@@ -146,7 +146,7 @@ class Trainer:
             {"name": recipe.domain.name} | recipe.domain.model_dump(mode="json"), domain.facts()
         )
         self._describe(why)
-        if section.compile:
+        if section.compile is True or (section.compile == "auto" and self.device.type == "cuda"):
             network.compile_blocks()
 
     def start(self, found: Checkpoint | None) -> None:

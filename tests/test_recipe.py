@@ -370,7 +370,7 @@ evaluate: soon
         "  line 16: train.betas: [0.9] is too short",
         "  line 17: train.ema: [] has 0 values, not at least 1",
         "  line 18: train.workers: true is not a whole number",
-        "  line 19: train.compile: 'yes' is not true or false",
+        "  line 19: train.compile: 'yes' is not auto or true or false",
         "  line 21: train.lr: given twice, first on line 20",
         "  line 22: train.P_mean: the environment variable NOPE is not set; "
         "set it, or write a default as ${env:NOPE:-default}",
