@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jitkit.checkpoint import load as load
     from jitkit.denoiser import Denoiser as Denoiser
+    from jitkit.denoiser import Diffusion as Diffusion
     from jitkit.domain import Domain as Domain
+    from jitkit.errors import BadItem as BadItem
+    from jitkit.errors import DataError as DataError
     from jitkit.errors import JitkitError as JitkitError
     from jitkit.fields import Axis as Axis
     from jitkit.fields import Batch as Batch
@@ -24,20 +27,27 @@ if TYPE_CHECKING:
     from jitkit.official import load_official as load_official
     from jitkit.recipe import load_recipe as load_recipe
     from jitkit.sampler import sample as sample
+    from jitkit.sections import DomainSection as DomainSection
     from jitkit.trainer import train as train
+    from jitkit.transformer import Sizes as Sizes
 
 _HOME = {
     "Axis": "fields",
+    "BadItem": "errors",
     "Batch": "fields",
     "Category": "fields",
+    "DataError": "errors",
     "Denoiser": "denoiser",
+    "Diffusion": "denoiser",
     "Domain": "domain",
+    "DomainSection": "sections",
     "Field": "fields",
     "Grid": "fields",
     "JitkitError": "errors",
     "Layout": "fields",
     "PerToken": "fields",
     "Scalars": "fields",
+    "Sizes": "transformer",
     "load": "checkpoint",
     "load_official": "official",
     "load_recipe": "recipe",

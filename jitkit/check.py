@@ -99,6 +99,8 @@ def check(recipe: Recipe) -> Report:
             denoiser = assemble(recipe, domain)
     except JitkitError as error:
         return Report({"recipe": recipe.name}, [*problems, str(error)])
+    if recipe.evaluate.after_training and not domain.scores():
+        problems.append(f"evaluate.after_training: domain {recipe.domain.name!r} has no measures")
     return Report({"recipe": recipe.name} | _count(recipe, domain, denoiser), problems)
 
 

@@ -21,7 +21,7 @@ import shutil
 import stat
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +45,17 @@ class _Torn(CheckpointError):
 
 @dataclass(frozen=True)
 class DomainRecord:
-    """Which adapter a model was trained with: section of the recipe, and what the data told."""
+    """Which adapter a model was trained with, and on what.
+
+    Attributes:
+        section: section ``domain`` of the recipe.
+        facts: what the data told, `Domain.facts`.
+        num_items: items of the training split; None where it was not trained here.
+    """
 
     section: Mapping[str, Any]
     facts: Mapping[str, Any]
+    num_items: int | None = None
 
 
 def save(
@@ -70,7 +77,7 @@ def save(
     shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir(parents=True)
-        record = None if domain is None else {"section": domain.section, "facts": domain.facts}
+        record = None if domain is None else asdict(domain)
         model = {"format": FORMAT, **denoiser.describe(), "domain": record}
         (aside / "model.json").write_text(json.dumps(model, indent=1))
         _save_tensors(dict(denoiser.network.named_parameters()), aside / "model.safetensors")
@@ -161,7 +168,14 @@ class Checkpoint:
 def _opener(record: Mapping[str, Any]) -> Callable[[], Any]:
     def open_domain() -> Any:
         cls = domain_class(record["section"]["name"])
-        return cls(cls.Section(**record["section"]), facts=record["facts"])
+        try:
+            section = cls.Section(**record["section"])
+        except ValueError as error:  # an adapter whose keys have changed
+            raise CheckpointError(
+                f"the installed domain {record['section']['name']!r} does not know the section "
+                f"that this model was trained with: {error}"
+            ) from None
+        return cls(section, facts=record["facts"])
 
     return open_domain
 
@@ -198,13 +212,20 @@ def newest(run: Path) -> Checkpoint | None:
     """The newest whole checkpoint of a run; torn ones are passed over with a warning.
 
     Raises:
-        CheckpointError: the newest is of a newer jitkit, and going on before it would be wrong.
+        CheckpointError: the newest is of a newer jitkit, and going on before it would be wrong; or
+            there are some and none is whole.
     """
-    for step in _steps(run):
+    steps = _steps(run)
+    for step in steps:
         try:
             return read(run / "checkpoints" / f"step-{step}")
         except _Torn as error:
             warn(f"{error}; trying the one before it")
+    if steps:
+        raise CheckpointError(
+            f"{run / 'checkpoints'}: none of {len(steps)} checkpoints is whole; start another run "
+            "with --new or --run DIR"
+        )
     return None
 
 
@@ -214,13 +235,13 @@ def load(
     device: str | torch.device | None = None,
     ema: float | str | None = None,
 ) -> Denoiser:
-    """A trained model, in eval mode.
+    """A trained model, in eval mode, in float32; ``denoiser.autocast = torch.bfloat16`` is faster.
 
     Args:
         path: a run's folder (its newest checkpoint is taken) or one of its ``step-N`` folders.
         device: where to put it; a GPU if there is one, else the CPU, where not given.
         ema: decay of the running mean to use, or ``"none"`` for the weights themselves; the first
-            that the run keeps where not given.
+            that the run keeps, if any, where not given.
 
     Raises:
         CheckpointError: there is no whole checkpoint, no such mean, or weights are missing,
@@ -228,7 +249,8 @@ def load(
     """
     found = find(Path(path))
     denoiser = found.build()
-    name = "model" if ema == "none" else f"ema-{_decay(found, ema)}"
+    own = ema == "none" or (ema is None and not found.decays)
+    name = "model" if own else f"ema-{_decay(found, ema)}"
     load_weights(denoiser.network, found.tensors(name), str(found.path / f"{name}.safetensors"))
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -316,7 +338,10 @@ def restore(
 def _decay(found: Checkpoint, asked: float | str | None) -> float:
     if asked is None:
         return found.decays[0]
-    matches = [decay for decay in found.decays if str(decay) == str(asked)]
+    try:
+        matches = [decay for decay in found.decays if decay == float(asked)]
+    except ValueError:
+        matches = []
     if not matches:
         raise CheckpointError(
             f"{found.path}: no EMA of decay {asked}; it has "

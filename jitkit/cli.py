@@ -70,7 +70,7 @@ def sample(
     n
         How many.
     out
-        Folder for the files; <run>/samples/step-N-seed-S where not given.
+        Folder for the files, new or empty; one in <run>/samples where not given.
     cond
         A condition, as label=3, label=0,1,2, label=0-9 or label=none; once for each.
     cond_from
@@ -82,17 +82,21 @@ def sample(
     """
     if n < 1:
         raise RecipeError(f"--n {n} must be at least 1")
+    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RecipeError(f"--out {out} holds something already; choose a new folder")
     if first < 0:
         raise RecipeError(f"--first {first} must be at least 0")
     told = dict(_pair(word, "--cond") for word in cond or [])
     from jitkit.checkpoint import find, load
     from jitkit.generate import conditions_for, generate
+    from jitkit.run import choose_folder
 
     found = find(run)
     recipe = _settings(_folder_of(found.path), overrides)
+    near = _folder_of(found.path) / "samples" / f"step-{found.step}-seed-{recipe.sample.seed}"
+    folder = out or choose_folder(near.name, near, new=True)
     denoiser, section = _ready(recipe, load(found.path, ema=ema)), recipe.sample
     values = conditions_for(denoiser, n, told, _source(cond_from))
-    folder = out or _folder_of(found.path) / "samples" / f"step-{found.step}-seed-{section.seed}"
     items = generate(denoiser, n, values, section, first=first, progress=True)
     files = denoiser.domain.write(items, folder)
     print(f"{n} samples of step {found.step}: {len(files)} files in {folder}")

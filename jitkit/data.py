@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from jitkit.domain import Domain
 from jitkit.errors import BadItem, DataError
 from jitkit.fields import Batch, Category, Condition, Field, Grid, Layout, PerToken, Scalars
+from jitkit.patches import extend_coords
 from jitkit.progress import warn
 from jitkit.seeds import mix
 
@@ -258,6 +259,6 @@ def _to_grid(x: Tensor, grid: tuple[int, ...], *, value: float) -> Tensor:
 def _coords(field: Field, grid: tuple[int, ...]) -> Tensor:
     """Positions of a field's cells, (X1..Xn, n), or 0, 1, 2, ... where it gives none."""
     if field.coords is not None:
-        return _to_grid(field.coords.movedim(-1, 0), grid, value=0.0).movedim(0, -1)
+        return extend_coords(field.coords.movedim(-1, 0), grid).movedim(0, -1)
     lines = [torch.arange(size, dtype=torch.float32) for size in grid]
     return torch.stack(torch.meshgrid(*lines, indexing="ij"), dim=-1)

@@ -121,7 +121,8 @@ class Denoiser(nn.Module):
             z: noisy data, (B, C, X1..Xn).
             t: times in [0, 1]; 0 is noise, 1 is data. (B,).
             cond: by name, (B, ...) or one value for all; what is left out is "not told".
-            mask: (B, C or 1, X1..Xn) bool, True where there are data; None means everywhere.
+            mask: (B, C or 1, X1..Xn) bool, True where there are data; where not given, where z is
+                finite if the layout knows missing data, else everywhere.
             coords: positions of the cells, (B, X1..Xn, n), counted in cells.
 
         Raises:
@@ -134,6 +135,10 @@ class Denoiser(nn.Module):
                 f"z {tuple(z.shape)} and t {tuple(t.shape)} do not fit a model of {channels} "
                 f"channels on {axes} axes: expected (B, {channels}, {axes} sizes) and (B,)"
             )
+        if mask is None and not bool(z.isfinite().all()):
+            if not self.layout.missing:
+                raise JitkitError("z has cells that are no finite numbers; give a mask of the data")
+            mask = z.isfinite()
         ready = prepare(self.conditions, cond, n=len(z), grid=tuple(z.shape[2:]), device=z.device)
         guess = self.said(z, t, ready, mask, coords)
         return self._convert(guess, z, t, "x")

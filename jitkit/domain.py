@@ -12,7 +12,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
-from jitkit.errors import RecipeError, listed, nearest
+from jitkit.errors import DataError, RecipeError, listed, nearest
 from jitkit.fields import Condition, Field, Layout
 from jitkit.sections import DomainSection
 
@@ -112,5 +112,6 @@ def open_domain(section: DomainSection) -> Domain:
         DataError: the data are missing or unlike what the section says.
     """
     domain = domain_class(section.name)(section)
-    domain.items("train")
+    if not len(domain.items("train")):
+        raise DataError(f"domain {section.name!r}: the training split has no items")
     return domain

@@ -120,6 +120,11 @@ def _check_drop(drop: float) -> None:
         raise JitkitError(f"drop {drop} is not a probability below 1")
 
 
+def _check_classes(n: int) -> None:
+    if n < 1:
+        raise JitkitError(f"{n} classes are none; a category has at least 1")
+
+
 @dataclass(frozen=True)
 class Category:
     """One of ``n`` classes, values int (B,); class ``n`` is the null class for guidance."""
@@ -128,6 +133,7 @@ class Category:
     drop: float = 0.1
 
     def __post_init__(self) -> None:
+        _check_classes(self.n)
         _check_drop(self.drop)
 
 
@@ -163,6 +169,7 @@ class PerToken:
     drop: float = 0.1
 
     def __post_init__(self) -> None:
+        _check_classes(self.n)
         _check_drop(self.drop)
 
 

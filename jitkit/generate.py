@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,15 +14,38 @@ from jitkit.conditions import prepare
 from jitkit.data import collate, encode, readable, spread
 from jitkit.denoiser import Denoiser
 from jitkit.errors import ConditionError, listed, nearest
-from jitkit.fields import Category, Condition, Field, PerToken, Scalars
+from jitkit.fields import Batch, Category, Condition, Field, PerToken, Scalars
 from jitkit.sampler import fitting_batch, sample
 from jitkit.sections import SampleSection
+
+
+@dataclass(frozen=True)
+class Told:
+    """What samples are told, and where they are to have data.
+
+    Attributes:
+        cond: every condition, (n, ...).
+        mask: (n, C or 1, X1..Xn) bool, True where there are to be data; None means everywhere.
+        coords: positions of the cells, (n, X1..Xn, axes); None means 0, 1, 2, ...
+    """
+
+    cond: Mapping[str, Tensor]
+    mask: Tensor | None = None
+    coords: Tensor | None = None
+
+    def part(self, rows: slice) -> Told:
+        """The same for some of the samples."""
+        return Told(
+            {name: value[rows] for name, value in self.cond.items()},
+            None if self.mask is None else self.mask[rows],
+            None if self.coords is None else self.coords[rows],
+        )
 
 
 def generate(
     denoiser: Denoiser,
     n: int,
-    cond: Mapping[str, Tensor],
+    told: Told,
     section: SampleSection,
     *,
     first: int = 0,
@@ -32,19 +56,18 @@ def generate(
     Args:
         denoiser: a model with its domain.
         n: how many.
-        cond: every condition, (n, ...), from `conditions_for`.
+        told: their conditions and masks, from `conditions_for`.
         section: section ``sample`` of a recipe.
         first: index of the first sample.
         progress: show a bar for each batch on a terminal.
     """
     size = section.batch_size or fitting_batch(denoiser)
     for start in range(0, n, size):
-        part = slice(start, min(start + size, n))
-        told = {name: value[part] for name, value in cond.items()}
+        part = told.part(slice(start, min(start + size, n)))
         x = sample(
             denoiser,
-            part.stop - part.start,
-            told,
+            min(size, n - start),
+            part.cond,
             guidance=section.guidance,
             interval=section.interval,
             steps=section.steps,
@@ -53,11 +76,15 @@ def generate(
             first=first + start,
             t_eps=section.t_eps,
             batch_size=size,
+            mask=part.mask,
+            coords=part.coords,
             progress=progress,
         ).cpu()
         for i, values in enumerate(x):
-            own = {name: value[i].cpu() for name, value in told.items()}
-            yield denoiser.domain.decode(Field(values, cond=own))
+            cond = {name: value[i].cpu() for name, value in part.cond.items()}
+            mask = None if part.mask is None else part.mask[i].expand_as(values)
+            coords = None if part.coords is None else part.coords[i]
+            yield denoiser.domain.decode(Field(values, mask, cond, coords))
 
 
 def conditions_for(
@@ -65,8 +92,8 @@ def conditions_for(
     n: int,
     asked: Mapping[str, str] | None = None,
     source: tuple[str, Sequence[int]] | None = None,
-) -> dict[str, Tensor]:
-    """Every condition of ``n`` samples.
+) -> Told:
+    """What ``n`` samples are told, and where they are to have data.
 
     Args:
         denoiser: the model, with its domain.
@@ -76,7 +103,8 @@ def conditions_for(
         source: split and indices of real items whose conditions are taken for what is not asked.
 
     What is neither asked nor taken from items is: all classes in equal runs for a category, the
-    conditions of validation items for the rest.
+    conditions of validation items (training items where there are none) for the rest. Where data
+    may be missing, or items are sets of varying size, masks and positions are those of items too.
 
     Raises:
         ConditionError: a name that the model does not know, or a value that cannot be meant.
@@ -98,11 +126,16 @@ def conditions_for(
             if isinstance(condition, Category):
                 values[name] = torch.tensor([i * condition.n // n for i in range(n)])
         open_names = [name for name in open_names if name not in values]
-    if open_names:
-        values |= _from_items(denoiser, n, open_names, source)
-    return prepare(
-        denoiser.conditions, values, n=n, grid=denoiser.layout.grid, device=denoiser.device
-    )
+    layout, mask, coords, grid = denoiser.layout, None, None, denoiser.layout.grid
+    varying = layout.missing or any(axis.kind == "set" for axis in layout.axes)
+    if open_names or varying or source is not None:
+        batch = _items(denoiser, n, source)
+        turn = torch.tensor([i % len(batch.x) for i in range(n)])
+        mask, coords = (None if x is None else x[turn] for x in (batch.mask, batch.coords))
+        grid = tuple(batch.x.shape[2:])
+        values |= {name: batch.cond[name][turn] for name in open_names}
+    cond = prepare(denoiser.conditions, values, n=n, grid=grid, device=denoiser.device)
+    return Told(cond, mask, coords)
 
 
 def _in_words(name: str, condition: Condition, text: str, n: int) -> Tensor | None:
@@ -143,30 +176,32 @@ def numbers(text: str) -> list[int] | None:
     """
     found: list[int] = []
     for word in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", word)
-        if not match or (match[2] and int(match[2]) < int(match[1])):
+        match = re.fullmatch(r"\s*(\d{1,9})(?:\s*-\s*(\d{1,9}))?\s*", word)
+        if not match:
             return None
-        found += range(int(match[1]), int(match[2] or match[1]) + 1)
+        first, last = int(match[1]), int(match[2] or match[1])
+        if not 0 <= last - first <= 1_000_000:
+            return None
+        found += range(first, last + 1)
     return found
 
 
-def _from_items(
-    denoiser: Denoiser, n: int, names: Sequence[str], source: tuple[str, Sequence[int]] | None
-) -> dict[str, Tensor]:
-    """Conditions of real items, in turn; of validation items, evenly spread, where not said."""
-    domain = denoiser.domain
-    split, indices = source or ("val", [])
+def _items(denoiser: Denoiser, n: int, source: tuple[str, Sequence[int]] | None) -> Batch:
+    """At most ``n`` real items; validation items, evenly spread, where not said."""
+    domain, split, indices = denoiser.domain, "train", list[int]()
+    if source is not None:
+        split, indices = source[0], list(source[1])
+    elif len(domain.items("val")):
+        split = "val"
     items = domain.items("train" if split == "train" else "val")
     if not len(items):
-        raise ConditionError(f"split {split} has no items to take {listed(names)} from")
+        raise ConditionError(f"split {split} has no items to take conditions from")
     if wrong := [index for index in indices if not 0 <= index < len(items)]:
         raise ConditionError(f"split {split} has items 0 to {len(items) - 1}, not {wrong[0]}")
     if indices:
-        fields = [encode(domain, items[index]) for index in indices]
+        fields = [encode(domain, items[index]) for index in indices[:n]]
     else:
         fields = [field for _, field in readable(domain, items, spread(len(items), n))]
     if not fields:
-        raise ConditionError(f"no item of split {split} can be read, to take {listed(names)} from")
-    batch = collate(denoiser.layout, denoiser.conditions, fields)
-    turn = torch.tensor([i % len(fields) for i in range(n)])
-    return {name: batch.cond[name][turn] for name in names}
+        raise ConditionError(f"no item of split {split} can be read, to take conditions from")
+    return collate(denoiser.layout, denoiser.conditions, fields)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from math import prod
+from pathlib import Path
 
 import torch
 
@@ -49,7 +49,12 @@ def free_bytes(device: torch.device) -> int:
     """Memory that is free now on a device (on the machine, for the CPU)."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found = {name: value for name, _, value in (line.partition(":") for line in lines)}
+        return int(found["MemAvailable"].split()[0]) * 1024  # what files only cache is free
+    except (OSError, KeyError):
+        return 4 * 2**30  # not Linux: a guess that small machines have
 
 
 def _tokens(network: Transformer) -> int:

@@ -25,7 +25,7 @@ from jitkit.checkpoint import DomainRecord, load_weights, save
 from jitkit.denoiser import Denoiser, Diffusion
 from jitkit.domain import domain_class
 from jitkit.ema import EMA
-from jitkit.errors import CheckpointError, RecipeError, listed
+from jitkit.errors import CheckpointError, JitkitError, RecipeError, listed
 from jitkit.fields import Axis, Category, Layout
 from jitkit.flow import auto_noise_scale
 from jitkit.recipe import dump_recipe, load_recipe
@@ -33,7 +33,8 @@ from jitkit.run import write_text
 from jitkit.sections import SIZES, ModelSection
 from jitkit.transformer import Sizes
 
-ENTRIES = ("model_ema1", "model_ema2", "model")
+ENTRIES = {"model_ema1": 0.9999, "model_ema2": 0.9996, "model": None}
+"""Entries of a checkpoint, the preferred first, and the decay of each running mean."""
 
 _LABEL = "label"
 _CHANNELS = {
@@ -137,8 +138,9 @@ def load_official(
     where = str(source) if isinstance(source, str | Path) else "state dict"
     content = _read(Path(source)) if isinstance(source, str | Path) else source
     state = _choose(content, weights, where)
-    arguments = content.get("args")
-    arguments = vars(arguments) if isinstance(arguments, argparse.Namespace) else {}
+    said = content.get("args")
+    said = vars(said) if isinstance(said, argparse.Namespace) else said
+    said = said if isinstance(said, Mapping) else {}
 
     try:
         layout, classes, sizes = _shapes(state, in_context_start)
@@ -149,9 +151,15 @@ def load_official(
             f"{where}: not a JiT of the authors' code: {error} is missing or has a shape that "
             f"does not fit; found {listed(state)}"
         ) from error
-    scale = noise_scale or arguments.get("noise_scale") or auto_noise_scale(layout.grid[0] ** 2)
-    diffusion = Diffusion(noise_scale=float(scale), t_eps=float(arguments.get("t_eps") or 0.05))
-    label = Category(classes, drop=float(arguments.get("label_drop_prob", 0.1)))
+    scale = noise_scale or said.get("noise_scale") or auto_noise_scale(layout.grid[0] ** 2)
+    drop = said.get("label_drop_prob")
+    try:
+        label = Category(classes, drop=0.1 if drop is None else float(drop))
+        diffusion = Diffusion(noise_scale=float(scale), t_eps=float(said.get("t_eps") or 0.05))
+        if not (diffusion.noise_scale > 0 and 0 < diffusion.t_eps < 1):
+            raise JitkitError(f"noise_scale {scale} or t_eps {diffusion.t_eps} cannot be meant")
+    except (JitkitError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{where}: {error}") from None
     denoiser = Denoiser(layout, {_LABEL: label}, sizes, diffusion)
 
     difference = (state["pos_embed"][0] - denoiser.network.code).abs().max()
@@ -260,9 +268,13 @@ def import_official(
             f"{source}: {len(denoiser.layout.channels)} channels are no picture; use it in Python, "
             "with jitkit.load_official"
         )
+    content = _read(source)
+    taken = weights or next((name for name in ENTRIES if name in content), "model")
+    decays = [decay for decay in [ENTRIES[taken]] if decay is not None]
     recipe = load_recipe(
         {
             "name": run.name,
+            "train": {"ema": decays} if decays else {},
             "domain": _domain_section(denoiser),
             "model": asdict(denoiser.network.sizes) | {"patch": denoiser.layout.patch[0]},
             "diffusion": {
@@ -271,7 +283,7 @@ def import_official(
             },
         }
     )
-    ema = EMA(denoiser.network, recipe.train.ema[:1])
+    ema = EMA(denoiser.network, decays)
     facts = denoiser.domain.facts()
     record = DomainRecord(recipe.domain.model_dump(mode="json"), facts)
     save(run, 0, denoiser, ema, domain=record)

@@ -116,23 +116,46 @@ def token_coords(grid: tuple[int, ...], patch: tuple[int, ...]) -> Tensor:
     return torch.stack(torch.meshgrid(*lines, indexing="ij"), dim=-1).reshape(-1, len(sizes))
 
 
-def coords_of_cells(coords: Tensor, patch: tuple[int, ...]) -> Tensor:
+def extend_coords(coords: Tensor, grid: tuple[int, ...]) -> Tensor:
+    """Positions of cells, (n, X1..Xn) or (B, n, X1..Xn), on a larger grid.
+
+    Cells past the end of an axis go on by the step of the last two, or by 1 from a single one.
+    """
+    num_axes = len(grid)
+    for i, size in enumerate(grid):
+        axis = coords.ndim - num_axes + i
+        missing = size - coords.shape[axis]
+        if missing <= 0:
+            continue
+        last = coords.narrow(axis, coords.shape[axis] - 1, 1)
+        if coords.shape[axis] > 1:
+            step = last - coords.narrow(axis, coords.shape[axis] - 2, 1)
+        else:
+            unit = torch.eye(num_axes, dtype=coords.dtype, device=coords.device)[i]
+            step = unit.reshape(num_axes, *[1] * num_axes)
+        coords = torch.cat([coords, *(last + step * (k + 1) for k in range(missing))], axis)
+    return coords
+
+
+def coords_of_cells(
+    coords: Tensor, patch: tuple[int, ...], lengths: tuple[int | None, ...] | None = None
+) -> Tensor:
     """Given positions of cells, (B, X1..Xn, n) counted in cells -> of tokens, (B, L, n) in patches.
 
     A token lies at the mean of its cells; cells at 0, 1, 2, ... give what `token_coords` gives.
-    Cells past the end of the grid go on by the step of the last two, or by 1 from a single one.
+
+    Args:
+        coords: positions of the cells.
+        patch: cells of a token along each axis.
+        lengths: cells round each axis that is a circle, None for the others. A token across the
+            seam lies between its cells, not at the mean of both ends.
     """
     x = coords.movedim(-1, 1).double()
-    unit = torch.eye(len(patch), dtype=x.dtype, device=x.device)
-    for axis, p in enumerate(patch, start=2):
-        missing = padded_size(x.shape[axis], p) - x.shape[axis]
-        if missing:
-            last = x.narrow(axis, x.shape[axis] - 1, 1)
-            if x.shape[axis] > 1:
-                step = last - x.narrow(axis, x.shape[axis] - 2, 1)
-            else:
-                step = unit[axis - 2].reshape(1, -1, *[1] * len(patch))
-            x = torch.cat([x, *(last + step * (k + 1) for k in range(missing))], axis)
+    x = extend_coords(x, padded_grid(tuple(x.shape[2:]), patch))
     size = torch.tensor(patch, dtype=x.dtype, device=x.device)
     cells = rearrange(patchify(x, patch), "b l (n cells) -> b l n cells", n=len(patch))
+    for i, length in enumerate(lengths or ()):
+        if length is not None and patch[i] <= length / 2:
+            first = cells[:, :, i, :1]
+            cells[:, :, i] = first + (cells[:, :, i] - first + length / 2) % length - length / 2
     return (cells.mean(dim=-1) - (size - 1) / 2) / size

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -46,8 +47,8 @@ def integrate(
     """
     if method not in ("euler", "heun"):
         raise JitkitError(f"method {method!r} is not euler or heun")
-    if steps < 1:
-        raise JitkitError(f"steps {steps} must be at least 1")
+    if not isinstance(steps, int) or steps < 1:
+        raise JitkitError(f"steps {steps} must be a whole number, at least 1")
     times = torch.linspace(0, 1, steps + 1)
     for i in range(steps):
         t, t_next = times[i], times[i + 1]
@@ -89,23 +90,41 @@ class Guided:
     def acts(self, t: Tensor) -> bool:
         """Whether guidance acts at a time (a float32 scalar, compared as float32)."""
         low, high = self.interval
-        can = any(condition.drop > 0 for condition in self.denoiser.conditions.values())
         inside = bool(t < high) and (low == 0 or bool(t > low))
-        return can and self.guidance != 1 and inside
+        return self.guidance != 1 and inside and self._told_something
+
+    @cached_property
+    def _untold(self) -> dict[str, Tensor]:
+        """The conditions of the null pass; what was never dropped in training is told to both."""
+        return {
+            name: null(condition, self.cond[name]) if condition.drop > 0 else self.cond[name]
+            for name, condition in self.denoiser.conditions.items()
+        }
+
+    @cached_property
+    def _told_something(self) -> bool:
+        """Whether the two passes differ at all."""
+        return any(
+            not torch.equal(self.cond[name].nan_to_num(nan=torch.inf), value.nan_to_num(torch.inf))
+            for name, value in self._untold.items()
+        )
+
+    @cached_property
+    def _doubled(self) -> tuple[dict[str, Tensor], Tensor | None, Tensor | None]:
+        """Conditions, mask and coords of both passes in one batch."""
+        both = {name: torch.cat((self.cond[name], value)) for name, value in self._untold.items()}
+        mask, coords = (
+            None if x is None else x.repeat(2, *[1] * (x.ndim - 1))
+            for x in (self.mask, self.coords)
+        )
+        return both, mask, coords
 
     def __call__(self, z: Tensor, t: Tensor) -> Tensor:
         """dz/dt at (z, t), float32, in the shape of ``z``."""
         times = t.to(z.device).expand(len(z))
         if not self.acts(t):
             return self._velocity(z, times, self.cond, self.mask, self.coords)
-        nothing = {
-            # what was never dropped in training is told to both
-            name: null(condition, self.cond[name]) if condition.drop > 0 else self.cond[name]
-            for name, condition in self.denoiser.conditions.items()
-        }
-        both = {name: torch.cat((self.cond[name], nothing[name])) for name in nothing}
-        mask, coords = (None if m is None else m.repeat(2, *[1] * (m.ndim - 1))
-                        for m in (self.mask, self.coords))  # fmt: skip
+        both, mask, coords = self._doubled
         v = self._velocity(z.repeat(2, *[1] * (z.ndim - 1)), times.repeat(2), both, mask, coords)
         told, untold = v.chunk(2)
         return untold + self.guidance * (told - untold)
@@ -183,6 +202,12 @@ def sample(
         ConditionError: as in `Denoiser.forward`.
     """
     device = denoiser.device
+    if batch_size is not None and batch_size < 1:
+        raise JitkitError(f"batch_size {batch_size} must be at least 1")
+    if t_eps is not None and not 0 < t_eps < 1:
+        raise JitkitError(f"t_eps {t_eps} must lie between 0 and 1")
+    if not 0 <= interval[0] < interval[1]:
+        raise JitkitError(f"interval {tuple(interval)} ends before it starts")
     if noise is None:
         if n is None or n < 1:
             raise JitkitError(f"n is {n}; ask for at least 1 sample, or give their noise")
@@ -237,7 +262,12 @@ def sample(
 def _check_place(
     denoiser: Denoiser, n: int, grid: tuple[int, ...], mask: Tensor | None, coords: Tensor | None
 ) -> None:
-    channels = len(denoiser.layout.channels)
+    channels, axes = len(denoiser.layout.channels), len(denoiser.layout.axes)
+    if mask is not None and (mask.dtype is not torch.bool or mask.ndim != 2 + axes):
+        raise JitkitError(
+            f"mask {tuple(mask.shape)} of {mask.dtype} does not fit: expected bool, ({n}, 1 or "
+            f"{channels}, {axes} sizes)"
+        )
     shapes = [(n, 1, *grid), (n, channels, *grid)]
     if mask is not None and tuple(mask.shape) not in shapes:
         raise JitkitError(f"mask {tuple(mask.shape)} does not fit: expected {shapes[0]} or "

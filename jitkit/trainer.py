@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +30,7 @@ from jitkit.data import batches, held_out
 from jitkit.denoiser import Denoiser
 from jitkit.domain import Domain, open_domain
 from jitkit.ema import EMA
-from jitkit.errors import JitkitError, RecipeError, listed
+from jitkit.errors import DataError, JitkitError, RecipeError, listed
 from jitkit.evaluate import evaluate, table
 from jitkit.fields import Batch
 from jitkit.flow import logit_normal_t, uniform_t
@@ -43,6 +44,7 @@ from jitkit.seeds import mix
 
 BINS = 10  # of t, in the log
 FLUSH_SECONDS = 1.0  # between readings of the loss from the device
+TELL_SECONDS = 60.0  # between lines of loss where there is no terminal to draw a bar on
 FREE_TO_CHANGE = (  # keys that change neither the model nor the data it has seen
     "name",
     "sample.",
@@ -93,9 +95,16 @@ def train(
         recipe = load_recipe(recipe, overrides)
     folder = choose_folder(recipe.name, None if run is None else Path(run), new=new)
     found = checkpoint.newest(folder)
+    domain = domain or open_domain(recipe.domain)
     if found is not None:
         _check_same(folder, recipe)
-    trainer = Trainer(recipe, domain or open_domain(recipe.domain), folder)
+        _check_same_data(found, domain)
+    if recipe.evaluate.after_training and not domain.scores():
+        raise RecipeError(
+            f"evaluate.after_training: domain {recipe.domain.name!r} has no measures to score "
+            "samples with"
+        )
+    trainer = Trainer(recipe, domain, folder)
     trainer.start(found)
     trainer.loop()
     if recipe.evaluate.after_training:
@@ -143,7 +152,9 @@ class Trainer:
         self._flushed = time.monotonic()
         self._bad: dict[str, str] = {}
         self._record = DomainRecord(
-            {"name": recipe.domain.name} | recipe.domain.model_dump(mode="json"), domain.facts()
+            {"name": recipe.domain.name} | recipe.domain.model_dump(mode="json"),
+            domain.facts(),
+            len(domain.items("train")),
         )
         self._describe(why)
         if section.compile is True or (section.compile == "auto" and self.device.type == "cuda"):
@@ -179,6 +190,7 @@ class Trainer:
             workers=section.workers,
         )
         began, first = time.monotonic(), self.step
+        told = began
         self.denoiser.train()
         with bar("training", steps, unit="steps", start=self.step) as show:
             for batch in data:
@@ -187,11 +199,15 @@ class Trainer:
                     self._validate()
                 last = self.step == steps
                 if last or time.monotonic() - self._flushed > FLUSH_SECONDS:
-                    show(self.step, f"loss {self._flush():.4f}")
-                if self._due(section.preview_every_steps):
-                    self._preview()
+                    loss = self._flush()
+                    show(self.step, f"loss {loss:.4f}")
+                    if not sys.stderr.isatty() and time.monotonic() - told > TELL_SECONDS:
+                        told = time.monotonic()
+                        say(f"step {self.step} of {steps}: loss {loss:.4f}")
                 if last or self.step % section.save_every_steps == 0:
                     self._save()
+                if self._due(section.preview_every_steps):
+                    self._preview()
         took = time.monotonic() - began
         say(f"trained {steps - first} steps in {took:.0f} s; the run is in {self.folder}")
 
@@ -371,6 +387,10 @@ class Trainer:
             f"noise scale {denoiser.diffusion.noise_scale:g}; "
             f"learning rate {peak_rate(self.recipe):.3g}"
         )
+        if self.recipe.sample.guidance != 1 and not any(
+            condition.drop for condition in denoiser.conditions.values()
+        ):
+            warn("sample.guidance has no effect: no condition is ever dropped in training")
         needed = sum(
             training_bytes(
                 network,
@@ -453,4 +473,21 @@ def _check_same(folder: Path, recipe: Recipe) -> None:
         raise RecipeError(
             f"{folder} holds a run that began otherwise:{lines}\n"
             "start another with --new or --run DIR, or take these back to go on"
+        )
+
+
+def _check_same_data(found: Checkpoint, domain: Domain) -> None:
+    """Stop where the data are not those that the run has seen: its order and labels would shift."""
+    record = found.model.get("domain") or {}
+    facts = json.loads(json.dumps(domain.facts()))
+    now = {"facts": facts, "num_items": len(domain.items("train"))}
+    different = [
+        f"\n  {name}: {record[name]} -> {value}"
+        for name, value in now.items()
+        if record.get(name) not in (None, value)
+    ]
+    if different:
+        raise DataError(
+            f"the data are not those that {found.path} was trained on:{''.join(different)}\n"
+            "start another with --new or --run DIR, or take the data back to go on"
         )

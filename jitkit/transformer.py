@@ -152,6 +152,8 @@ class Transformer(nn.Module):
 
         All blocks share one graph; those after in-context tokens have joined share another.
         """
+        limits = torch._dynamo.config  # one graph for each shape, mask or none, training or not
+        limits.recompile_limit = max(limits.recompile_limit, 64)
         for block in self.blocks:
             block.compile()
 
@@ -192,10 +194,21 @@ class Transformer(nn.Module):
     def _tables(
         self, grid: tuple[int, ...], coords: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The layout's own tables, or those of another grid or of given positions."""
-        patch = self.layout.patch
+        """The layout's own tables, or those of another grid or of given positions.
+
+        Raises:
+            JitkitError: the grid is another one along a circle, whose length is the layout's.
+        """
+        patch, axes = self.layout.patch, self.layout.axes
+        for size, axis in zip(grid, axes, strict=True):
+            if axis.kind == "circle" and size != axis.size:
+                raise JitkitError(
+                    f"axis {axis.name!r} is a circle of {axis.size} cells, and the grid {grid} has "
+                    f"{size}: a circle keeps its length"
+                )
         if coords is not None:
-            cos, sin, code = self._position(patches.coords_of_cells(coords, patch))
+            lengths = tuple(axis.size if axis.kind == "circle" else None for axis in axes)
+            cos, sin, code = self._position(patches.coords_of_cells(coords, patch, lengths))
             return cos.unsqueeze(1), sin.unsqueeze(1), code  # the same for all heads
         if patches.padded_grid(grid, patch) == patches.padded_grid(self.layout.grid, patch):
             return self.cos, self.sin, self.code

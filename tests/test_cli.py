@@ -188,7 +188,8 @@ def test_a_checkpoint_that_lacks_a_weight_is_refused_with_its_name(jitkit: Ask, 
 
 def test_a_place_that_cannot_be_written_is_one_message(jitkit: Ask, run: Path, here: Path) -> None:
     (here / "file").write_text("mine")
-    assert "File exists: 'file'" in refusal(jitkit("sample", run, "--n", 1, "--out", "file"))
+    text = refusal(jitkit("sample", run, "--n", 1, "--out", "file"))
+    assert text == "--out file holds something already; choose a new folder"
     assert contents(here) == {"file": b"mine"}
 
 

@@ -20,6 +20,7 @@ from jitkit.domains.digits import Digits, DigitsSection
 from jitkit.domains.images import Picture
 from jitkit.errors import BadItem, ConditionError
 from jitkit.fields import Category, Condition, Field, Grid, PerToken, Scalars
+from jitkit.generate import Told as Given
 from jitkit.generate import conditions_for, generate, numbers
 from jitkit.sections import SampleSection
 
@@ -65,7 +66,7 @@ DIGITS = model("label")
 
 def labels(n: int, text: str | None = None) -> list[int]:
     asked = {} if text is None else {"label": text}
-    return conditions_for(DIGITS, n, asked)["label"].tolist()
+    return conditions_for(DIGITS, n, asked).cond["label"].tolist()
 
 
 # Conditions in words
@@ -114,9 +115,9 @@ def test_numbers_are_read_back_from_their_words(wanted: list[int]) -> None:
 
 
 def test_scalars_are_a_number_for_each_name() -> None:
-    told = conditions_for(model("energy"), 2, {"energy": "0.5,-1e3"})["energy"]
+    told = conditions_for(model("energy"), 2, {"energy": "0.5,-1e3"}).cond["energy"]
     assert told.tolist() == [[0.5, -1000], [0.5, -1000]]
-    unknown = conditions_for(model("energy"), 1, {"energy": "nan,2"})["energy"]
+    unknown = conditions_for(model("energy"), 1, {"energy": "nan,2"}).cond["energy"]
     assert unknown.isnan().tolist() == [[True, False]]
     for text in ("1", "1,2,3", "1,b"):
         with pytest.raises(
@@ -127,7 +128,7 @@ def test_scalars_are_a_number_for_each_name() -> None:
 
 
 def test_none_stands_for_not_told_with_every_kind() -> None:
-    told = conditions_for(model(*EVERY), 3, dict.fromkeys(EVERY, "none"))
+    told = conditions_for(model(*EVERY), 3, dict.fromkeys(EVERY, "none")).cond
     assert told["label"].tolist() == [10] * 3
     assert told["energy"].shape == (3, 2) and bool(told["energy"].isnan().all())
     assert told["past"].shape == (3, 1, 8, 8) and bool(told["past"].isnan().all())
@@ -173,7 +174,7 @@ def test_every_class_comes_in_an_equal_run_by_default() -> None:
 
 def test_items_give_what_is_not_asked() -> None:
     val = Digits(DigitsSection(name="digits")).items("val")
-    told = conditions_for(model(*EVERY), 5, {"label": "3"}, ("val", [4, 7]))
+    told = conditions_for(model(*EVERY), 5, {"label": "3"}, ("val", [4, 7])).cond
     assert told["label"].tolist() == [3] * 5
     names = [float(val[i].name) for i in (4, 7, 4, 7, 4)]
     assert told["energy"][:, 0].tolist() == names and bool(told["energy"][:, 1].isnan().all())
@@ -184,15 +185,15 @@ def test_items_give_what_is_not_asked() -> None:
 
 def test_labels_come_from_items_as_well_where_these_are_named() -> None:
     items = Digits(DigitsSection(name="digits")).items("train")
-    told = conditions_for(DIGITS, 3, source=("train", [8, 9, 2]))
+    told = conditions_for(DIGITS, 3, source=("train", [8, 9, 2])).cond
     assert told["label"].tolist() == [items[i].label for i in (8, 9, 2)]
 
 
 def test_held_out_items_spread_evenly_give_what_nobody_gave() -> None:
-    told = conditions_for(model("label", "energy"), 3)
+    told = conditions_for(model("label", "energy"), 3).cond
     assert told["label"].tolist() == [0, 3, 6]
     assert told["energy"][:, 0].tolist() == [1500, 1599, 1698]
-    without = conditions_for(model("energy", bad=["1599"]), 3)
+    without = conditions_for(model("energy", bad=["1599"]), 3).cond
     assert without["energy"][:, 0].tolist() == [1500, 1698, 1500]
 
 
@@ -202,7 +203,7 @@ def test_items_that_are_not_there_or_cannot_be_read_are_refused() -> None:
     with pytest.raises(BadItem, match="1501: torn"):
         conditions_for(model("energy", bad=["1501"]), 2, source=("val", [0, 1]))
     every = [str(i) for i in range(1500, 1797)]
-    with pytest.raises(ConditionError, match="no item of split val can be read, to take energy"):
+    with pytest.raises(ConditionError, match="no item of split val can be read"):
         conditions_for(model("energy", bad=every), 2)
 
 
@@ -213,9 +214,9 @@ def test_a_split_without_items_gives_no_conditions() -> None:
 
     denoiser = model("label")
     denoiser.domain = Empty("label")
-    with pytest.raises(ConditionError, match="split val has no items to take label from"):
+    with pytest.raises(ConditionError, match="split val has no items to take conditions from"):
         conditions_for(denoiser, 2, source=("val", []))
-    assert conditions_for(denoiser, 2)["label"].tolist() == [0, 5]
+    assert conditions_for(denoiser, 2).cond["label"].tolist() == [0, 5]
 
 
 # Samples
@@ -250,11 +251,11 @@ def test_samples_are_made_as_they_are_asked_for() -> None:
     items = generate(
         DIGITS,
         10**6,
-        {"label": torch.zeros(10**6, dtype=torch.long)},
+        Given({"label": torch.zeros(10**6, dtype=torch.long)}),
         QUICK.model_copy(update={"batch_size": 2}),
     )
     assert close([next(items), next(items), next(items)], list(
-        generate(DIGITS, 3, {"label": torch.zeros(3, dtype=torch.long)}, QUICK)
+        generate(DIGITS, 3, Given({"label": torch.zeros(3, dtype=torch.long)}), QUICK)
     ))  # fmt: skip
 
 

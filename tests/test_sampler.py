@@ -125,7 +125,7 @@ def test_who_knows_the_data_leaves_as_much_noise_as_the_papers_code(
 @pytest.mark.parametrize(
     ("given", "text"),
     [
-        ({"steps": 0}, "steps 0 must be at least 1"),
+        ({"steps": 0}, "steps 0 must be a whole number, at least 1"),
         ({"steps": 2, "method": "rk4"}, "method 'rk4' is not euler or heun"),
     ],
 )

@@ -1,0 +1,129 @@
+"""Every kind of condition, items of varying size, missing cells: from training to samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import jitkit
+from jitkit.domain import Measure
+from jitkit.fields import Axis, Category, Condition, Field, Grid, Layout, PerToken, Scalars
+from jitkit.generate import conditions_for, generate
+from jitkit.sections import DomainSection, SampleSection
+
+RECIPE = {
+    "domain": "digits",  # the adapter is given beside it
+    "model": {"width": 16, "depth": 2, "heads": 2, "bottleneck": 8},
+    "train": {"steps": 3, "batch_size": 4, "lr": 1e-3, "preview_every_steps": 2}
+    | {"validate_every_steps": 2, "preview_samples": 3},
+    "sample": {"steps": 2, "guidance": 2.0},
+}
+
+
+class Chains:
+    """Two channels along one axis of at most 11 cells; items of 5 to 9 cells, or with gaps."""
+
+    Section: ClassVar[type[DomainSection]] = DomainSection
+
+    def __init__(self, kind: str, missing: bool, *, val: int = 3) -> None:
+        patch = 1 if kind == "set" else 2
+        axis = Axis("residue", 11, patch, kind)  # type: ignore[arg-type]
+        self.layout = Layout((axis,), ("a", "b"), missing=missing)
+        self.conditions: Mapping[str, Condition] = {
+            "class": Category(3),
+            "state": Scalars(("energy", "charge")),
+            "past": Grid(("before",)),
+            "type": PerToken(4),
+        }
+        self.val = val
+
+    def facts(self) -> dict[str, Any]:
+        return {}
+
+    def items(self, split: str) -> Sequence[int]:
+        return range(10) if split == "train" else range(10, 10 + self.val)
+
+    def encode(self, item: int, rng: np.random.Generator | None = None) -> Field:
+        full = self.layout.axes[0].kind == "circle"
+        size = 11 if full else 5 + item % 5
+        numbers = np.random.default_rng(item)
+        values = torch.from_numpy(numbers.standard_normal((2, size)).astype(np.float32))
+        if self.layout.missing:
+            values[0, item % 3] = torch.nan
+        cond = {
+            "class": item % 3,
+            "state": torch.tensor([0.1 * item, torch.nan]),
+            "past": torch.full((1, size), 0.5),
+            "type": torch.arange(size) % 4,
+        }
+        return Field(values, cond=cond)
+
+    def decode(self, field: Field) -> Field:
+        return field
+
+    def write(self, items: Iterable[Field], path: Path) -> list[Path]:
+        path.mkdir(parents=True, exist_ok=True)
+        file = path / "items.npy"
+        np.save(file, np.array([float(item.values.nanmean()) for item in items]))
+        return [file]
+
+    def preview(self, items: Sequence[Field]) -> Image.Image:
+        return Image.new("L", (8, 8))
+
+    def scores(self) -> Mapping[str, Measure]:
+        return {}
+
+
+@pytest.mark.parametrize("val", [3, 0])
+@pytest.mark.parametrize("missing", [False, True])
+@pytest.mark.parametrize("kind", ["line", "circle", "set"])
+def test_train_preview_and_sample_with_every_kind(
+    kind: str, missing: bool, val: int, tmp_path: Path
+) -> None:
+    domain = Chains(kind, missing, val=val)
+    run = jitkit.train(RECIPE, run=tmp_path / "run", domain=domain)
+    denoiser = jitkit.load(run)
+    denoiser.domain = domain
+    told = conditions_for(denoiser, 4, source=("train", [0, 1, 2]))
+    made = list(generate(denoiser, 4, told, SampleSection(steps=2, guidance=2.0)))
+    real = [domain.encode(item) for item in (0, 1, 2, 0)]
+    for sample, item in zip(made, real, strict=True):
+        size = item.values.shape[1]
+        assert sample.values.isfinite().all()
+        assert int(sample.cond["class"]) == item.cond["class"]
+        if sample.mask is None:
+            assert sample.values.shape[1] == size
+            continue
+        assert torch.equal(sample.mask[:, :size], item.values.isfinite())
+        assert not sample.mask[:, size:].any()
+        assert (sample.values[~sample.mask] == 0).all()
+        assert (sample.values[sample.mask] != 0).all()
+
+
+def test_data_that_changed_under_a_run_are_refused(tmp_path: Path) -> None:
+    domain = Chains("set", False)
+    run = jitkit.train(RECIPE, run=tmp_path / "run", domain=domain)
+    domain.facts = lambda: {"elements": ["H"]}  # type: ignore[method-assign]
+    with pytest.raises(jitkit.DataError, match=r"facts: \{\} -> \{'elements': \['H'\]\}"):
+        jitkit.train(RECIPE, {"train.steps": 4}, run=run, domain=domain)
+    fewer = Chains("set", False)
+    fewer.items = lambda split: range(9)  # type: ignore[method-assign]
+    with pytest.raises(jitkit.DataError, match="num_items: 10 -> 9"):
+        jitkit.train(RECIPE, {"train.steps": 4}, run=run, domain=fewer)
+
+
+def test_scores_that_a_domain_lacks_are_asked_for_in_vain_before_training(tmp_path: Path) -> None:
+    with pytest.raises(jitkit.JitkitError, match="has no measures"):
+        jitkit.train(
+            RECIPE,
+            {"evaluate.after_training": True},
+            run=tmp_path / "run",
+            domain=Chains("set", False),
+        )
+    assert not (tmp_path / "run").exists()
