@@ -14,12 +14,12 @@ from pydantic import Field as Limit
 
 from jitkit.domain import Measure, Split
 from jitkit.domains.images import Picture, Pictures
+from jitkit.domains.measures import Array, frechet
 from jitkit.errors import DataError
 from jitkit.sections import DomainSection
 
 FILE = Path(__file__).with_name("digits.npz")
 NUM_TRAIN = 1500
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class DigitsSection(DomainSection):
@@ -91,18 +91,8 @@ def nearest_distance(samples: Sequence[Picture], train: Sequence[Picture]) -> fl
 
 
 def frechet_pixels(samples: Sequence[Picture], train: Sequence[Picture]) -> float:
-    """Fréchet distance of Gaussians fitted to the pixels: |m - n|² + tr(C + D - 2 (C D)^½).
-
-    Dowson & Landau 1982; the FID (Heusel et al. 2017, arXiv:1706.08500) with pixels for features.
-    (C D)^½ has the trace of (C^½ D C^½)^½, which is symmetric.
-    """
-    a, b = _flat(samples) / 255, _flat(train) / 255
-    shift = a.mean(axis=0) - b.mean(axis=0)
-    cov_a, cov_b = (np.cov(x, rowvar=False, bias=True) for x in (a, b))
-    root = _sqrt(cov_a)
-    cross = np.sqrt(np.linalg.eigvalsh(root @ cov_b @ root).clip(0)).sum()
-    distance = shift @ shift + np.trace(cov_a) + np.trace(cov_b) - 2 * cross
-    return max(0.0, float(distance))
+    """Fréchet distance of Gaussians fitted to the pixels, which count from 0 to 1."""
+    return frechet(_flat(samples) / 255, _flat(train) / 255)
 
 
 def _flat(items: Sequence[Picture]) -> Array:
@@ -115,9 +105,3 @@ def _distances(samples: Sequence[Picture], train: Sequence[Picture]) -> Array:
     a, b = _flat(samples), _flat(train)  # whole numbers, so that equal pictures are at 0
     squares = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1) - 2 * a @ b.T
     return np.sqrt(squares) / 255
-
-
-def _sqrt(cov: Array) -> Array:
-    """The symmetric square root of a covariance."""
-    values, vectors = np.linalg.eigh(cov)
-    return (vectors * np.sqrt(values.clip(0))) @ vectors.T

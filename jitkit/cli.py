@@ -66,7 +66,7 @@ def sample(
     run
         A run's folder, or one of its checkpoints/step-N.
     overrides
-        Keys of the recipe's section sample, as sample.guidance=2.0.
+        Keys of the recipe's sections sample and domain, as sample.guidance=2.0.
     n
         How many.
     out
@@ -87,7 +87,7 @@ def sample(
     if first < 0:
         raise RecipeError(f"--first {first} must be at least 0")
     told = dict(_pair(word, "--cond") for word in cond or [])
-    from jitkit.checkpoint import find, load
+    from jitkit.checkpoint import find
     from jitkit.generate import conditions_for, generate
     from jitkit.run import choose_folder
 
@@ -95,7 +95,7 @@ def sample(
     recipe = _settings(_folder_of(found.path), overrides)
     near = _folder_of(found.path) / "samples" / f"step-{found.step}-seed-{recipe.sample.seed}"
     folder = out or choose_folder(near.name, near, new=True)
-    denoiser, section = _ready(recipe, load(found.path, ema=ema)), recipe.sample
+    denoiser, section = _ready(recipe, found, ema), recipe.sample
     values = conditions_for(denoiser, n, told, _source(cond_from))
     items = generate(denoiser, n, values, section, first=first, progress=True)
     files = denoiser.domain.write(items, folder)
@@ -111,20 +111,21 @@ def evaluate(run: Path, *overrides: Overrides, ema: str | None = None, json: boo
     run
         A run's folder, or one of its checkpoints/step-N.
     overrides
-        Keys of the recipe's sections sample and evaluate.
+        Keys of the recipe's sections sample, evaluate and domain; domain.path=FOLDER says where the
+        data lie now.
     ema
         Decay of the running mean of the weights, or none for the weights themselves.
     json
         Print the scores as JSON and nothing else.
     """
-    from jitkit.checkpoint import find, load
+    from jitkit.checkpoint import find
     from jitkit.evaluate import evaluate as score
     from jitkit.evaluate import table
 
     found = find(run)
     folder = _folder_of(found.path)
     recipe = _settings(folder, overrides)
-    denoiser = _ready(recipe, load(found.path, ema=ema))
+    denoiser = _ready(recipe, found, ema)
     result = score(denoiser, recipe.sample, recipe.evaluate, folder)
     if json:
         _print_json(result)
@@ -229,22 +230,27 @@ def _folder_of(checkpoint: Path) -> Path:
 
 
 def _settings(folder: Path, overrides: tuple[str, ...]) -> Any:
-    """The run's recipe with sections sample and evaluate overridden."""
+    """The run's recipe with sections domain, sample and evaluate overridden."""
     from jitkit.recipe import load_recipe
 
     for word in overrides:
-        if not word.startswith(("sample.", "evaluate.")):
+        if not word.startswith(("domain.", "sample.", "evaluate.")):
             raise RecipeError(
-                f"override {word!r}: a trained model takes keys of sample and evaluate alone"
+                f"override {word!r}: a trained model takes keys of domain, sample, evaluate"
             )
     return load_recipe(folder / "recipe.yaml", overrides)
 
 
-def _ready(recipe: Any, denoiser: Any) -> Any:
-    """A loaded model, with the arithmetic that the recipe asks for on this machine."""
+def _ready(recipe: Any, found: Any, ema: str | None) -> Any:
+    """A loaded model, with the arithmetic and the data that the recipe asks for."""
     from jitkit.check import choose_precision
+    from jitkit.checkpoint import load
+    from jitkit.domain import domain_class
 
+    denoiser = load(found.path, ema=ema)
     denoiser.autocast = choose_precision(recipe.train.precision, denoiser.device)[0]
+    if record := found.model.get("domain"):
+        denoiser.domain = domain_class(recipe.domain.name)(recipe.domain, facts=record["facts"])
     return denoiser
 
 

@@ -39,12 +39,12 @@ def evaluate(
     measures = domain.scores()
     if not measures:
         raise JitkitError(f"domain {type(domain).__name__} has no measures to score samples with")
+    reference, floor = _real(domain, "train"), _real(domain, "val")  # or fail before sampling
     began = time.monotonic()
     n = section.samples
     settings = sampling.model_copy(update={"seed": section.seed})
     samples = list(generate(denoiser, n, conditions_for(denoiser, n), settings, progress=True))
     seconds = time.monotonic() - began
-    reference, floor = _real(domain, "train"), _real(domain, "val")
     result = {
         "scores": {name: _score(m, samples, reference, floor) for name, m in measures.items()},
         "samples": n,

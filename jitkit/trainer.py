@@ -47,6 +47,7 @@ FLUSH_SECONDS = 1.0  # between readings of the loss from the device
 TELL_SECONDS = 60.0  # between lines of loss where there is no terminal to draw a bar on
 FREE_TO_CHANGE = (  # keys that change neither the model nor the data it has seen
     "name",
+    "domain.path",  # data may move; whether they are the same is asked of themselves
     "sample.",
     "evaluate.",
     "train.steps",

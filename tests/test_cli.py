@@ -126,7 +126,7 @@ REFUSED = {
     ("sample", RUN, "--cond-from", "val:297"): "split val has items 0 to 296, not 297",
     ("sample", RUN, "--ema", "0.5"): "no EMA of decay 0.5; it has 0.2, 0.99, and none for the",
     ("sample", RUN, "train.steps=3"): (
-        "override 'train.steps=3': a trained model takes keys of sample and evaluate alone"
+        "override 'train.steps=3': a trained model takes keys of domain, sample, evaluate"
     ),
     ("sample", RUN, "sample.steps=0"): "override sample.steps: 0 is less than 1",
     ("sample", RUN, "sample.interval=[0.5, 0.1]"): "interval [0.5, 0.1] ends before it starts",

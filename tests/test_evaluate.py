@@ -126,14 +126,19 @@ def test_the_table_has_a_line_for_each_score(trained: Path, tmp_path: Path) -> N
         assert re.fullmatch(pattern, line), line
 
 
+class Mute(Digits):
+    """Has no measures."""
+
+    def scores(self) -> Mapping[str, Measure]:
+        return {}
+
+
 def test_a_domain_without_measures_says_so_and_writes_nothing(
-    tiny: dict[str, Any], tmp_path: Path, pictures: Path
+    trained: Path, tmp_path: Path
 ) -> None:
-    tiny["domain"] = {"name": "images", "path": pictures, "size": 8, "holdout": 0}
-    run = train(tiny, {"train.steps": 1}, run=tmp_path / "run")
-    with pytest.raises(JitkitError, match="domain Images has no measures to score samples with"):
-        evaluate(jitkit.load(run), SAMPLING, SECTION, run)
-    assert not (run / "evaluation.json").exists()
+    with pytest.raises(JitkitError, match="domain Mute has no measures to score samples with"):
+        scored(trained, tmp_path, Mute(DigitsSection(name="digits")))
+    assert not (tmp_path / "evaluation.json").exists()
 
 
 def test_a_run_may_be_scored_as_soon_as_it_is_trained(
