@@ -107,8 +107,10 @@ def train(
         )
     trainer = Trainer(recipe, domain, folder)
     trainer.start(found)
+    before = trainer.step
     trainer.loop()
-    if recipe.evaluate.after_training:
+    unscored = trainer.step > before or not (folder / "evaluation.json").is_file()
+    if recipe.evaluate.after_training and unscored:
         denoiser = trainer.denoiser_for_samples()
         say(table(evaluate(denoiser, recipe.sample, recipe.evaluate, folder)))
     return folder

@@ -22,6 +22,7 @@ from jitkit.domains.images import (
     ImagesSection,
     Picture,
     centre_crop,
+    frechet_8x8,
     read_pixels,
 )
 from jitkit.errors import BadItem, DataError
@@ -446,3 +447,11 @@ def test_equal_runs_of_classes_fill_a_row_each_in_the_preview() -> None:
 def test_the_preview_of_many_pictures_shows_the_first_400() -> None:
     items = [Picture(np.zeros((64, 64, 3), np.uint8))] * 1000
     assert images(None, classes=5).preview(items).size == (20 * 66 - 2, 20 * 66 - 2)
+
+
+def test_the_coarse_score_is_the_squared_distance_of_a_shift_of_all_pixels() -> None:
+    rng = np.random.default_rng(0)
+    dark = [Picture(rng.integers(0, 100, (16, 16, 3), dtype=np.uint8)) for _ in range(40)]
+    light = [Picture(item.pixels + np.uint8(51)) for item in dark]
+    assert frechet_8x8(dark, dark) == pytest.approx(0, abs=1e-9)
+    assert frechet_8x8(light, dark) == pytest.approx(64 * 3 * 0.2**2, rel=1e-3)
