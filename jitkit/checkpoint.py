@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from jitkit.denoiser import Denoiser, build
 from jitkit.domain import domain_class
 from jitkit.ema import EMA
-from jitkit.errors import CheckpointError, JitkitError, listed, nearest
+from jitkit.errors import CheckpointError, listed, nearest
 from jitkit.progress import warn
 
 FORMAT = 1
@@ -48,12 +48,12 @@ class DomainRecord:
     """Which adapter a model was trained with, and on what.
 
     Attributes:
-        section: section ``domain`` of the recipe.
+        section: section ``domain`` of the recipe; None where the adapter was given in Python.
         facts: what the data told, `Domain.facts`.
         num_items: items of the training split; None where it was not trained here.
     """
 
-    section: Mapping[str, Any]
+    section: Mapping[str, Any] | None
     facts: Mapping[str, Any]
     num_items: int | None = None
 
@@ -158,9 +158,10 @@ class Checkpoint:
         """The model with fresh weights, and its domain to be opened when it is asked for."""
         try:
             denoiser = build(self.model)
-        except (JitkitError, KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"{self.path / 'model.json'}: not a model: {error}") from None
-        if record := self.model.get("domain"):
+        record = self.model.get("domain")
+        if record and record.get("section"):
             denoiser.open_domain = _opener(record)
         return denoiser
 
@@ -169,13 +170,12 @@ def _opener(record: Mapping[str, Any]) -> Callable[[], Any]:
     def open_domain() -> Any:
         cls = domain_class(record["section"]["name"])
         try:
-            section = cls.Section(**record["section"])
-        except ValueError as error:  # an adapter whose keys have changed
+            return cls(cls.Section(**record["section"]), facts=record["facts"])
+        except (KeyError, TypeError, ValueError) as error:  # or an adapter that has changed
             raise CheckpointError(
-                f"the installed domain {record['section']['name']!r} does not know the section "
-                f"that this model was trained with: {error}"
+                f"the installed domain {record['section']['name']!r} does not take what this model "
+                f"was trained with: {type(error).__name__} {error}"
             ) from None
-        return cls(section, facts=record["facts"])
 
     return open_domain
 
@@ -190,6 +190,7 @@ def read(path: Path) -> Checkpoint:
         state = json.loads((path / "state.json").read_text())
         model = json.loads((path / "model.json").read_text())
         files = dict(state["files"])
+        state = state | {"step": int(state["step"]), "ema": [float(d) for d in state["ema"]]}
         version = int(model["format"])
     except FileNotFoundError as error:
         raise _Torn(f"{path}: torn: no {Path(error.filename).name}") from None
@@ -269,6 +270,10 @@ def find(path: Path) -> Checkpoint:
         return found
     if not path.is_dir():
         others = path.parent.iterdir() if path.parent.is_dir() else []
+        if path.exists():
+            raise CheckpointError(
+                f"{path} is a file; give a run's folder, or its checkpoints/step-N"
+            )
         raise CheckpointError(
             f"{path}: no such folder{nearest(path.name, (other.name for other in others))}"
         )
@@ -305,6 +310,8 @@ def check_weights(
     ]
     if wrong:
         mistakes.append(f"wrong shape: {listed(wrong)}")
+    if broken := [name for name, value in tensors.items() if not value.isfinite().all()]:
+        mistakes.append(f"not finite: {listed(broken)}")
     if mistakes:
         raise CheckpointError(f"{where} does not fit the model; " + "; ".join(mistakes))
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 from cyclopts.exceptions import CycloptsError
 
-from jitkit.errors import ConditionError, JitkitError, RecipeError
+from jitkit.errors import CheckpointError, ConditionError, JitkitError, RecipeError, listed
 
 Overrides = Annotated[str, Parameter(allow_leading_hyphen=False)]
 
@@ -34,7 +34,7 @@ def train(recipe: str, *overrides: Overrides, run: Path | None = None, new: bool
     overrides
         Keys of the recipe, as train.steps=100.
     run
-        The run's folder; runs/<name of the recipe> where not given.
+        The run's folder; runs/NAME of the recipe where not given.
     new
         Start another run beside one that is there.
     """
@@ -70,7 +70,7 @@ def sample(
     n
         How many.
     out
-        Folder for the files, new or empty; one in <run>/samples where not given.
+        Folder for the files, new or empty; one in the run's samples/ where not given.
     cond
         A condition, as label=3, label=0,1,2, label=0-9 or label=none; once for each.
     cond_from
@@ -86,7 +86,10 @@ def sample(
         raise RecipeError(f"--out {out} holds something already; choose a new folder")
     if first < 0:
         raise RecipeError(f"--first {first} must be at least 0")
-    told = dict(_pair(word, "--cond") for word in cond or [])
+    pairs = [_pair(word, "--cond") for word in cond or []]
+    told = dict(pairs)
+    if len(told) < len(pairs):
+        raise ConditionError(f"--cond is given twice for {listed(_repeated(pairs))}")
     from jitkit.checkpoint import find
     from jitkit.generate import conditions_for, generate
     from jitkit.run import choose_folder
@@ -126,7 +129,9 @@ def evaluate(run: Path, *overrides: Overrides, ema: str | None = None, json: boo
     folder = _folder_of(found.path)
     recipe = _settings(folder, overrides)
     denoiser = _ready(recipe, found, ema)
-    result = score(denoiser, recipe.sample, recipe.evaluate, folder)
+    kept = [str(decay) for decay in found.decays] or ["none"]
+    model = {"step": found.step, "ema": ema or kept[0]}
+    result = score(denoiser, recipe.sample, recipe.evaluate, folder, model=model)
     if json:
         _print_json(result)
     else:
@@ -188,7 +193,7 @@ def import_(
     checkpoint
         A .pth file of the authors' code; no code in it is run.
     run
-        The run's folder; runs/<name of the file> where not given.
+        The run's folder; runs/NAME of the file where not given.
     in_context_start
         The block before which in-context tokens join; by the model's size where not given.
     weights
@@ -238,6 +243,8 @@ def _settings(folder: Path, overrides: tuple[str, ...]) -> Any:
             raise RecipeError(
                 f"override {word!r}: a trained model takes keys of domain, sample, evaluate"
             )
+    if not (folder / "recipe.yaml").is_file():
+        raise RecipeError(f"{folder} has no recipe.yaml beside its checkpoints, so it is no run")
     return load_recipe(folder / "recipe.yaml", overrides)
 
 
@@ -249,9 +256,20 @@ def _ready(recipe: Any, found: Any, ema: str | None) -> Any:
 
     denoiser = load(found.path, ema=ema)
     denoiser.autocast = choose_precision(recipe.train.precision, denoiser.device)[0]
-    if record := found.model.get("domain"):
-        denoiser.domain = domain_class(recipe.domain.name)(recipe.domain, facts=record["facts"])
+    record = found.model.get("domain")
+    if record and record.get("section"):
+        try:
+            denoiser.domain = domain_class(recipe.domain.name)(recipe.domain, facts=record["facts"])
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{found.path / 'model.json'}: facts do not fit: {error!r}"
+            ) from None
     return denoiser
+
+
+def _repeated(pairs: list[tuple[str, str]]) -> list[str]:
+    names = [name for name, _ in pairs]
+    return [name for name in dict.fromkeys(names) if names.count(name) > 1]
 
 
 def _pair(word: str, option: str) -> tuple[str, str]:

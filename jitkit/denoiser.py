@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,6 +35,13 @@ class Diffusion:
     loss: Space = "v"
     noise_scale: float = 1.0
     t_eps: float = 0.05
+
+    def __post_init__(self) -> None:
+        spaces = {"x", "eps", "v"}
+        if not {self.prediction, self.loss} <= spaces:
+            raise JitkitError(f"prediction and loss are x, eps or v, not {self}")
+        if not (0 < self.noise_scale < inf and 0 < self.t_eps < 1):
+            raise JitkitError(f"noise_scale is above 0 and t_eps between 0 and 1, not {self}")
 
 
 class Denoiser(nn.Module):

@@ -23,7 +23,12 @@ REFERENCE = 10_000  # real items that samples are compared with, at most
 
 
 def evaluate(
-    denoiser: Denoiser, sampling: SampleSection, section: EvaluateSection, folder: Path
+    denoiser: Denoiser,
+    sampling: SampleSection,
+    section: EvaluateSection,
+    folder: Path,
+    *,
+    model: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Draw samples, score them and write ``evaluation.json`` into the run.
 
@@ -31,6 +36,8 @@ def evaluate(
     an interval of 1.96 standard deviations to each side, those of the measure over bootstrap
     resamples of the samples. (Quantiles of the resamples would not do: a Fréchet distance of
     resamples, in which samples repeat, is always larger.)
+
+    ``model`` says which step and which mean of the weights is scored, for the record.
 
     Raises:
         JitkitError: the domain has no measures.
@@ -46,6 +53,7 @@ def evaluate(
     samples = list(generate(denoiser, n, conditions_for(denoiser, n), settings, progress=True))
     seconds = time.monotonic() - began
     result = {
+        "model": dict(model or {}),
         "scores": {name: _score(m, samples, reference, floor) for name, m in measures.items()},
         "samples": n,
         "held_out": len(floor),

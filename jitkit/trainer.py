@@ -28,7 +28,7 @@ from jitkit.checkpoint import Checkpoint, DomainRecord
 from jitkit.conditions import drop
 from jitkit.data import batches, held_out
 from jitkit.denoiser import Denoiser
-from jitkit.domain import Domain, open_domain
+from jitkit.domain import Domain, domain_class, open_domain
 from jitkit.ema import EMA
 from jitkit.errors import DataError, JitkitError, RecipeError, listed
 from jitkit.evaluate import evaluate, table
@@ -98,6 +98,11 @@ def train(
     found = checkpoint.newest(folder)
     domain = domain or open_domain(recipe.domain)
     if found is not None:
+        if found.step > recipe.train.steps:
+            raise RecipeError(
+                f"{folder} is at step {found.step}, past train.steps={recipe.train.steps}; ask for "
+                "more, or start another with --new"
+            )
         _check_same(folder, recipe)
         _check_same_data(found, domain)
     if recipe.evaluate.after_training and not domain.scores():
@@ -112,7 +117,9 @@ def train(
     unscored = trainer.step > before or not (folder / "evaluation.json").is_file()
     if recipe.evaluate.after_training and unscored:
         denoiser = trainer.denoiser_for_samples()
-        say(table(evaluate(denoiser, recipe.sample, recipe.evaluate, folder)))
+        model = {"step": trainer.step, "ema": str(recipe.train.ema[0])}
+        result = evaluate(denoiser, recipe.sample, recipe.evaluate, folder, model=model)
+        say(table(result))
     return folder
 
 
@@ -154,8 +161,9 @@ class Trainer:
         self._waiting: list[_Waiting] = []
         self._flushed = time.monotonic()
         self._bad: dict[str, str] = {}
+        given = type(domain) is not domain_class(recipe.domain.name)
         self._record = DomainRecord(
-            {"name": recipe.domain.name} | recipe.domain.model_dump(mode="json"),
+            None if given else recipe.domain.model_dump(mode="json"),
             domain.facts(),
             len(domain.items("train")),
         )
@@ -166,6 +174,8 @@ class Trainer:
     def start(self, found: Checkpoint | None) -> None:
         """Begin from the first step, or go on from a checkpoint; then the run's files are there."""
         self.items = self.domain.items("train")
+        if not len(self.domain.items("val")):
+            say("no items are held out, so there will be no held-out loss")
         write_text(self.folder / "recipe.yaml", dump_recipe(self.recipe))
         if found is None:
             write_text(self.folder / "environment.json", json.dumps(environment(), indent=1))

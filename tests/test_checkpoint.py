@@ -469,3 +469,33 @@ def test_what_a_killed_save_left_is_never_loaded_and_goes_with_the_next(run: Pat
 def test_a_denoiser_goes_where_it_is_told(two: Path) -> None:
     found: Denoiser = load(two, device="meta")
     assert found.device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"width": 16', '"width": -16'),
+        ('"prediction": "x"', '"prediction": "q"'),
+        ('"noise_scale": 1.0', '"noise_scale": 0'),
+    ],
+)
+def test_a_model_that_was_written_over_is_refused(run: Path, old: str, new: str) -> None:
+    path = run / "checkpoints/step-4/model.json"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    state = run / "checkpoints/step-4/state.json"
+    size = f'"model.json": {len(text)}'
+    assert size in state.read_text()
+    state.write_text(state.read_text().replace(size, f'"model.json": {path.stat().st_size}'))
+    with pytest.raises(CheckpointError, match="model.json: not a model"):
+        load(run)
+
+
+def test_weights_that_are_no_numbers_are_refused(run: Path) -> None:
+    path = run / "checkpoints/step-4/model.safetensors"
+    tensors = load_file(path)
+    tensors["final.linear.bias"][0] = torch.nan
+    save_file(tensors, path)
+    with pytest.raises(CheckpointError, match="not finite: final.linear.bias"):
+        load(run, ema="none")

@@ -127,3 +127,11 @@ def test_scores_that_a_domain_lacks_are_asked_for_in_vain_before_training(tmp_pa
             domain=Chains("set", False),
         )
     assert not (tmp_path / "run").exists()
+
+
+def test_a_domain_given_in_python_is_asked_for_again(tmp_path: Path) -> None:
+    run = jitkit.train(RECIPE, run=tmp_path / "run", domain=Chains("set", False))
+    with pytest.raises(jitkit.JitkitError, match="set denoiser.domain to one"):
+        jitkit.load(run).domain  # noqa: B018
+    with pytest.raises(jitkit.JitkitError, match="is at step 3, past train.steps=2"):
+        jitkit.train(RECIPE, {"train.steps": 2}, run=run, domain=Chains("set", False))
