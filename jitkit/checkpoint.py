@@ -19,7 +19,7 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,10 +31,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from jitkit.denoiser import Denoiser, build
-from jitkit.domain import domain_class
+from jitkit.domain import Domain, domain_class
 from jitkit.ema import EMA
-from jitkit.errors import CheckpointError, listed, nearest
+from jitkit.errors import CheckpointError, JitkitError, listed, nearest
 from jitkit.progress import warn
+from jitkit.sections import DomainSection
 
 FORMAT = 1
 
@@ -154,30 +155,42 @@ class Checkpoint:
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path}: torn or not safetensors: {error}") from None
 
+    @property
+    def has_domain(self) -> bool:
+        """Whether it says which adapter it was trained with; not where that was given in Python."""
+        record = self.model.get("domain")
+        return bool(record and record.get("section"))
+
+    def open_domain(self, section: DomainSection | None = None) -> Domain:
+        """The adapter it was trained with, on what the data told then.
+
+        Args:
+            section: in place of the section that it was trained with.
+
+        Raises:
+            CheckpointError: the record is broken, or the adapter has changed since.
+        """
+        record = self.model["domain"]
+        try:
+            cls = domain_class(section.name if section else record["section"]["name"])
+            return cls(section or cls.Section(**record["section"]), facts=record["facts"])
+        except JitkitError:
+            raise
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{self.path / 'model.json'}: the installed domain does not take what this model "
+                f"was trained with: {error!r}"
+            ) from None
+
     def build(self) -> Denoiser:
         """The model with fresh weights, and its domain to be opened when it is asked for."""
         try:
             denoiser = build(self.model)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"{self.path / 'model.json'}: not a model: {error}") from None
-        record = self.model.get("domain")
-        if record and record.get("section"):
-            denoiser.open_domain = _opener(record)
+        if self.has_domain:
+            denoiser.open_domain = self.open_domain
         return denoiser
-
-
-def _opener(record: Mapping[str, Any]) -> Callable[[], Any]:
-    def open_domain() -> Any:
-        cls = domain_class(record["section"]["name"])
-        try:
-            return cls(cls.Section(**record["section"]), facts=record["facts"])
-        except (KeyError, TypeError, ValueError) as error:  # or an adapter that has changed
-            raise CheckpointError(
-                f"the installed domain {record['section']['name']!r} does not take what this model "
-                f"was trained with: {type(error).__name__} {error}"
-            ) from None
-
-    return open_domain
 
 
 def read(path: Path) -> Checkpoint:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 from cyclopts.exceptions import CycloptsError
 
-from jitkit.errors import CheckpointError, ConditionError, JitkitError, RecipeError, listed
+from jitkit.errors import ConditionError, JitkitError, RecipeError, listed
 
 Overrides = Annotated[str, Parameter(allow_leading_hyphen=False)]
 
@@ -252,18 +252,11 @@ def _ready(recipe: Any, found: Any, ema: str | None) -> Any:
     """A loaded model, with the arithmetic and the data that the recipe asks for."""
     from jitkit.check import choose_precision
     from jitkit.checkpoint import load
-    from jitkit.domain import domain_class
 
     denoiser = load(found.path, ema=ema)
     denoiser.autocast = choose_precision(recipe.train.precision, denoiser.device)[0]
-    record = found.model.get("domain")
-    if record and record.get("section"):
-        try:
-            denoiser.domain = domain_class(recipe.domain.name)(recipe.domain, facts=record["facts"])
-        except (KeyError, TypeError) as error:
-            raise CheckpointError(
-                f"{found.path / 'model.json'}: facts do not fit: {error!r}"
-            ) from None
+    if found.has_domain:
+        denoiser.domain = found.open_domain(recipe.domain)
     return denoiser
 
 

@@ -211,9 +211,14 @@ def _read(path: Path) -> Mapping[str, Any]:
     return content
 
 
+def _entries(content: Mapping[str, Any]) -> list[str]:
+    """The state dicts that a file holds, the preferred first; none where it is one itself."""
+    return [name for name in ENTRIES if isinstance(content.get(name), Mapping)]
+
+
 def _choose(content: Mapping[str, Any], weights: str | None, where: str) -> dict[str, Tensor]:
     """The state dict that is asked for, without ``net.``."""
-    entries = [name for name in ENTRIES if isinstance(content.get(name), Mapping)]
+    entries = _entries(content)
     if weights is not None and weights not in entries:
         raise CheckpointError(f"{where}: no entry {weights!r}; it has {listed(entries) or 'none'}")
     chosen = content[weights or entries[0]] if entries else content
@@ -285,9 +290,8 @@ def import_official(
             f"{source}: {len(denoiser.layout.channels)} channels are no picture; use it in Python, "
             "with jitkit.load_official"
         )
-    content = _read(source)
-    taken = weights or next((name for name in ENTRIES if name in content), "model")
-    decays = [decay for decay in [ENTRIES[taken]] if decay is not None]
+    taken = [weights] if weights else _entries(_read(source))[:1]
+    decays = [decay for name in taken if (decay := ENTRIES[name]) is not None]
     recipe = load_recipe(
         {
             "name": run.name,

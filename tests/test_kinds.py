@@ -135,3 +135,22 @@ def test_a_domain_given_in_python_is_asked_for_again(tmp_path: Path) -> None:
         jitkit.load(run).domain  # noqa: B018
     with pytest.raises(jitkit.JitkitError, match="is at step 3, past train.steps=2"):
         jitkit.train(RECIPE, {"train.steps": 2}, run=run, domain=Chains("set", False))
+
+
+def test_a_record_of_the_domain_that_was_written_over_is_refused(tmp_path: Path) -> None:
+    run = jitkit.train(RECIPE | {"domain": "digits"}, {"train.steps": 1}, run=tmp_path / "run")
+    path = run / "checkpoints/step-1"
+    for key, text in (("facts", "KeyError"), ("name", "no domain 'nomes'; installed")):
+        whole = (path / "model.json").read_text(encoding="utf-8")
+        broken = whole.replace(f'"{key}": ' + ("{}" if key == "facts" else '"digits"'), "@")
+        assert broken.count("@") == 1
+        new = '"fatcs": {}' if key == "facts" else '"name": "nomes"'
+        (path / "model.json").write_text(broken.replace("@", new), encoding="utf-8")
+        state = (path / "state.json").read_text(encoding="utf-8")
+        size = (path / "model.json").stat().st_size
+        changed = state.replace(f'"model.json": {len(whole)}', f'"model.json": {size}')
+        (path / "state.json").write_text(changed, encoding="utf-8")
+        with pytest.raises(jitkit.JitkitError, match=text):
+            jitkit.load(run).domain  # noqa: B018
+        (path / "model.json").write_text(whole, encoding="utf-8")
+        (path / "state.json").write_text(state, encoding="utf-8")
