@@ -3,11 +3,16 @@
 ```
 checkpoints/step-500/
   model.json              layout, conditions, sizes, diffusion, domain: enough to build the model
+  facts.safetensors       arrays among what the domain found in its data, where there are any
   model.safetensors       the weights
-  ema-0.9999.safetensors  a running mean of them; one file for each decay
+  ema-0.9999.safetensors  a running mean of them; one file for each
   optimizer.safetensors   the optimizer's tensors, by name of the weight
-  state.json              step, EMA's updates, and the size of every file
+  state.json              step, EMA's updates, loss scale, and the size of every file
 ```
+
+Processes that each hold a part of the model (FSDP2) write folders ``model``, ``ema-0.9999``,
+``optimizer`` of shards in place of the files, through torch.distributed.checkpoint and still as
+safetensors; any number of processes reads either.
 
 Nothing in it is code. A folder whose files are missing or short is torn: it is passed over with a
 warning, and the one before it is used.
@@ -19,25 +24,36 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.tensor import DTensor
 
 from jitkit.denoiser import Denoiser, build
 from jitkit.domain import Domain, domain_class
-from jitkit.ema import EMA
+from jitkit.ema import EMA, SIGMA
 from jitkit.errors import CheckpointError, JitkitError, listed, nearest
+from jitkit.parallel import ALONE, Team, put
 from jitkit.progress import warn
 from jitkit.sections import DomainSection
 
 FORMAT = 1
+FACTS = "facts.safetensors"
+
+Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class _Torn(CheckpointError):
@@ -67,52 +83,139 @@ def save(
     *,
     optimizer: torch.optim.Optimizer | None = None,
     domain: DomainRecord | None = None,
+    scale: tuple[float, int] | None = None,
+    team: Team = ALONE,
 ) -> Path:
     """Write ``checkpoints/step-N`` of a run aside, flush it to disk, and rename it.
+
+    All processes of a team ask; rank 0 writes, and the others their parts where they hold any.
+
+    Args:
+        scale: the loss scale of float16, and its count of good steps.
 
     Raises:
         CheckpointError: the disk is full or cannot be written; what was there before is untouched.
     """
     final = run / "checkpoints" / f"step-{step}"
     aside = final.with_name(f".step-{step}.part")
-    shutil.rmtree(aside, ignore_errors=True)
+    tensors = {"model": dict(denoiser.network.named_parameters())}
+    tensors |= {f"ema-{name}": mean for name, mean in ema.means.items()}
+    if optimizer is not None:
+        tensors["optimizer"] = _optimizer_tensors(optimizer, denoiser.network)
+    state = {"step": step, "ema_updates": ema.updates, "ema": list(ema.means), "scale": scale}
     try:
-        aside.mkdir(parents=True)
-        record = None if domain is None else asdict(domain)
-        model = {"format": FORMAT, **denoiser.describe(), "domain": record}
-        (aside / "model.json").write_text(json.dumps(model, indent=1))
-        _save_tensors(dict(denoiser.network.named_parameters()), aside / "model.safetensors")
-        for decay, mean in ema.means.items():
-            _save_tensors(mean, aside / f"ema-{decay}.safetensors")
-        if optimizer is not None:
-            tensors = _optimizer_tensors(optimizer, denoiser.network)
-            _save_tensors(tensors, aside / "optimizer.safetensors")
-        state = {
-            "step": step,
-            "ema_updates": ema.updates,
-            "ema": list(ema.means),
-            "files": {file.name: file.stat().st_size for file in sorted(aside.iterdir())},
-        }
-        (aside / "state.json").write_text(json.dumps(state, indent=1))
-        for file in [*aside.iterdir(), aside]:
-            _flush(file)
-        shutil.rmtree(final, ignore_errors=True)
-        aside.rename(final)
-        _flush(final.parent)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{final} cannot be written: {error}; the checkpoints before it are untouched"
-        ) from error
+        failed = _attempt(team, lambda: _save_model(aside, denoiser, domain))
+        for name, values in tensors.items() if failed is None else ():
+            failed = failed or _first(team, _save_tensors(values, aside / name, team))
+        failed = failed or _attempt(team, lambda: _finish(aside, final, state))
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        if team.leads:
+            shutil.rmtree(aside, ignore_errors=True)
+    if failed is not None:
+        raise CheckpointError(
+            f"{final} cannot be written: {failed}; the checkpoints before it are untouched"
+        ) from failed
     return final
 
 
-def prune(run: Path, keep: int) -> None:
-    """Remove what is older than the newest ``keep`` whole checkpoints of a run."""
+def _attempt(team: Team, work: Callable[[], None]) -> Exception | None:
+    """Have rank 0 write something; what went wrong, known to all."""
+    try:
+        if team.leads:
+            work()
+    except (OSError, SafetensorError) as error:
+        return _first(team, error)
+    return _first(team, None)
+
+
+def _first(team: Team, failed: Exception | None) -> Exception | None:
+    """What went wrong in any process, known to all."""
+    told = [text for text in team.gathered(failed and str(failed)) if text is not None]
+    return failed or (OSError(told[0]) if told else None)
+
+
+def _save_model(folder: Path, denoiser: Denoiser, domain: DomainRecord | None) -> None:
+    """A new folder with ``model.json``, and the arrays of the domain's facts."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    record = None
+    if domain is not None:
+        facts, arrays = without_arrays(domain.facts)
+        record = asdict(replace(domain, facts={})) | {"facts": facts}
+        if arrays:
+            save_file({k: torch.from_numpy(v) for k, v in arrays.items()}, folder / FACTS)
+    model = {"format": FORMAT, **denoiser.describe(), "domain": record}
+    (folder / "model.json").write_text(json.dumps(model, indent=1))
+
+
+def _save_tensors(tensors: Mapping[str, Tensor], path: Path, team: Team) -> Exception | None:
+    """A file of tensors, or a folder of shards where they are spread over processes."""
+    try:
+        if any(isinstance(value, DTensor) for value in tensors.values()):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that every rank wrote its own file, as it should
+                values = {name: value.detach() for name, value in tensors.items()}
+                writer = HuggingFaceStorageWriter(str(path), save_distributed=True)
+                dcp.save(values, storage_writer=writer)
+        elif team.leads:
+            values = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+            save_file(values, path.with_name(f"{path.name}.safetensors"))
+    except (OSError, SafetensorError, CheckpointException) as error:
+        return error
+    return None
+
+
+def _finish(aside: Path, final: Path, state: Mapping[str, Any]) -> None:
+    """The sizes of all files into ``state.json``; everything flushed, and the folder renamed."""
+    files = [file for file in sorted(aside.rglob("*")) if file.is_file()]
+    mode = stat.S_IMODE((aside / "model.json").stat().st_mode)
+    for file in files:
+        file.chmod(mode)  # not for us alone, as safetensors makes them
+    sizes = {str(file.relative_to(aside)): file.stat().st_size for file in files}
+    (aside / "state.json").write_text(json.dumps(dict(state) | {"files": sizes}, indent=1))
+    for path in [*aside.rglob("*"), aside]:
+        flush(path)
+    shutil.rmtree(final, ignore_errors=True)
+    aside.rename(final)
+    flush(final.parent)
+
+
+def without_arrays(facts: Any, at: str = "") -> tuple[Any, dict[str, Array]]:
+    """Facts as plain data, and the numpy arrays that stood in them, by the place they stood at.
+
+    >>> without_arrays({"mean": np.zeros(2), "names": ["a"]})
+    ({'mean': {'$array': '/mean'}, 'names': ['a']}, {'/mean': array([0., 0.])})
+    """
+    if isinstance(facts, np.ndarray):
+        return {"$array": at}, {at: np.ascontiguousarray(facts)}
+    if not isinstance(facts, Mapping | list | tuple):
+        return facts, {}
+    entries = facts.items() if isinstance(facts, Mapping) else enumerate(facts)
+    found = {key: without_arrays(value, f"{at}/{key}") for key, value in entries}
+    arrays = {place: array for _, own in found.values() for place, array in own.items()}
+    plain = {key: value for key, (value, _) in found.items()}
+    return plain if isinstance(facts, Mapping) else list(plain.values()), arrays
+
+
+def with_arrays(facts: Any, arrays: Mapping[str, Array]) -> Any:
+    """Undo `without_arrays`."""
+    if isinstance(facts, Mapping):
+        if facts.keys() == {"$array"}:
+            return arrays[facts["$array"]]
+        return {key: with_arrays(value, arrays) for key, value in facts.items()}
+    return [with_arrays(value, arrays) for value in facts] if isinstance(facts, list) else facts
+
+
+def prune(run: Path, keep: int, every: int | None = None) -> None:
+    """Remove what is older than the newest ``keep`` whole checkpoints of a run.
+
+    Those of every ``every`` steps stay.
+    """
     kept = 0
     for step in _steps(run):
         folder = run / "checkpoints" / f"step-{step}"
+        if every and step % every == 0:
+            continue
         if kept >= keep:
             shutil.rmtree(folder, ignore_errors=True)
             continue
@@ -132,14 +235,19 @@ class Checkpoint:
     model: Mapping[str, Any]
 
     @property
+    def run(self) -> Path:
+        """The run that it belongs to."""
+        return self.path.parent.parent
+
+    @property
     def step(self) -> int:
         """Steps that were done."""
         return int(self.state["step"])
 
     @property
-    def decays(self) -> list[float]:
-        """Decays of the running means that it holds; the first is the one for samples."""
-        return [float(decay) for decay in self.state["ema"]]
+    def means(self) -> list[str]:
+        """Names of the running means that it holds; the first is the one for samples."""
+        return list(self.state["ema"])
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """The tensors of one file, on the CPU.
@@ -147,13 +255,23 @@ class Checkpoint:
         Raises:
             CheckpointError: the file is missing or torn.
         """
-        path = self.path / f"{name}.safetensors"
+        return read_tensors(self.path / f"{name}.safetensors")
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the domain had found in its data.
+
+        Raises:
+            CheckpointError: arrays among it are missing or torn.
+        """
+        facts = self.model["domain"]["facts"]
+        if not (self.path / FACTS).is_file():
+            return facts
+        arrays = self.tensors(FACTS.removesuffix(".safetensors"))
         try:
-            return load_file(path)
-        except FileNotFoundError:
-            raise CheckpointError(f"{path}: no such file") from None
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path}: torn or not safetensors: {error}") from None
+            return with_arrays(facts, {name: value.numpy() for name, value in arrays.items()})
+        except KeyError as error:
+            raise CheckpointError(f"{self.path / FACTS}: no array {error}") from None
 
     @property
     def has_domain(self) -> bool:
@@ -173,7 +291,7 @@ class Checkpoint:
         record = self.model["domain"]
         try:
             cls = domain_class(section.name if section else record["section"]["name"])
-            return cls(section or cls.Section(**record["section"]), facts=record["facts"])
+            return cls(section or cls.Section(**record["section"]), facts=self.facts)
         except JitkitError:
             raise
         except (KeyError, TypeError, ValueError) as error:
@@ -203,7 +321,7 @@ def read(path: Path) -> Checkpoint:
         state = json.loads((path / "state.json").read_text())
         model = json.loads((path / "model.json").read_text())
         files = dict(state["files"])
-        state = state | {"step": int(state["step"]), "ema": [float(d) for d in state["ema"]]}
+        state = state | {"step": int(state["step"]), "ema": [str(name) for name in state["ema"]]}
         version = int(model["format"])
     except FileNotFoundError as error:
         raise _Torn(f"{path}: torn: no {Path(error.filename).name}") from None
@@ -263,9 +381,13 @@ def load(
     """
     found = find(Path(path))
     denoiser = found.build()
-    own = ema == "none" or (ema is None and not found.decays)
-    name = "model" if own else f"ema-{_decay(found, ema)}"
-    load_weights(denoiser.network, found.tensors(name), str(found.path / f"{name}.safetensors"))
+    own = ema == "none" or (ema is None and not found.means)
+    name = None if own else _mean(found, ema)
+    made = None
+    if name is not None and name not in found.means:
+        made = made_mean(found.run, name, found.step)
+    path = made or found.path / ("model.safetensors" if name is None else f"ema-{name}.safetensors")
+    load_weights(denoiser.network, read_tensors(path), str(path))
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     return denoiser.to(device).eval()
@@ -295,6 +417,21 @@ def find(path: Path) -> Checkpoint:
     )
 
 
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file, or of the folder of shards in its place, on the CPU.
+
+    Raises:
+        CheckpointError: it is missing or torn.
+    """
+    try:
+        shards = path.with_suffix("")
+        return _from_shards(shards) if shards.is_dir() else load_file(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
+    except (SafetensorError, OSError, CheckpointException) as error:
+        raise CheckpointError(f"{path}: torn or not safetensors: {error}") from None
+
+
 def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
     """Put tensors into a module's parameters, every one of them and nothing else.
 
@@ -302,9 +439,8 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -
         CheckpointError: names that are missing or unexpected and shapes that differ, all listed.
     """
     check_weights(dict(module.named_parameters()), tensors, where)
-    with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            parameter.copy_(tensors[name])
+    for name, parameter in module.named_parameters():
+        put(parameter, tensors[name])
 
 
 def check_weights(
@@ -339,35 +475,74 @@ def restore(
     """
     network = denoiser.network
     load_weights(network, found.tensors("model"), str(found.path / "model.safetensors"))
-    means = {}
-    for decay, mean in ema.means.items():
-        name = f"ema-{_decay(found, decay)}"
-        means[decay] = found.tensors(name)
-        check_weights(mean, means[decay], str(found.path / f"{name}.safetensors"))
-    ema.load(int(found.state["ema_updates"]), means)
+    for name, mean in ema.means.items():
+        file = f"ema-{_mean(found, name)}"
+        tensors = found.tensors(file)
+        check_weights(mean, tensors, str(found.path / f"{file}.safetensors"))
+        for key, value in mean.items():
+            put(value, tensors[key])
+    ema.updates = int(found.state["ema_updates"])
     tensors = found.tensors("optimizer")
     for name, parameter in network.named_parameters():
         entries = {}
         for key in ("exp_avg", "exp_avg_sq", "step"):
             if f"{key}/{name}" not in tensors:
                 raise CheckpointError(f"{found.path / 'optimizer.safetensors'}: no {key}/{name}")
-            entries[key] = tensors[f"{key}/{name}"].to(parameter.device)
+            value = tensors[f"{key}/{name}"].to(parameter.device)
+            if key != "step":
+                entries[key] = torch.empty_like(parameter)
+                put(entries[key], value)
+            else:
+                entries[key] = value
         optimizer.state[parameter] = entries
 
 
-def _decay(found: Checkpoint, asked: float | str | None) -> float:
+def _mean(found: Checkpoint, asked: float | str | None) -> str:
+    """The name of a running mean that a checkpoint holds, or that was made for its run."""
     if asked is None:
-        return found.decays[0]
-    try:
-        matches = [decay for decay in found.decays if decay == float(asked)]
-    except ValueError:
-        matches = []
-    if not matches:
-        raise CheckpointError(
-            f"{found.path}: no EMA of decay {asked}; it has "
-            f"{listed(str(decay) for decay in found.decays)}, and none for the weights themselves"
-        )
-    return matches[0]
+        return found.means[0]
+    name = _canonical(str(asked))
+    if name in found.means or made_mean(found.run, name, found.step):
+        return name
+    hint = f"; make it with: jitkit ema {found.run} --sigma-rel {name.removeprefix('sigma-')}"
+    raise CheckpointError(
+        f"{found.path}: no EMA {asked}; it has {listed(found.means)}, and none for the weights "
+        f"themselves{hint if name.startswith('sigma-') else ''}"
+    )
+
+
+def _canonical(name: str) -> str:
+    """A mean's name as it is stored: ``0.10`` is ``0.1``."""
+    start = SIGMA if name.startswith(SIGMA) else ""
+    with suppress(ValueError):
+        return f"{start}{float(name.removeprefix(start))}"
+    return name
+
+
+def made_mean(run: Path, name: str, step: int) -> Path | None:
+    """The newest file of a mean, as ``sigma-0.1``, that `jitkit ema` made up to a step of a run."""
+    start, end = f"{name}-step-", ".safetensors"
+    made = {
+        int(number): path
+        for path in (run / "ema").glob(f"{start}*{end}")
+        if (number := path.name.removeprefix(start).removesuffix(end)).isdigit()
+    }
+    return made[max(found)] if (found := [number for number in made if number <= step]) else None
+
+
+def _from_shards(folder: Path) -> dict[str, Tensor]:
+    """The whole tensors of a folder of shards, read in this process alone."""
+    reader = HuggingFaceStorageReader(str(folder))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there is no process group, which is meant
+        entries = reader.read_metadata().state_dict_metadata
+        tensors = {
+            name: torch.empty(entry.size, dtype=entry.properties.dtype)
+            for name, entry in entries.items()
+            if isinstance(entry, TensorStorageMetadata)
+        }
+        dcp.load(tensors, storage_reader=reader, no_dist=True)
+    return tensors
 
 
 def _steps(run: Path) -> list[int]:
@@ -386,12 +561,8 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer, network: nn.Module) -> 
     }
 
 
-def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)
-    path.chmod(stat.S_IMODE((path.parent / "model.json").stat().st_mode))  # not for us alone
-
-
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Bring a file or a folder's entries to the disk itself."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 from cyclopts.exceptions import CycloptsError
 
-from jitkit.errors import ConditionError, JitkitError, RecipeError, listed
+from jitkit.errors import ConditionError, JitkitError, RecipeError, Stopped, listed
 
 Overrides = Annotated[str, Parameter(allow_leading_hyphen=False)]
 
@@ -26,6 +26,9 @@ app = App(
 @app.command
 def train(recipe: str, *overrides: Overrides, run: Path | None = None, new: bool = False) -> None:
     """Train what a recipe describes, or go on with it.
+
+    SIGTERM, SIGINT and SIGUSR1 end the run after the step that it is in, saved, with exit code 75.
+    On several GPUs or machines: torchrun --nproc-per-node 8 -m jitkit train RECIPE.
 
     Parameters
     ----------
@@ -42,7 +45,9 @@ def train(recipe: str, *overrides: Overrides, run: Path | None = None, new: bool
     from jitkit.recipe import load_recipe
 
     checked = load_recipe(recipe, overrides)
-    domain = open_domain(checked.domain)  # before torch, which takes seconds
+    domain = None
+    if os.environ.get("RANK", "0") == "0":  # before torch, which takes seconds
+        domain = open_domain(checked.domain)
     from jitkit.trainer import train as train_run
 
     train_run(checked, run=run, new=new, domain=domain)
@@ -92,16 +97,21 @@ def sample(
         raise ConditionError(f"--cond is given twice for {listed(_repeated(pairs))}")
     from jitkit.checkpoint import find
     from jitkit.generate import conditions_for, generate
+    from jitkit.parallel import team
     from jitkit.run import choose_folder
 
     found = find(run)
     recipe = _settings(_folder_of(found.path), overrides)
     near = _folder_of(found.path) / "samples" / f"step-{found.step}-seed-{recipe.sample.seed}"
     folder = out or choose_folder(near.name, near, new=True)
-    denoiser, section = _ready(recipe, found, ema), recipe.sample
-    values = conditions_for(denoiser, n, told, _source(cond_from))
-    items = generate(denoiser, n, values, section, first=first, progress=True)
-    files = denoiser.domain.write(items, folder)
+    with team() as ours:
+        denoiser, section = _ready(recipe, found, ema), recipe.sample
+        values = conditions_for(denoiser, n, told, _source(cond_from))
+        items = generate(denoiser, n, values, section, first=first, progress=True, team=ours)
+        if not ours.leads:
+            list(items)  # none, but the samples that rank 0 collects
+            return
+        files = denoiser.domain.write(items, folder)
     print(f"{n} samples of step {found.step}: {len(files)} files in {folder}")
 
 
@@ -124,14 +134,18 @@ def evaluate(run: Path, *overrides: Overrides, ema: str | None = None, json: boo
     from jitkit.checkpoint import find
     from jitkit.evaluate import evaluate as score
     from jitkit.evaluate import table
+    from jitkit.parallel import team
 
     found = find(run)
     folder = _folder_of(found.path)
     recipe = _settings(folder, overrides)
-    denoiser = _ready(recipe, found, ema)
-    kept = [str(decay) for decay in found.decays] or ["none"]
-    model = {"step": found.step, "ema": ema or kept[0]}
-    result = score(denoiser, recipe.sample, recipe.evaluate, folder, model=model)
+    model = {"step": found.step, "ema": ema or [*found.means, "none"][0]}
+    with team() as ours:
+        denoiser = _ready(recipe, found, ema)
+        sampling, section = recipe.sample, recipe.evaluate
+        result = score(denoiser, sampling, section, folder, model=model, team=ours)
+    if not ours.leads:
+        return
     if json:
         _print_json(result)
     else:
@@ -165,6 +179,27 @@ def check(recipe: str, *overrides: Overrides, json: bool = False) -> None:
             print(f"{key}: {_shown(value)}")
     if report.problems:
         raise RecipeError("\n".join(report.problems))
+
+
+@app.command
+def ema(run: Path, *, sigma_rel: float, step: int | None = None) -> None:
+    """Make the mean of the weights of any width after training (Karras et al. 2023, post-hoc EMA).
+
+    The run must have kept power-function means: train.ema_sigma_rel=[0.05, 0.1]. Use the mean with
+    --ema sigma-0.1 of sample and evaluate.
+
+    Parameters
+    ----------
+    run
+        A run's folder.
+    sigma_rel
+        Width of the mean, as a share of the training that it averages over.
+    step
+        The last step that it may hold; the newest snapshot's where not given.
+    """
+    from jitkit.posthoc import describe, write_reconstructed
+
+    print(describe(write_reconstructed(run, sigma_rel, step)))
 
 
 @app.command
@@ -215,7 +250,10 @@ def import_(
 
 
 def main() -> None:
-    """Run the command line: exit code 0 when done, 2 for a user's mistake, 1 for ours."""
+    """Run the command line: exit code 0 when done, 2 for a user's mistake, 1 for ours.
+
+    75 after a signal, when all is saved and the same command goes on (EX_TEMPFAIL).
+    """
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = "1000"  # long spins starve a shared machine (docs/log.md)
     try:
@@ -223,6 +261,10 @@ def main() -> None:
     except (JitkitError, CycloptsError, OSError) as error:  # OSError: a full disk, no permission
         print(f"jitkit: {error}", file=sys.stderr)
         sys.exit(2)
+    except Stopped as stopped:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"jitkit: {stopped}", file=sys.stderr)
+        sys.exit(75)
     except KeyboardInterrupt:
         print("jitkit: interrupted", file=sys.stderr)
         sys.exit(130)

@@ -93,18 +93,21 @@ def null(condition: Condition, value: Tensor) -> Tensor:
 
 
 def drop(
-    conditions: Mapping[str, Condition], cond: Mapping[str, Tensor], generator: torch.Generator
+    conditions: Mapping[str, Condition], cond: Mapping[str, Tensor], draws: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """Forget each condition of each sample with its own probability, for guidance.
 
-    The draws are a function of the generator and of the conditions' order alone.
+    Args:
+        conditions: of the model.
+        cond: every one of them, (B, ...).
+        draws: numbers even over [0, 1) for each, (B,); below ``drop`` the condition is forgotten.
     """
     dropped = {}
     for name, condition in conditions.items():
         value = cond[name]
-        n = len(value)
-        forget = torch.rand(n, generator=generator, device=generator.device) < condition.drop
-        forget = forget.to(value.device).reshape(n, *[1] * (value.ndim - 1))
+        forget = (draws[name].to(value.device) < condition.drop).reshape(
+            -1, *[1] * (value.ndim - 1)
+        )
         dropped[name] = torch.where(forget, null(condition, value), value)
     return dropped
 

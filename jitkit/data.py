@@ -2,14 +2,17 @@
 
 Batch k of a run is a function of (seed, k) alone: every epoch is a permutation of the items, the
 batches go through one epoch after the other without a gap, and each item's augmentation has its
-own generator. The number of worker processes changes nothing.
+own generator. A batch may be cut into equal parts, in turn for each of several processes; neither
+their number nor that of a loader's workers or threads changes what is in it.
 """
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,35 +24,31 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from jitkit.domain import Domain
-from jitkit.errors import BadItem, DataError
+from jitkit.domain import Chunked, Domain
+from jitkit.errors import BadItem, DataError, RecipeError, listed
 from jitkit.fields import Batch, Category, Condition, Field, Grid, Layout, PerToken, Scalars
 from jitkit.patches import extend_coords
 from jitkit.progress import warn
 from jitkit.seeds import mix
 
 SUBSTITUTES = 16  # items in a row that may be unreadable before a run stops
+READ_AHEAD = 2  # batches that threads prepare while one is in use
+
+Key = tuple[int, int]
+"""An epoch and the index of an item."""
+
+Indices = np.ndarray[Any, np.dtype[np.int64]]
 
 
 def batches(
-    domain: Domain,
-    items: Sequence[Any],
-    *,
-    batch_size: int,
-    seed: int,
-    start: int,
-    stop: int,
-    workers: int = 0,
+    domain: Domain, items: Sequence[Any], plan: Plan, *, workers: int = 0
 ) -> Iterator[Batch]:
-    """Training batches ``start`` to ``stop - 1``, augmented.
+    """Training batches in the order of a plan, augmented; a part of one at a time if it says so.
 
     Args:
         domain: the adapter that encodes the items.
-        items: of the training split; read in the workers.
-        batch_size: samples in a batch.
-        seed: of the run.
-        start: number of the first batch; a run that goes on starts where it was.
-        stop: number after the last batch.
+        items: of the training split; read in the workers, or in threads where they are `Chunked`.
+        plan: which items make each batch.
         workers: processes that read and encode; 0 does it here.
 
     Raises:
@@ -57,8 +56,11 @@ def batches(
     """
     if not len(items):
         raise DataError("the training split has no items")
-    reader = _Reader(domain, items, seed)
-    plan = _Plan(len(items), batch_size, seed, start, stop)
+    reader = _Reader(domain, items, plan.seed)
+    join = partial(_collate, domain.layout, domain.conditions)
+    threads = items.threads if isinstance(items, Chunked) else 0
+    if not workers and threads > 0:
+        return _raised(_threaded(reader, plan, join, threads))
     if workers > (cores := _cores()):
         warn(f"train.workers is {workers} on {cores} cores; fewer may be faster")
     with warnings.catch_warnings():
@@ -67,12 +69,41 @@ def batches(
             reader,
             batch_sampler=plan,
             num_workers=workers,
-            collate_fn=partial(_collate, domain.layout, domain.conditions),
+            collate_fn=join,
             pin_memory=torch.cuda.is_available(),
             # fork dead-locks under Zarr; workers of a fork server do not see that a run was killed
             multiprocessing_context="spawn" if workers else None,
         )
         return _raised(iter(loader))
+
+
+def _threaded(
+    reader: _Reader, plan: Plan, join: Callable[[list[Read]], Batch | DataError], threads: int
+) -> Iterator[Batch | DataError]:
+    """Batches whose items are read at once in threads, the next two ahead of the one in use."""
+
+    def part(keys: Sequence[Key]) -> list[Read]:
+        return [reader[key] for key in keys]
+
+    def whole(parts: Sequence[Future[list[Read]]]) -> Batch | DataError:
+        batch = join([item for part in parts for item in part.result()])
+        pin = torch.cuda.is_available() and isinstance(batch, Batch)
+        return batch.pin_memory() if pin and isinstance(batch, Batch) else batch
+
+    with ThreadPoolExecutor(threads) as readers, ThreadPoolExecutor(1) as joiner:
+        try:
+            waiting: deque[Future[Batch | DataError]] = deque()
+            for keys in plan:
+                size = -(-len(keys) // threads)
+                parts = [keys[at : at + size] for at in range(0, len(keys), size)]
+                waiting.append(joiner.submit(whole, [readers.submit(part, p) for p in parts]))
+                if len(waiting) > READ_AHEAD:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for pool in (readers, joiner):
+                pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _cores() -> int:
@@ -91,15 +122,29 @@ def _raised(loader: Iterable[Batch | DataError]) -> Iterator[Batch]:
         yield batch
 
 
-def held_out(domain: Domain, *, most: int, batch_size: int) -> Iterator[tuple[list[int], Batch]]:
-    """Validation items, evenly spread over their split, as (indices, batch); none augmented."""
+def held_out(
+    domain: Domain, *, most: int, batch_size: int, rank: int = 0, world: int = 1
+) -> Iterator[tuple[list[int], Batch, bool]]:
+    """Validation items, evenly spread over their split, as (indices, batch, own); none augmented.
+
+    Processes take the batches in turn and all get equally many: who has none left gets the first
+    again, for company, with ``own`` False.
+
+    Raises:
+        DataError: not one item of a batch can be read, where processes must stay together.
+    """
     items = domain.items("val")
     indices = spread(len(items), most)
-    for at in range(0, len(indices), batch_size):
-        found = list(readable(domain, items, indices[at : at + batch_size]))
+    parts = [indices[at : at + batch_size] for at in range(0, len(indices), batch_size)]
+    for turn in range(0, len(parts), world):
+        own = turn + rank < len(parts)
+        part = parts[turn + rank if own else 0]
+        found = list(readable(domain, items, part))
         if found:
             fields = [field for _, field in found]
-            yield [i for i, _ in found], collate(domain.layout, domain.conditions, fields)
+            yield [i for i, _ in found], collate(domain.layout, domain.conditions, fields), own
+        elif world > 1:
+            raise DataError(f"none of the validation items {listed(map(str, part))} can be read")
 
 
 def readable(
@@ -142,7 +187,7 @@ class _Reader(Dataset[Read]):
     def __init__(self, domain: Domain, items: Sequence[Any], seed: int) -> None:
         self.domain, self.items, self.seed = domain, items, seed
 
-    def __getitem__(self, key: tuple[int, int]) -> Read:
+    def __getitem__(self, key: Key) -> Read:
         epoch, index = key
         rng = np.random.default_rng(mix(self.seed, "augment", epoch, index))
         notes: list[tuple[str, str]] = []
@@ -160,29 +205,80 @@ class _Reader(Dataset[Read]):
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """Which items, of which epoch, make each batch; iterates over lists of (epoch, index)."""
+class Plan:
+    """Which items make each batch of a run; iterates over lists of (epoch, index).
+
+    Each batch is cut into ``accumulate`` x ``world`` equal parts. Part (i, rank) holds the places
+    of the batch from (i world + rank) times the part's size on; a process goes through its own.
+
+    Attributes:
+        size: items of the split.
+        batch_size: samples of a batch, of all processes together.
+        seed: of the run.
+        start: number of the first batch; a run that goes on starts where it was.
+        stop: number after the last batch.
+        shuffle: one epoch's permutation from its generator; an even one where not given.
+        accumulate: parts of a batch that a process takes one after the other.
+        rank: this process, counted from 0.
+        world: processes.
+    """
 
     size: int
     batch_size: int
     seed: int
     start: int
     stop: int
+    shuffle: Callable[[np.random.Generator], Indices] | None = None
+    accumulate: int = 1
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        parts = self.accumulate * self.world
+        if self.batch_size % parts:
+            raise RecipeError(
+                f"train.batch_size {self.batch_size} cannot be cut into equal parts for "
+                f"{self.world} processes x train.accumulate {self.accumulate}; take a multiple of "
+                f"{parts}"
+            )
+
+    @property
+    def part_size(self) -> int:
+        """Samples of one part."""
+        return self.batch_size // (self.accumulate * self.world)
+
+    def first_place(self, part: int) -> int:
+        """Place in the batch of the first sample of this process's part ``part``."""
+        return (part * self.world + self.rank) * self.part_size
 
     def __len__(self) -> int:
-        return self.stop - self.start
+        return (self.stop - self.start) * self.accumulate
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epoch, order = -1, np.empty(0, dtype=np.int64)
+    def __iter__(self) -> Iterator[list[Key]]:
+        orders: dict[int, Indices] = {}
         for number in range(self.start, self.stop):
-            batch = []
-            for place in range(number * self.batch_size, (number + 1) * self.batch_size):
-                if place // self.size != epoch:
-                    epoch = place // self.size
-                    rng = np.random.default_rng(mix(self.seed, "order", epoch))
-                    order = rng.permutation(self.size)
-                batch.append((epoch, int(order[place % self.size])))
-            yield batch
+            for part in range(self.accumulate):
+                first = self.first_place(part)
+                yield self._keys(number, range(first, first + self.part_size), orders)
+
+    def keys(self, number: int) -> list[Key]:
+        """(epoch, index) of every sample of batch ``number``, of all processes."""
+        return self._keys(number, range(self.batch_size), {})
+
+    def _keys(self, number: int, places: Iterable[int], orders: dict[int, Indices]) -> list[Key]:
+        found = []
+        for place in places:
+            epoch, at = divmod(number * self.batch_size + place, self.size)
+            if epoch not in orders:
+                for old in [e for e in orders if e < epoch - 1]:
+                    del orders[old]
+                orders[epoch] = self._order(epoch)
+            found.append((epoch, int(orders[epoch][at])))
+        return found
+
+    def _order(self, epoch: int) -> Indices:
+        rng = np.random.default_rng(mix(self.seed, "order", epoch))
+        return self.shuffle(rng) if self.shuffle else rng.permutation(self.size)
 
 
 def collate(layout: Layout, conditions: Mapping[str, Condition], fields: Sequence[Field]) -> Batch:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from jitkit.errors import DataError, RecipeError, listed, nearest
 from jitkit.fields import Condition, Field, Layout
@@ -58,12 +58,16 @@ class Domain(Protocol):
         """What a model may be told, by name; empty for unconditional data."""
 
     def facts(self) -> dict[str, Any]:
-        """What was found in the data and is needed to decode samples: plain JSON."""
+        """What was found in the data and is needed to decode samples.
+
+        Plain data for JSON in which numpy arrays may stand anywhere; they are kept as tensors.
+        """
 
     def items(self, split: Split) -> Sequence[Any]:
         """The items of a split, in an order that never changes, read when they are asked for.
 
-        Asking for one may raise `BadItem`; training passes over it and reports its name.
+        Asking for one may raise `BadItem`; training passes over it and reports its name. A sequence
+        that is more than a list may say so, see `Chunked`.
         """
 
     def encode(self, item: Any, rng: np.random.Generator | None = None) -> Field:
@@ -83,6 +87,17 @@ class Domain(Protocol):
 
     def scores(self) -> Mapping[str, Measure]:
         """The domain's measures, by name."""
+
+
+@runtime_checkable
+class Chunked(Protocol):
+    """Items that lie together in chunks: which order reads each chunk once, and how many at once."""
+
+    threads: int
+    """Items that may be asked for at once, from as many threads."""
+
+    def order(self, rng: np.random.Generator) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """A permutation of the items for one epoch, a function of the generator alone."""
 
 
 def installed() -> dict[str, EntryPoint]:

@@ -28,6 +28,13 @@ class DataError(JitkitError):
     """Data that are missing, unreadable or unlike what the recipe says."""
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal ended a run at a whole step; all is saved, and the run goes on when asked again.
+
+    The command line exits with code 75 then.
+    """
+
+
 class BadItem(DataError):
     """One item of many cannot be read; training passes over it and reports its name."""
 

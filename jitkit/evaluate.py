@@ -15,6 +15,7 @@ from jitkit.denoiser import Denoiser
 from jitkit.domain import Domain, Measure, Split
 from jitkit.errors import BadItem, JitkitError
 from jitkit.generate import conditions_for, generate
+from jitkit.parallel import ALONE, Team
 from jitkit.run import write_text
 from jitkit.sections import EvaluateSection, SampleSection
 
@@ -29,6 +30,7 @@ def evaluate(
     folder: Path,
     *,
     model: Mapping[str, Any] | None = None,
+    team: Team = ALONE,
 ) -> dict[str, Any]:
     """Draw samples, score them and write ``evaluation.json`` into the run.
 
@@ -37,7 +39,8 @@ def evaluate(
     resamples of the samples. (Quantiles of the resamples would not do: a Fréchet distance of
     resamples, in which samples repeat, is always larger.)
 
-    ``model`` says which step and which mean of the weights is scored, for the record.
+    ``model`` says which step and which mean of the weights is scored, for the record. Processes of
+    a team draw the samples together; rank 0 scores them, and all get the result.
 
     Raises:
         JitkitError: the domain has no measures.
@@ -50,18 +53,21 @@ def evaluate(
     began = time.monotonic()
     n = section.samples
     settings = sampling.model_copy(update={"seed": section.seed})
-    samples = list(generate(denoiser, n, conditions_for(denoiser, n), settings, progress=True))
+    told = conditions_for(denoiser, n)
+    samples = list(generate(denoiser, n, told, settings, progress=True, team=team))
     seconds = time.monotonic() - began
-    result = {
-        "model": dict(model or {}),
-        "scores": {name: _score(m, samples, reference, floor) for name, m in measures.items()},
-        "samples": n,
-        "held_out": len(floor),
-        "seconds": round(seconds, 1),
-        "sample": settings.model_dump(mode="json"),
-    }
-    write_text(folder / "evaluation.json", json.dumps(result, indent=1))
-    return result
+    result: dict[str, Any] = {}
+    if team.leads:
+        result = {
+            "model": dict(model or {}),
+            "scores": {name: _score(m, samples, reference, floor) for name, m in measures.items()},
+            "samples": n,
+            "held_out": len(floor),
+            "seconds": round(seconds, 1),
+            "sample": settings.model_dump(mode="json"),
+        }
+        write_text(folder / "evaluation.json", json.dumps(result, indent=1))
+    return dict(team.gathered(result)[0])
 
 
 def table(result: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from jitkit.data import collate, encode, readable, spread
 from jitkit.denoiser import Denoiser
 from jitkit.errors import ConditionError, listed, nearest
 from jitkit.fields import Batch, Category, Condition, Field, PerToken, Scalars
+from jitkit.parallel import ALONE, Team
 from jitkit.sampler import fitting_batch, sample
 from jitkit.sections import SampleSection
 
@@ -50,8 +51,11 @@ def generate(
     *,
     first: int = 0,
     progress: bool = False,
+    team: Team = ALONE,
 ) -> Iterator[Any]:
     """Items in native form, made batch by batch as they are asked for.
+
+    Processes of a team make the batches in turn; all must ask, and rank 0 alone gets items.
 
     Args:
         denoiser: a model with its domain.
@@ -60,9 +64,13 @@ def generate(
         section: section ``sample`` of a recipe.
         first: index of the first sample.
         progress: show a bar for each batch on a terminal.
+        team: the processes that share the work.
     """
-    size = section.batch_size or fitting_batch(denoiser)
-    for start in range(0, n, size):
+    size = section.batch_size or int(-team.highest([-fitting_batch(denoiser)])[0])
+    size = min(size, -(-n // team.world))
+    for turn in range(0, n, size * team.world):
+        own = turn + team.rank * size
+        start = min(own, n - 1)  # who has nothing to do makes one for company: all call the network
         part = told.part(slice(start, min(start + size, n)))
         x = sample(
             denoiser,
@@ -80,11 +88,19 @@ def generate(
             coords=part.coords,
             progress=progress,
         ).cpu()
-        for i, values in enumerate(x):
-            cond = {name: value[i].cpu() for name, value in part.cond.items()}
-            mask = None if part.mask is None else part.mask[i].expand_as(values)
-            coords = None if part.coords is None else part.coords[i]
-            yield denoiser.domain.decode(Field(values, mask, cond, coords))
+        made = team.collected(x if own < n else None)
+        for rank, values in enumerate(each for each in made if each is not None):
+            rows = slice(turn + rank * size, turn + rank * size + len(values))
+            yield from _decoded(denoiser, values, told.part(rows))
+
+
+def _decoded(denoiser: Denoiser, x: Tensor, told: Told) -> Iterator[Any]:
+    """Samples as items."""
+    for i, values in enumerate(x):
+        cond = {name: value[i].cpu() for name, value in told.cond.items()}
+        mask = None if told.mask is None else told.mask[i].expand_as(values)
+        coords = None if told.coords is None else told.coords[i]
+        yield denoiser.domain.decode(Field(values, mask, cond, coords))
 
 
 def conditions_for(

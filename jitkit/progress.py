@@ -14,14 +14,25 @@ class Bar(Protocol):
     def __call__(self, done: int, shown: str = "") -> None: ...
 
 
+_speaks = True  # one process of several does
+
+
+def quiet() -> None:
+    """Say and show nothing more in this process: another one speaks for all."""
+    global _speaks
+    _speaks = False
+
+
 def say(text: str) -> None:
     """A line for the user, at once; above the bar where there is one."""
-    print(text, flush=True)
+    if _speaks:
+        print(text, flush=True)
 
 
 def warn(text: str) -> None:
     """A line that the user should not miss, on standard error."""
-    print(f"warning: {text}", file=sys.stderr, flush=True)
+    if _speaks:
+        print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -31,7 +42,7 @@ def bar(label: str, total: int, *, unit: str, start: int = 0, shown: bool = True
     >>> with bar("counting", 3, unit="sheep") as done:
     ...     done(3, "all black")
     """
-    if not shown or not sys.stderr.isatty():
+    if not (shown and _speaks and sys.stderr.isatty()):
         yield lambda done, shown="": None
         return
     from rich.console import Console

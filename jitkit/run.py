@@ -4,26 +4,38 @@
 runs/digits/
   recipe.yaml        every key with its value
   environment.json   versions, machine, commit
-  metrics.jsonl      one object a step
+  metrics.jsonl      one object a step: what the run computed
+  speed.jsonl        how fast it went, and on what it waited
+  tensorboard/       the same numbers and pictures for TensorBoard, where it is installed
   checkpoints/       step-N/, newest kept
   samples/           pictures of samples while training; what `jitkit sample` writes
+  ema/               snapshots of power-function means, and what `jitkit ema` made of them
 ```
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from jitkit.errors import RecipeError
+from jitkit.errors import JitkitError, RecipeError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+LOCK = ".lock"
 LIBRARIES = ("torch", "numpy", "safetensors", "pydantic", "pillow")
 
 
@@ -38,7 +50,8 @@ def choose_folder(name: str, run: Path | None, *, new: bool) -> Path:
     folder, number = first, 2
     while new and folder.exists():
         folder, number = first.with_name(f"{first.name}-{number}"), number + 1
-    if folder.is_dir() and not (folder / "recipe.yaml").is_file() and any(folder.iterdir()):
+    others = [entry for entry in folder.iterdir() if entry.name != LOCK] if folder.is_dir() else []
+    if others and not (folder / "recipe.yaml").is_file():
         raise RecipeError(f"{folder} holds files but no run; choose another folder with --run DIR")
     if folder.exists() and not folder.is_dir():
         raise RecipeError(f"{folder} is a file; choose a folder with --run DIR")
@@ -73,10 +86,62 @@ def environment() -> dict[str, Any]:
     }
 
 
-def append_metrics(run: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """Add lines to ``metrics.jsonl``, each whole."""
-    with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
-        file.write("".join(json.dumps(record) + "\n" for record in records))
+def append_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Add lines of JSON to a file, all of them or, on a full disk, none.
+
+    Raises:
+        OSError: they cannot be written; the file is as it was.
+    """
+    lines = "".join(json.dumps(record) + "\n" for record in records).encode()
+    with path.open("ab", buffering=0) as file:
+        size = file.tell()
+        try:
+            if file.write(lines) != len(lines):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            file.truncate(size)
+            raise
+
+
+def skipped_at_end(run: Path) -> int:
+    """How many of the last steps in ``metrics.jsonl`` were passed over, in a row."""
+    path = run / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    skipped = takewhile(lambda line: "skipped" in json.loads(line), reversed(lines))
+    return len(list(skipped))
+
+
+@contextmanager
+def locked(run: Path, writes: bool = True) -> Iterator[None]:
+    """Keep other processes from training in a run's folder while the block runs.
+
+    Args:
+        run: the folder; made where it is not there.
+        writes: whether this process is the one of its team that writes.
+
+    Raises:
+        JitkitError: another one does.
+    """
+    if not writes or fcntl is None:
+        yield
+        return
+    run.mkdir(parents=True, exist_ok=True)
+    lock = run / LOCK
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise JitkitError(
+                f"another process trains in {run}; wait for it, or choose a folder with --run DIR"
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        try:
+            yield
+        finally:
+            if [entry.name for entry in run.iterdir()] == [LOCK]:  # nothing has begun
+                lock.unlink()
+                run.rmdir()
 
 
 def cut_metrics(run: Path, step: int) -> None:

@@ -122,7 +122,13 @@ class TrainSection(Section):
     steps: Natural = 100_000
     """Steps in all; a run that goes on counts from where it was."""
     batch_size: Count = 256
-    """Samples a step."""
+    """Samples a step, of all processes together."""
+    accumulate: Count = 1
+    """Parts that each process takes its share of a step in, one after the other: less memory for the
+    same step."""
+    parallel: Literal["auto", "ddp", "fsdp"] = "auto"
+    """How several processes (torchrun) share the model: each holds all of it (ddp), or a part (fsdp);
+    auto is ddp where weights, gradients, means and optimizer fit in half the memory of a GPU."""
     seed: Natural = 0
     """Everything a step does is a function of this and the step's number."""
     blr: Positive = 5e-5
@@ -142,8 +148,18 @@ class TrainSection(Section):
     """AdamW's decay, on matrices alone."""
     ema: list[Annotated[float, Limit(gt=0, lt=1)]] = Limit(default=[0.9999, 0.9996], min_length=1)
     """Decays of the running means of the weights, one or several; the first is used for samples."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Arithmetic inside the network; auto is bfloat16 where the machine has it in hardware."""
+    ema_sigma_rel: list[Annotated[float, Limit(gt=0, lt=0.28)]] = []
+    """Relative widths of power-function means (Karras et al. 2023), 0.05 and 0.1 as in the paper:
+    from their snapshots `jitkit ema` makes a mean of any width after training."""
+    ema_snapshot_every_steps: Count = 5_000
+    """Steps between snapshots of the power-function means; a hundred over a run are plenty."""
+    clip_gradient: Positive | None = None
+    """Largest norm of the gradient; a longer one is shortened to it."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Arithmetic inside the network; auto is bfloat16 where the machine has it in hardware. float16
+    runs with a loss scale of its own."""
+    tf32: bool = True
+    """Products of float32 matrices in TF32 on GPUs that have it: ten bits of mantissa, much faster."""
     compile: Literal["auto"] | bool = False
     """Compile each block with torch.compile, which takes a minute at first; auto does on a GPU."""
     checkpoint_activations: bool = False
@@ -154,6 +170,11 @@ class TrainSection(Section):
     """Steps between checkpoints; the last step is always saved."""
     keep: Count = 2
     """Newest checkpoints kept."""
+    keep_every_steps: Count | None = None
+    """Checkpoints of every so many steps are kept for good."""
+    max_bad_steps: Natural = 10
+    """Steps in a row that may have a loss or gradient that is no finite number; each is passed over,
+    and one more ends the run."""
     preview_every_steps: Count = 5_000
     """Steps between pictures of samples; the first is drawn before training."""
     preview_samples: Count = 16
@@ -162,6 +183,8 @@ class TrainSection(Section):
     """Steps between held-out losses."""
     validate_items: Count = 512
     """Held-out items that the loss is taken on, at most."""
+    log: Literal["auto"] | list[Literal["tensorboard", "wandb", "mlflow"]] = "auto"
+    """Where the numbers go besides metrics.jsonl; auto is TensorBoard where it is installed."""
 
 
 class SampleSection(Section):

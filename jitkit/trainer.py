@@ -1,50 +1,58 @@
-"""The loop: batch, loss, step, means, log, save.
+"""The loop: batch, step, log, save; and what happens when it is stopped or the disk is full.
 
-What step k does is a function of (seed, k): the batch, t, the noise, which conditions are dropped,
-and dropout. So a run that goes on from a checkpoint does what it would have done unbroken.
+What step k does is a function of (seed, k), see `learner`. So a run that goes on from a checkpoint
+does what it would have done unbroken.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from itertools import takewhile
-from math import erf, isfinite, log, sqrt
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
 
-from jitkit import checkpoint
-from jitkit.check import GIB, assemble, choose_device, choose_precision, peak_rate
+from jitkit import checkpoint, posthoc
+from jitkit.check import GIB, macs, peak_rate
 from jitkit.checkpoint import Checkpoint, DomainRecord
-from jitkit.conditions import drop
-from jitkit.data import batches, held_out
-from jitkit.denoiser import Denoiser
-from jitkit.domain import Domain, domain_class, open_domain
-from jitkit.ema import EMA
-from jitkit.errors import DataError, JitkitError, RecipeError, listed
+from jitkit.data import Plan, batches
+from jitkit.domain import Chunked, Domain, domain_class, open_domain
+from jitkit.ema import mean_name
+from jitkit.errors import CheckpointError, DataError, JitkitError, RecipeError, Stopped, listed
 from jitkit.evaluate import evaluate, table
 from jitkit.fields import Batch
-from jitkit.flow import logit_normal_t, uniform_t
 from jitkit.generate import conditions_for, generate
+from jitkit.learner import Learner, Taken
 from jitkit.memory import free_bytes, training_bytes
-from jitkit.optim import adamw, learning_rate
+from jitkit.meter import Meter, peak_flops
+from jitkit.parallel import ALONE, Team, team, whole
 from jitkit.progress import bar, say, warn
 from jitkit.recipe import Recipe, differences, dump_recipe, load_recipe
-from jitkit.run import append_metrics, choose_folder, cut_metrics, environment, write_text
-from jitkit.seeds import mix
+from jitkit.run import (
+    append_lines,
+    choose_folder,
+    cut_metrics,
+    environment,
+    locked,
+    skipped_at_end,
+    write_text,
+)
+from jitkit.stop import Stop, listening
+from jitkit.tracking import open_trackers
+from jitkit.validation import bin_weights, by_bin, held_out_loss
 
-BINS = 10  # of t, in the log
 FLUSH_SECONDS = 1.0  # between readings of the loss from the device
 TELL_SECONDS = 60.0  # between lines of loss where there is no terminal to draw a bar on
+SPEED_SECONDS = 20.0  # between readings of how fast the run goes
+RETRY_SECONDS = 60.0  # between attempts to write to a full disk
 FREE_TO_CHANGE = (  # keys that change neither the model nor the data it has seen
     "name",
     "domain.path",  # data may move; whether they are the same is asked of themselves
@@ -53,11 +61,15 @@ FREE_TO_CHANGE = (  # keys that change neither the model nor the data it has see
     "train.steps",
     "train.save_every_steps",
     "train.keep",
+    "train.max_bad_steps",
     "train.preview_",
     "train.validate_",
     "train.workers",
+    "train.accumulate",
+    "train.parallel",
     "train.compile",
     "train.checkpoint_activations",
+    "train.log",
 )
 
 
@@ -71,6 +83,9 @@ def train(
 ) -> Path:
     """Train what a recipe describes, or go on with it, and return the run's folder.
 
+    Started by torchrun, all processes train one model. SIGTERM, SIGINT and SIGUSR1 end the run
+    after the step that it is in, saved.
+
     Args:
         recipe: a file, the bare name of a bundled recipe, its sections, or a recipe itself.
         overrides: ``{"train.steps": 100}`` or ``["train.steps=100"]``, laid over it.
@@ -83,44 +98,54 @@ def train(
         RecipeError: a mistake in the recipe, or one that differs from the run's own in what
             changes the model or the data.
         DataError: the data are missing or unlike what the recipe says.
-        JitkitError: the loss is no longer a number.
+        JitkitError: loss or gradient were no finite numbers for too many steps, or another
+            process trains in the same folder.
+        Stopped: a signal came; a KeyboardInterrupt too, so that a notebook treats it as one.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise JitkitError(
-            f"started as {os.environ['WORLD_SIZE']} processes, and a run has one for now: start it "
-            "without torchrun"
-        )
     if isinstance(recipe, Recipe) and overrides:
         recipe = recipe.model_dump(mode="json")
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, overrides)
-    folder = choose_folder(recipe.name, None if run is None else Path(run), new=new)
-    found = checkpoint.newest(folder)
-    domain = domain or open_domain(recipe.domain)
-    if found is not None:
-        if found.step > recipe.train.steps:
-            raise RecipeError(
-                f"{folder} is at step {found.step}, past train.steps={recipe.train.steps}; ask for "
-                "more, or start another with --new"
-            )
-        _check_same(folder, recipe)
-        _check_same_data(found, domain)
-    if recipe.evaluate.after_training and not domain.scores():
-        raise RecipeError(
-            f"evaluate.after_training: domain {recipe.domain.name!r} has no measures to score "
-            "samples with"
-        )
-    trainer = Trainer(recipe, domain, folder)
-    trainer.start(found)
-    before = trainer.step
-    trainer.loop()
-    unscored = trainer.step > before or not (folder / "evaluation.json").is_file()
-    if recipe.evaluate.after_training and unscored:
-        denoiser = trainer.denoiser_for_samples()
-        model = {"step": trainer.step, "ema": str(recipe.train.ema[0])}
-        result = evaluate(denoiser, recipe.sample, recipe.evaluate, folder, model=model)
-        say(table(result))
+    with team() as ours:
+        folder = choose_folder(recipe.name, None if run is None else Path(run), new=new)
+        folder = ours.gathered(folder)[0]
+        with locked(folder, ours.leads):
+            trainer = _begun(recipe, domain, folder, ours)
+            before = trainer.learner.step
+            with listening() as stop:
+                trainer.loop(stop)
+            unscored = trainer.learner.step > before or not (folder / "evaluation.json").is_file()
+            if recipe.evaluate.after_training and ours.highest([unscored])[0]:
+                trainer.evaluate()
     return folder
+
+
+def _begun(recipe: Recipe, domain: Domain | None, folder: Path, ours: Team) -> Trainer:
+    """The run, ready for its next step; all that can be wrong has been looked at."""
+    failed: JitkitError | OSError | None = None
+    try:
+        with ours.leader_first():  # it may measure the data, and the others find what it measured
+            domain = domain or open_domain(recipe.domain)
+        found = checkpoint.newest(folder)
+        if found is not None:
+            _check_same(folder, recipe)
+            _check_same_data(found, domain)
+            if found.step > recipe.train.steps:
+                raise RecipeError(
+                    f"{folder} is at step {found.step}, past train.steps={recipe.train.steps}; "
+                    "ask for more, or start another with --new"
+                )
+        if recipe.evaluate.after_training and not domain.scores():
+            raise RecipeError(
+                f"evaluate.after_training: domain {recipe.domain.name!r} has no measures to score "
+                "samples with"
+            )
+        trainer = Trainer(recipe, domain, folder, ours)
+    except (JitkitError, OSError) as error:
+        failed = error
+    ours.raise_together(failed)
+    trainer.start(found)
+    return trainer
 
 
 @dataclass
@@ -128,164 +153,306 @@ class _Waiting:
     """What a step is to log; its losses are still on the device."""
 
     step: int
-    rate: float
-    losses: Tensor
-    t: Tensor
+    taken: Taken
     held_out: dict[str, Any] = field(default_factory=dict)
 
-    def record(self) -> dict[str, Any]:
-        """The step's line of ``metrics.jsonl``; waits for the device."""
-        told = {"step": self.step, "lr": self.rate, "loss": float(self.losses.mean())}
-        return told | {"loss_bins": _by_bin(self.losses, self.t)} | self.held_out
+    def record(self, items: Sequence[int]) -> dict[str, Any]:
+        """The step's line of ``metrics.jsonl``; waits for the device.
+
+        Args:
+            items: of the whole batch, where the step was passed over.
+        """
+        taken = self.taken
+        told: dict[str, Any] = {"step": self.step, "lr": taken.rate}
+        if taken.bad is None:
+            told |= {"loss": float(taken.losses.mean()), "gradient": taken.gradient}
+            return told | {"loss_bins": by_bin(taken.losses, taken.t)} | self.held_out
+        finite = taken.losses.isfinite().tolist()
+        culprits = [item for item, good in zip(items, finite, strict=True) if not good]
+        why = taken.bad
+        if culprits:
+            why = f"the loss of {len(culprits)} of {len(items)} samples is no finite number"
+        return told | {"loss": None, "skipped": why, "items": culprits or list(items)}
 
 
 class Trainer:
-    """One run in one process: model, means, optimizer, and where it stands.
+    """One run: a learner, the data, and what is written on the way."""
 
-    Attributes:
-        step: steps that are done.
-    """
-
-    def __init__(self, recipe: Recipe, domain: Domain, folder: Path) -> None:
-        self.recipe, self.domain, self.folder = recipe, domain, folder
-        section = recipe.train
-        torch.manual_seed(mix(section.seed, "weights"))
-        self.device = choose_device()
-        self.denoiser = assemble(recipe, domain).to(self.device)
-        self.denoiser.autocast, why = choose_precision(section.precision, self.device)
-        network = self.denoiser.network
-        network.checkpoint_activations = section.checkpoint_activations
-        self.ema = EMA(network, section.ema)
-        self.optimizer = adamw(network, betas=section.betas, weight_decay=section.weight_decay)
-        self.step = 0
-        self._waiting: list[_Waiting] = []
-        self._flushed = time.monotonic()
-        self._bad: dict[str, str] = {}
+    def __init__(self, recipe: Recipe, domain: Domain, folder: Path, ours: Team = ALONE) -> None:
+        self.recipe, self.domain, self.folder, self.team = recipe, domain, folder, ours
+        self.items = domain.items("train")
+        self.plan = self._planned(0)  # or a batch that cannot be shared out is found too late
+        self.learner = Learner(recipe, domain, ours)
+        self.denoiser = self.learner.denoiser
         given = type(domain) is not domain_class(recipe.domain.name)
         self._record = DomainRecord(
             None if given else recipe.domain.model_dump(mode="json"),
             domain.facts(),
-            len(domain.items("train")),
+            len(self.items),
         )
-        self._describe(why)
-        if section.compile is True or (section.compile == "auto" and self.device.type == "cuda"):
-            network.compile_blocks()
+        self._waiting: list[_Waiting] = []
+        self._unwritten: list[dict[str, Any]] = []
+        self._flushed = time.monotonic()
+        self._retry_at: float | None = None
+        self._skipped_in_a_row = self._skipped = 0
+        self._passed_over: dict[str, str] = {}
+        self._describe()
 
     def start(self, found: Checkpoint | None) -> None:
         """Begin from the first step, or go on from a checkpoint; then the run's files are there."""
-        self.items = self.domain.items("train")
+        learner = self.learner
         if not len(self.domain.items("val")):
             say("no items are held out, so there will be no held-out loss")
-        write_text(self.folder / "recipe.yaml", dump_recipe(self.recipe))
+        if self.team.leads:
+            write_text(self.folder / "recipe.yaml", dump_recipe(self.recipe))
         if found is None:
-            write_text(self.folder / "environment.json", json.dumps(environment(), indent=1))
-            cut_metrics(self.folder, -1)
+            if self.team.leads:
+                write_text(self.folder / "environment.json", json.dumps(environment(), indent=1))
+                cut_metrics(self.folder, -1)
+                posthoc.forget_after(self.folder, -1)
             self._try_whole_path()
-            return
-        checkpoint.restore(found, self.denoiser, self.ema, self.optimizer)
-        self.step = found.step
-        cut_metrics(self.folder, self.step)
-        say(f"going on from step {self.step} of {self.recipe.train.steps} ({found.path})")
-
-    def loop(self) -> None:
-        """Train to the recipe's last step, with what happens on the way."""
-        section, steps = self.recipe.train, self.recipe.train.steps
-        if self.step >= steps:
-            say(f"step {self.step} of {steps} is done; ask for more with train.steps=N")
-            return
-        data = batches(
-            self.domain,
-            self.items,
-            batch_size=section.batch_size,
-            seed=section.seed,
-            start=self.step,
-            stop=steps,
-            workers=section.workers,
-        )
-        began, first = time.monotonic(), self.step
-        told = began
-        self.denoiser.train()
-        with bar("training", steps, unit="steps", start=self.step) as show:
-            for batch in data:
-                self._train_on(batch.to(self.device))
-                if self._due(section.validate_every_steps):
-                    self._validate()
-                last = self.step == steps
-                if last or time.monotonic() - self._flushed > FLUSH_SECONDS:
-                    loss = self._flush()
-                    show(self.step, f"loss {loss:.4f}")
-                    if not sys.stderr.isatty() and time.monotonic() - told > TELL_SECONDS:
-                        told = time.monotonic()
-                        say(f"step {self.step} of {steps}: loss {loss:.4f}")
-                if last or self.step % section.save_every_steps == 0:
-                    self._save()
-                if self._due(section.preview_every_steps):
-                    self._preview()
-        took = time.monotonic() - began
-        say(f"trained {steps - first} steps in {took:.0f} s; the run is in {self.folder}")
-
-    def denoiser_for_samples(self) -> Denoiser:
-        """The model with its first running mean for weights, in eval mode, for good."""
-        with torch.no_grad():
-            mean = self.ema.means[self.recipe.train.ema[0]]
-            for name, parameter in self.denoiser.network.named_parameters():
-                parameter.copy_(mean[name])
-        return self.denoiser.eval()
-
-    def _train_on(self, batch: Batch) -> None:
-        """One step of the optimizer, a function of the batch, the seed and the step."""
-        section, numbers = self.recipe.train, self.recipe.diffusion
-        generator = torch.Generator(self.device)
-        generator.manual_seed(mix(section.seed, "step", self.step))
-        torch.manual_seed(mix(section.seed, "dropout", self.step))
-        n = len(batch.x)
-        if numbers.t_distribution == "uniform":
-            t = uniform_t(n, generator=generator)
         else:
-            t = logit_normal_t(n, P_mean=numbers.P_mean, P_std=numbers.P_std, generator=generator)
-        eps = torch.randn(batch.x.shape, generator=generator, device=self.device)
-        eps = eps * self.denoiser.diffusion.noise_scale
-        cond = drop(self.denoiser.conditions, batch.cond, generator)
-        rate = learning_rate(
-            self.step,
-            peak=peak_rate(self.recipe),
-            warmup_steps=section.warmup_steps,
-            steps=section.steps,
-            schedule=section.schedule,
-        )
+            checkpoint.restore(found, self.denoiser, learner.ema, learner.optimizer)
+            if learner.scale and found.state.get("scale"):
+                learner.scale.value, learner.scale.good = found.state["scale"]
+            learner.step = found.step
+            if self.team.leads:
+                cut_metrics(self.folder, found.step)
+                posthoc.forget_after(self.folder, found.step)
+            steps = self.recipe.train.steps
+            say(f"going on from step {found.step} of {steps} ({found.path})")
+        self.team.wait()
+        self._skipped_in_a_row = skipped_at_end(self.folder)
 
-        losses = self.denoiser.losses(batch.x, eps, t, cond, batch.mask, batch.coords)
-        torch.autograd.backward(losses.mean())
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.ema.update()
-        self.step += 1
-        self._waiting.append(_Waiting(self.step, rate, losses.detach(), t))
-        self._note(batch.notes)
-
-    def _flush(self) -> float:
-        """Read the waiting losses from the device, log them, and return the last.
+    def loop(self, stop: Stop) -> None:
+        """Train to the recipe's last step, with what happens on the way.
 
         Raises:
-            JitkitError: a loss is not a number; what came before it is logged.
+            Stopped: a signal came; the run is saved.
         """
-        records = [waiting.record() for waiting in self._waiting]
-        self._waiting.clear()
+        section, learner = self.recipe.train, self.learner
+        if learner.step >= section.steps:
+            say(f"step {learner.step} of {section.steps} is done; ask for more with train.steps=N")
+            return
+        self.plan = self._planned(learner.step)
+        parts = batches(self.domain, self.items, self.plan, workers=section.workers)
+        began, first = time.monotonic(), learner.step
+        self._told = self._measured = began
+        self.denoiser.train()
+        with self._log(), bar("training", section.steps, unit="steps", start=first) as show:
+            while learner.step < section.steps:
+                with self._meter.waiting():
+                    batch, failed = self._fetched(parts)
+                stopped, flush, retry = self._agreed(stop, failed)
+                if stopped:
+                    self._end_early(stop)
+                self._train_on(batch)
+                self._after_step(flush=flush, retry=retry)
+                show(learner.step, self._meter.line())
+        took = time.monotonic() - began
+        passed = f", {self._skipped} of them passed over" if self._skipped else ""
+        say(
+            f"trained {section.steps - first} steps{passed} in {took:.0f} s; "
+            f"the run is in {self.folder}"
+        )
+
+    def evaluate(self) -> None:
+        """Score samples of the first running mean, which becomes the model's weights for good."""
+        recipe, learner = self.recipe, self.learner
+        name = mean_name(recipe.train.ema[0])
+        model = {"step": learner.step, "ema": name}
+        settings = (recipe.sample, recipe.evaluate)
+        denoiser = learner.become(name)
+        say(table(evaluate(denoiser, *settings, self.folder, model=model, team=self.team)))
+
+    # One step
+
+    def _planned(self, start: int) -> Plan:
+        section = self.recipe.train
+        return Plan(
+            len(self.items),
+            section.batch_size,
+            section.seed,
+            start,
+            section.steps,
+            shuffle=self.items.order if isinstance(self.items, Chunked) else None,
+            accumulate=section.accumulate,
+            rank=self.team.rank,
+            world=self.team.world,
+        )
+
+    def _fetched(self, parts: Iterator[Batch]) -> tuple[list[Batch], JitkitError | None]:
+        """This process's parts of the next batch, or why there are none."""
+        try:
+            return [next(parts) for _ in range(self.recipe.train.accumulate)], None
+        except JitkitError as error:
+            return [], error
+
+    def _agreed(self, stop: Stop, failed: JitkitError | None) -> tuple[bool, bool, bool]:
+        """Whether to stop, to flush, and to save again, the same in all processes.
+
+        Raises:
+            JitkitError: a process has no batch.
+        """
+        now = time.monotonic()
+        flush = now - self._flushed > FLUSH_SECONDS
+        retry = self._retry_at is not None and now > self._retry_at
+        told = [stop.name is not None, flush, retry, failed is not None]
+        stopped, flush, retry, broken = map(bool, self.team.highest(told))
+        if broken:
+            with suppress(OSError):
+                self._flush()
+            self.team.raise_together(failed)
+        return stopped, flush, retry
+
+    def _train_on(self, batch: Sequence[Batch]) -> None:
+        """One step of the learner, and what it is to log.
+
+        Raises:
+            JitkitError: too many steps in a row were passed over.
+        """
+        learner, section = self.learner, self.recipe.train
+        taken = learner.take(iter(batch), self.plan.first_place)
+        self._meter.step(section.batch_size // self.team.world)
+        self._waiting.append(_Waiting(learner.step, taken))
+        for part in batch:
+            self._note(part.notes)
+        if taken.bad is None:
+            self._skipped_in_a_row = 0
+            return
+        self._skipped_in_a_row += 1
+        self._skipped += 1
+        record = self._flush()[-1]
+        items = listed(map(str, record["items"]))
+        what = f"step {learner.step} was passed over: {record['skipped']} (training items {items})"
+        warn(what)
+        if self._skipped_in_a_row > section.max_bad_steps:
+            raise self._diverged(f"{self._skipped_in_a_row} bad steps in a row; {what}")
+
+    def _after_step(self, *, flush: bool, retry: bool) -> None:
+        """Validation, log, checkpoint and pictures, where they are due."""
+        learner, section = self.learner, self.recipe.train
+        last = learner.step == section.steps
+        if self._due(section.validate_every_steps):
+            with self._meter.paused():
+                self._validate()
+        if last or flush:
+            self._flush()
+            self._tell()
+        with self._meter.paused():
+            if learner.step % section.ema_snapshot_every_steps == 0:
+                self._snapshot()
+            if last:
+                self._save_surely()
+            elif retry or learner.step % section.save_every_steps == 0:
+                if not self._skipped_in_a_row:  # or what is wrong could push out the last good one
+                    self._save()
+            if self._due(section.preview_every_steps):
+                self._preview()
+
+    def _due(self, every: int) -> bool:
+        """At every so many steps, and at the last of a run that is at least so long."""
+        step, steps = self.learner.step, self.recipe.train.steps
+        return step % every == 0 or (step == steps and step >= every)
+
+    def _end_early(self, stop: Stop) -> None:
+        """Save, and leave.
+
+        Raises:
+            Stopped: always.
+        """
+        self._save_surely()
+        step, steps = self.learner.step, self.recipe.train.steps
+        why = stop.name or "a signal to another process"
+        raise Stopped(f"{why}: saved at step {step} of {steps}; the same command goes on")
+
+    # What is written
+
+    @contextmanager
+    def _log(self) -> Iterator[None]:
+        """Trackers and meter, for as long as the loop runs."""
+        plain = self.recipe.model_dump(mode="json")
+        asked = self.recipe.train.log if self.team.leads else []
+        self._trackers = open_trackers(asked, self.folder, plain, step=self.learner.step)
+        flops = 3 * 2 * macs(self.denoiser)  # the backward pass does twice the work of the forward
+        self._meter = Meter(flops_per_sample=flops, peak_flops=None, device=self.learner.device)
+        try:
+            yield
+        finally:
+            self._trackers.close()
+
+    def _flush(self) -> list[dict[str, Any]]:
+        """Read the waiting losses from the device, write them if possible, and return them."""
+        waiting, self._waiting = self._waiting, []
         self._flushed = time.monotonic()
-        finite = list(takewhile(lambda record: isfinite(record["loss"]), records))
-        append_metrics(self.folder, finite)
-        if len(finite) < len(records):
-            step, loss = (records[len(finite)][key] for key in ("step", "loss"))
-            raise self._diverged(f"the loss of step {step} is {loss}")
-        return float(records[-1]["loss"]) if records else float("nan")
+        records = []
+        for each in self._whole(waiting):
+            bad = each.taken.bad is not None
+            items = [i for _, i in self.plan.keys(each.step - 1)] if bad else []
+            records.append(each.record(items))
+        if not self.team.leads:
+            return records
+        for record in records:
+            if record["loss"] is not None:
+                self._meter.smooth(record["loss"])
+            self._trackers.log(record["step"], _flat(record))
+        self._unwritten += records
+        self._write_metrics()
+        return records
+
+    def _whole(self, waiting: Sequence[_Waiting]) -> list[_Waiting]:
+        """The same steps with the losses of all processes, in the order of their batch."""
+        if self.team.world == 1:
+            return list(waiting)
+        own = [(each.taken.losses.cpu(), each.taken.t.cpu()) for each in waiting]
+        parts = (self.recipe.train.accumulate, -1)
+        found = []
+        for each, pairs in zip(waiting, zip(*self.team.gathered(own), strict=True), strict=True):
+            losses, t = (
+                torch.stack([values.reshape(parts) for values in kind], dim=1).flatten()
+                for kind in zip(*pairs, strict=True)
+            )
+            found.append(replace(each, taken=replace(each.taken, losses=losses, t=t)))
+        return found
+
+    def _write_metrics(self) -> bool:
+        """Whether all that was measured is in ``metrics.jsonl``; what is not is kept."""
+        try:
+            append_lines(self.folder / "metrics.jsonl", self._unwritten)
+        except OSError as error:
+            self._say_full(f"metrics.jsonl cannot be written: {error}")
+            return False
+        self._unwritten.clear()
+        return True
+
+    def _say_full(self, what: str) -> None:
+        """Tell that something cannot be written, and when it is tried again."""
+        if self._retry_at is None or time.monotonic() > self._retry_at:
+            warn(f"{what}; nothing is lost, trying again every {RETRY_SECONDS:.0f} s")
+            self._retry_at = time.monotonic() + RETRY_SECONDS
+
+    def _tell(self) -> None:
+        """How the run goes: a line in a while where there is no bar; speed to the trackers."""
+        now, step = time.monotonic(), self.learner.step
+        if not sys.stderr.isatty() and now - self._told > TELL_SECONDS:
+            self._told = now
+            say(f"step {step} of {self.recipe.train.steps}: {self._meter.line()}")
+        if now - self._measured > SPEED_SECONDS and self.team.leads:
+            self._measured = now
+            if self._meter.peak_flops is None:
+                dtype = self.denoiser.autocast or torch.float32
+                with self._meter.paused():
+                    self._meter.peak_flops = peak_flops(self.learner.device, dtype)
+            speed = {"step": step} | self._meter.read()
+            self._trackers.log(step, {f"speed/{k}": v for k, v in speed.items() if k != "step"})
+            with suppress(OSError):
+                append_lines(self.folder / "speed.jsonl", [speed])
 
     def _diverged(self, what: str) -> JitkitError:
         kept = checkpoint.newest(self.folder)
         return JitkitError(
             f"{what}; the last checkpoint is {kept.path if kept else 'none'}. Lower the learning "
-            "rate (train.lr), or use train.precision=float32"
+            "rate (train.lr), set train.clip_gradient=1, or use train.precision=float32"
         )
 
     def _validate(self) -> None:
@@ -295,97 +462,133 @@ class Trainer:
             JitkitError: it is not a number.
         """
         section = self.recipe.train
-        with self._means():
+        with self.learner.means():
             bins = held_out_loss(
-                self.denoiser, self.domain, section.validate_items, section.batch_size
+                self.denoiser,
+                self.domain,
+                section.validate_items,
+                section.batch_size // self.team.world,
+                team=self.team,
             )
         if bins is None:
             return
         loss = sum(w * b for w, b in zip(bin_weights(), bins, strict=True))
+        step = self.learner.step
         if not isfinite(loss):
             self._flush()  # the step's own loss may tell more
-            raise self._diverged(f"the held-out loss of step {self.step} is {loss}")
-        self._waiting[-1].held_out = {"val_loss": loss, "val_loss_bins": bins}
-        say(f"step {self.step}: held-out loss {loss:.4f}")
+            raise self._diverged(f"the held-out loss of step {step} is {loss}")
+        told = {"val_loss": loss, "val_loss_bins": bins}
+        if self._waiting:
+            self._waiting[-1].held_out = told
+        say(f"step {step}: held-out loss {loss:.4f}")
 
     def _preview(self) -> None:
         """A picture of samples at ``samples/step-N.png``."""
-        with self._means():
-            n, section = self.recipe.train.preview_samples, self.recipe.sample
+        n, section = self.recipe.train.preview_samples, self.recipe.sample
+        with self.learner.means():
             cond = conditions_for(self.denoiser, n)
-            items = list(generate(self.denoiser, n, cond, section, progress=True))
-        path = self.folder / "samples" / f"step-{self.step}.png"
-        _save_picture(self.domain.preview(items), path)
-        say(f"step {self.step}: samples in {path}")
+            made = generate(self.denoiser, n, cond, section, progress=True, team=self.team)
+            items = list(made)
+        if not self.team.leads:
+            return
+        step = self.learner.step
+        path = self.folder / "samples" / f"step-{step}.png"
+        try:
+            _save_picture(self.domain.preview(items), path)
+        except OSError as error:
+            warn(f"{path} cannot be written: {error}")
+            return
+        self._trackers.picture(step, "samples", path)
+        say(f"step {step}: samples in {path}")
 
-    def _save(self) -> None:
-        """A checkpoint of this step, the oldest removed.
+    def _snapshot(self) -> None:
+        """The power-function means as they are now, if there are any, for `jitkit ema`."""
+        means = {
+            name: {key: posthoc.stored(whole(value)) for key, value in mean.items()}
+            for name, mean in self.learner.ema.means.items()
+            if name.startswith("sigma-")
+        }
+        if not (self.team.leads and means):
+            return
+        try:
+            posthoc.write_snapshot(self.folder, self.learner.step, means)
+        except (CheckpointError, OSError) as error:
+            warn(f"no snapshot of the power-function means at step {self.learner.step}: {error}")
+
+    def _save(self) -> bool:
+        """A checkpoint of this step, the oldest removed; False where the disk did not take it.
 
         Raises:
-            JitkitError: a loss or a weight is no finite number.
-            CheckpointError: it cannot be written.
+            JitkitError: a weight is no finite number.
         """
         self._flush()
-        if not all(bool(p.isfinite().all()) for p in self.denoiser.network.parameters()):
-            raise self._diverged(f"a weight is no finite number after step {self.step}")
-        checkpoint.save(
-            self.folder,
-            self.step,
-            self.denoiser,
-            self.ema,
-            optimizer=self.optimizer,
-            domain=self._record,
-        )
-        checkpoint.prune(self.folder, self.recipe.train.keep)
+        learner, section = self.learner, self.recipe.train
+        if not learner.finite():
+            raise self._diverged(f"a weight is no finite number after step {learner.step}")
+        if self.team.highest([bool(self._unwritten)])[0] and not self._rewritten():
+            return False
+        try:
+            checkpoint.save(
+                self.folder,
+                learner.step,
+                self.denoiser,
+                learner.ema,
+                optimizer=learner.optimizer,
+                domain=self._record,
+                scale=(learner.scale.value, learner.scale.good) if learner.scale else None,
+                team=self.team,
+            )
+        except CheckpointError as error:
+            self._say_full(str(error))
+            return False
+        self._retry_at = None
+        if self.team.leads:
+            checkpoint.prune(self.folder, section.keep, section.keep_every_steps)
+        return True
+
+    def _rewritten(self) -> bool:
+        """Whether what was measured is written after all: no checkpoint may precede it."""
+        return bool(self.team.highest([self.team.leads and self._write_metrics()])[0])
+
+    def _save_surely(self) -> None:
+        """A checkpoint of this step, and a snapshot, however long the disk is full."""
+        if self.learner.step % self.recipe.train.ema_snapshot_every_steps:
+            self._snapshot()
+        while not self._save():
+            time.sleep(min(5.0, RETRY_SECONDS))
 
     def _try_whole_path(self) -> None:
         """A few samples of the untrained model through the whole path to files, before step 1."""
-        with self._means():
-            n = min(4, self.recipe.train.preview_samples)
-            cond = conditions_for(self.denoiser, n)
-            quick = self.recipe.sample.model_copy(update={"steps": 2, "method": "euler"})
-            items = list(generate(self.denoiser, n, cond, quick))
-        with tempfile.TemporaryDirectory(prefix="first-", dir=self.folder) as out:
-            self.domain.write(items, Path(out))
-        _save_picture(self.domain.preview(items), self.folder / "samples" / "step-0.png")
-
-    @contextmanager
-    def _means(self) -> Iterator[None]:
-        """The first running mean in place of the weights, in eval mode; then back."""
-        mean = self.ema.means[self.recipe.train.ema[0]]
-        parameters = dict(self.denoiser.network.named_parameters())
-
-        def swap() -> None:
-            for name, parameter in parameters.items():
-                parameter.data, mean[name] = mean[name], parameter.data
-
-        swap()
-        self.denoiser.eval()
+        n = min(4, self.recipe.train.preview_samples)
+        quick = self.recipe.sample.model_copy(update={"steps": 2, "method": "euler"})
+        failed: Exception | None = None
         try:
-            yield
-        finally:
-            swap()
-            self.denoiser.train()
-
-    def _due(self, every: int) -> bool:
-        """At every so many steps, and at the last of a run that is at least so long."""
-        return self.step % every == 0 or (
-            self.step == self.recipe.train.steps and self.step >= every
-        )
+            with self.learner.means():
+                cond = conditions_for(self.denoiser, n)
+                items = list(generate(self.denoiser, n, cond, quick, team=self.team))
+            if self.team.leads:
+                with tempfile.TemporaryDirectory(prefix="first-", dir=self.folder) as out:
+                    self.domain.write(items, Path(out))
+                _save_picture(self.domain.preview(items), self.folder / "samples" / "step-0.png")
+        except (JitkitError, OSError) as error:
+            failed = error
+        self.team.raise_together(failed)
 
     def _note(self, notes: Sequence[tuple[str, str]]) -> None:
         """Say what was passed over in the data, each item once, and only the first of many."""
         for name, why in notes:
-            if name not in self._bad and len(self._bad) < 20:
+            if name not in self._passed_over and len(self._passed_over) < 20:
                 warn(f"passed over {name}: {why}")
-            self._bad[name] = why
+            self._passed_over[name] = why
         if notes:
-            lines = "".join(f"{name}: {why}\n" for name, why in sorted(self._bad.items()))
-            write_text(self.folder / "passed_over.txt", lines)
+            lines = "".join(f"{name}: {why}\n" for name, why in sorted(self._passed_over.items()))
+            own = "" if self.team.leads else f"-{self.team.rank}"
+            with suppress(OSError):
+                write_text(self.folder / f"passed_over{own}.txt", lines)
 
-    def _describe(self, precision: str) -> None:
+    def _describe(self) -> None:
         """What is about to be trained, in a few lines."""
-        denoiser, section = self.denoiser, self.recipe.train
+        denoiser, section, learner = self.denoiser, self.recipe.train, self.learner
         network, layout = denoiser.network, denoiser.layout
         weights = sum(p.numel() for p in network.parameters())
         sizes = " x ".join(str(size) for size in layout.grid)
@@ -396,78 +599,44 @@ class Trainer:
             f"conditions: {conditions}"
         )
         say(
-            f"model: {weights:,} weights on {self.device}; {precision}; "
+            f"model: {weights:,} weights on {learner.device}; {learner.precision}; "
             f"noise scale {denoiser.diffusion.noise_scale:g}; "
             f"learning rate {peak_rate(self.recipe):.3g}"
         )
+        if self.team.world > 1:
+            say(
+                f"{self.team.world} processes ({learner.how}), {self.plan.part_size} samples each "
+                f"at a time"
+            )
         if self.recipe.sample.guidance != 1 and not any(
             condition.drop for condition in denoiser.conditions.values()
         ):
             warn("sample.guidance has no effect: no condition is ever dropped in training")
+        copies = len(learner.ema.means)
         needed = sum(
             training_bytes(
                 network,
-                section.batch_size,
-                emas=len(section.ema),
+                self.plan.part_size,
+                emas=copies,
                 checkpointing=section.checkpoint_activations,
             ).values()
         )
-        if needed > (free := free_bytes(self.device) + weights * 4 * (1 + len(section.ema))):
+        if needed > (free := free_bytes(learner.device) + weights * 4 * (1 + copies)):
             warn(
                 f"training needs about {needed / GIB:.1f} GiB and {free / GIB:.1f} are free; if it "
-                "fails, lower train.batch_size or set train.checkpoint_activations=true"
+                "fails, raise train.accumulate or set train.checkpoint_activations=true"
             )
 
 
-@torch.no_grad()
-def held_out_loss(
-    denoiser: Denoiser, domain: Domain, most: int, batch_size: int
-) -> list[float] | None:
-    """Loss on validation items for each bin of t, on noise that never changes; None without items.
-
-    It can be compared between runs: bins are of the t that the same signal-to-noise ratio has
-    under unit noise, t' = t / (t + s (1 - t)), and the error is that of the clean data times
-    1 / (1 - t')², which is the v-loss of a run with unit noise, whatever the recipe's own.
-    """
-    totals, count = [0.0] * BINS, 0
-    scale = denoiser.diffusion.noise_scale
-    full = (len(denoiser.layout.channels), *denoiser.layout.grid)
-    for indices, batch in held_out(domain, most=most, batch_size=batch_size):
-        batch = batch.to(denoiser.device)
-        own = (slice(None), slice(None), *(slice(size) for size in batch.x.shape[2:]))
-        count += len(indices)
-        for k in range(BINS):
-            unit = (k + 0.5) / BINS
-            draws = [  # on the full grid, so that what an item is padded with changes nothing
-                torch.randn(full, generator=torch.Generator().manual_seed(mix("held out", i, k)))
-                for i in indices
-            ]
-            eps = torch.stack(draws)[own].to(denoiser.device) * scale
-            t = torch.full((len(indices),), scale * unit / (1 - unit + scale * unit))
-            losses = denoiser.losses(
-                batch.x, eps, t.to(eps.device), batch.cond, batch.mask, batch.coords, loss="x"
-            )
-            totals[k] += float(losses.sum()) / (1 - unit) ** 2
-    return [total / count for total in totals] if count else None
-
-
-def bin_weights() -> list[float]:
-    """Share of the paper's times (logit-normal, -0.8, 0.8) in each bin of t."""
-
-    def below(t: float) -> float:
-        if t in (0.0, 1.0):
-            return t
-        return (1 + erf((log(t / (1 - t)) + 0.8) / 0.8 / sqrt(2))) / 2
-
-    return [below((k + 1) / BINS) - below(k / BINS) for k in range(BINS)]
-
-
-def _by_bin(losses: Tensor, t: Tensor) -> list[float | None]:
-    """Mean loss of the samples in each bin of t; None where there are none."""
-    bins = (t * BINS).long().clamp(0, BINS - 1)
-    sums = torch.zeros(BINS, device=t.device).index_add_(0, bins, losses).tolist()
-    counts = torch.bincount(bins, minlength=BINS).tolist()
-    return [s / n if n else None for s, n in zip(sums, counts, strict=True)]
+def _flat(record: Mapping[str, Any]) -> dict[str, float | None]:
+    """Numbers of a record by name, those of bins each under its own; the rest is left out."""
+    flat: dict[str, float | None] = {}
+    for key, value in record.items():
+        if isinstance(value, list) and key != "items":
+            flat |= {f"{key}/{i}": v for i, v in enumerate(value)}
+        elif isinstance(value, int | float) and key != "step":
+            flat[key] = value
+    return flat
 
 
 def _save_picture(picture: Any, path: Path) -> None:
@@ -478,29 +647,51 @@ def _save_picture(picture: Any, path: Path) -> None:
 
 
 def _check_same(folder: Path, recipe: Recipe) -> None:
-    """Stop where the run's own recipe differs in what changes the model or the data."""
-    own = load_recipe(folder / "recipe.yaml")
-    different = [line for line in differences(own, recipe) if not line.startswith(FREE_TO_CHANGE)]
+    """Stop where the run's own recipe differs in what changes model or data; say the rest."""
+    changed = differences(load_recipe(folder / "recipe.yaml"), recipe)
+    different = [line for line in changed if not line.startswith(FREE_TO_CHANGE)]
     if different:
         lines = "".join(f"\n  {line}" for line in different)
         raise RecipeError(
             f"{folder} holds a run that began otherwise:{lines}\n"
             "start another with --new or --run DIR, or take these back to go on"
         )
+    for line in changed:
+        say(f"changed from here on: {line}")
 
 
 def _check_same_data(found: Checkpoint, domain: Domain) -> None:
     """Stop where the data are not those that the run has seen: its order and labels would shift."""
-    record = found.model.get("domain") or {}
-    facts = json.loads(json.dumps(domain.facts()))
-    now = {"facts": facts, "num_items": len(domain.items("train"))}
+    record = found.model.get("domain")
+    if not record:
+        return
+    before = {"facts": found.facts, "num_items": record.get("num_items")}
+    now = {"facts": domain.facts(), "num_items": len(domain.items("train"))}
     different = [
-        f"\n  {name}: {record[name]} -> {value}"
-        for name, value in now.items()
-        if record.get(name) not in (None, value)
+        f"\n  {path}: {_brief(old)} -> {_brief(new)}"
+        for path, old, new in _unequal(before, now)
+        if (path, old) != ("num_items", None)
     ]
     if different:
         raise DataError(
-            f"the data are not those that {found.path} was trained on:{''.join(different)}\n"
+            f"the data are not those that {found.path} was trained on:{''.join(different[:20])}\n"
             "start another with --new or --run DIR, or take the data back to go on"
         )
+
+
+def _unequal(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Where two facts differ, as (place, old, new)."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in old | new:
+            place = f"{path}.{key}" if path else str(key)
+            yield from _unequal(old.get(key), new.get(key), place)
+    elif isinstance(old, np.ndarray) or isinstance(new, np.ndarray):
+        a, b = np.asarray(old), np.asarray(new)
+        if a.dtype != b.dtype or not np.array_equal(a, b, equal_nan=a.dtype.kind == "f"):
+            yield path, old, new
+    elif json.dumps(old) != json.dumps(new):
+        yield path, old, new
+
+
+def _brief(value: Any) -> str:
+    return f"array {value.shape}" if isinstance(value, np.ndarray) else json.dumps(value)

@@ -124,7 +124,7 @@ REFUSED = {
     ),
     ("sample", RUN, "--cond-from", "val:three"): "--cond-from 'val:three': expected a split",
     ("sample", RUN, "--cond-from", "val:297"): "split val has items 0 to 296, not 297",
-    ("sample", RUN, "--ema", "0.5"): "no EMA of decay 0.5; it has 0.2, 0.99, and none for the",
+    ("sample", RUN, "--ema", "0.5"): "no EMA 0.5; it has 0.2, 0.99, and none for the",
     ("sample", RUN, "train.steps=3"): (
         "override 'train.steps=3': a trained model takes keys of domain, sample, evaluate"
     ),

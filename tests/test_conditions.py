@@ -69,6 +69,12 @@ def is_null(name: str, value: Tensor) -> Tensor:
 # Forgetting
 
 
+def draws(conditions: Mapping[str, Condition], n: int, seed: int) -> dict[str, Tensor]:
+    """Numbers even over [0, 1) for each condition, (n,)."""
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.rand(n, generator=generator) for name in conditions}
+
+
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 999), st.lists(st.sampled_from([0.0, 0.1, 0.5]), min_size=4, max_size=4))
 def test_a_sample_keeps_a_condition_whole_or_loses_it_whole(
@@ -81,7 +87,7 @@ def test_a_sample_keeps_a_condition_whole_or_loses_it_whole(
         "element": PerToken(5, probabilities[3]),
     }
     before = told(12)
-    after = drop(conditions, before, torch.Generator().manual_seed(seed))
+    after = drop(conditions, before, draws(conditions, 12, seed))
     for name, condition in conditions.items():
         lost = is_null(name, after[name])
         assert torch.equal(after[name][~lost], before[name][~lost])
@@ -97,7 +103,7 @@ def test_each_condition_is_forgotten_with_its_own_probability() -> None:
         "element": PerToken(5, 0.25),
     }
     cond = {name: told(n)[name] for name in ("label", "weather", "element")}
-    after = drop(conditions, cond | {"never": cond["label"]}, torch.Generator().manual_seed(0))
+    after = drop(conditions, cond | {"never": cond["label"]}, draws(conditions, n, 0))
     lost = {name: is_null(name, after[name]).double() for name in cond}
     for name, where in lost.items():
         p = conditions[name].drop
@@ -107,12 +113,12 @@ def test_each_condition_is_forgotten_with_its_own_probability() -> None:
     assert torch.equal(after["never"], cond["label"])
 
 
-def test_what_is_forgotten_follows_from_the_generator_alone() -> None:
+def test_what_is_forgotten_follows_from_the_draws_alone() -> None:
     conditions: dict[str, Condition] = {"label": Category(10, 0.5)}
 
     def lost(seed: int, value: Tensor) -> Tensor:
-        generator = torch.Generator().manual_seed(seed)
-        return is_null("label", drop(conditions, {"label": value}, generator)["label"])
+        told = drop(conditions, {"label": value}, draws(conditions, 64, seed))
+        return is_null("label", told["label"])
 
     ones, twos = torch.ones(64, dtype=torch.long), torch.full((64,), 2)
     assert torch.equal(lost(0, ones), lost(0, twos))

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from jitkit.data import batches, collate, encode, held_out, spread
+from jitkit.data import Plan, batches, collate, encode, held_out, spread
 from jitkit.domains.digits import Digits, DigitsSection
 from jitkit.errors import BadItem, DataError
 from jitkit.fields import (
@@ -59,16 +59,9 @@ def drawn(
     seed: int = 0,
     workers: int = 0,
 ) -> list[Batch]:
-    read = batches(
-        domain,
-        domain.items("train"),
-        batch_size=batch_size,
-        seed=seed,
-        start=start,
-        stop=stop,
-        workers=workers,
-    )
-    return list(read)
+    items = domain.items("train")
+    plan = Plan(len(items), batch_size, seed, start, stop)
+    return list(batches(domain, items, plan, workers=workers))
 
 
 def values(found: Sequence[Batch]) -> list[float]:
@@ -353,7 +346,8 @@ def test_held_out_items_are_not_augmented_and_keep_their_indices() -> None:
     domain = Numbers(100, bad=[30])
 
     def found(batch_size: int) -> Iterator[tuple[int, float]]:
-        for indices, batch in held_out(domain, most=10, batch_size=batch_size):
+        for indices, batch, own in held_out(domain, most=10, batch_size=batch_size):
+            assert own
             assert len(indices) <= batch_size
             yield from zip(indices, values([batch]), strict=True)
 

@@ -13,10 +13,10 @@ ROOT = Path(__file__).parents[1]
 
 FLOORS = """
     door         cli
-    runs         trainer evaluate check generate
-    borders      official checkpoint data testing run
+    runs         trainer evaluate learner validation check generate
+    borders      official posthoc checkpoint data testing run
     recipe       recipe mistakes written
-    processes    sampler optim ema progress memory
+    processes    tracking meter stop sampler optim ema parallel progress memory
     network      denoiser transformer conditions layers
     mathematics  flow rope patches seeds
     words        domain sections fields errors
@@ -27,7 +27,9 @@ ORDER = [module for floor in FLOORS.strip().splitlines() for module in floor.spl
 PURE = ORDER[ORDER.index("denoiser") :]
 PURE_MAY_IMPORT = {"torch", "einops"}
 BESIDES = {"sections": {"pydantic"}, "domain": {"numpy", "PIL"}}  # domain: for its types alone
-DOMAINS_MAY_IMPORT = {"jitkit.domain", "jitkit.sections", "jitkit.fields", "jitkit.errors"}
+DOMAINS_MAY_IMPORT = {
+    f"jitkit.{name}" for name in ("domain", "sections", "fields", "errors", "progress")
+}
 
 MODULES = sorted(p.stem for p in (ROOT / "jitkit").glob("*.py") if not p.stem.startswith("__"))
 ADAPTERS = sorted(path for path in (ROOT / "domains").glob("*.py") if path.stem != "__init__")

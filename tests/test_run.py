@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +18,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jitkit.errors import RecipeError
-from jitkit.run import append_metrics, choose_folder, cut_metrics, environment, write_text
+from jitkit.run import (
+    append_lines,
+    choose_folder,
+    cut_metrics,
+    environment,
+    locked,
+    skipped_at_end,
+    write_text,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -102,16 +116,70 @@ def test_metrics_after_a_step_are_forgotten_and_a_torn_line_too(
     Path("metrics.jsonl").unlink(missing_ok=True)
     numbered = [{"step": i} | record for i, record in enumerate(records, start=1)]
     for record in numbered:
-        append_metrics(run, [record])
+        append_lines(run / "metrics.jsonl", [record])
     with Path("metrics.jsonl").open("a") as file:
         file.write('{"step": 1, "loss": 0.25, "loss_bins": [1'[:torn])
     cut_metrics(run, step)
     lines = Path("metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [r for r in numbered if r["step"] <= step]
-    append_metrics(run, [{"step": 99}])
+    append_lines(run / "metrics.jsonl", [{"step": 99}])
     assert Path("metrics.jsonl").read_text().splitlines() == [*lines, '{"step": 99}']
 
 
 def test_metrics_that_are_not_there_yet_are_an_empty_file() -> None:
     cut_metrics(Path(), 5)
     assert Path("metrics.jsonl").read_bytes() == b""
+
+
+def test_lines_come_whole_or_not_at_all_on_a_full_disk() -> None:
+    path = Path("lines.jsonl")
+    append_lines(path, [{"step": 1}])
+    before = path.read_bytes()
+    with small_files(len(before) + 5), pytest.raises(OSError):
+        append_lines(path, [{"step": 2}])
+    assert path.read_bytes() == before
+    append_lines(path, [{"step": 2}])
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+@contextmanager
+def small_files(size: int) -> Iterator[None]:
+    """No file of this process can grow past a size."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.parametrize(
+    ("lines", "count"),
+    [([], 0), ([0], 0), ([1], 1), ([1, 0, 1, 1], 2), ([1, 1, 1], 3), ([1, 1, 0], 0)],
+)
+def test_the_steps_passed_over_at_the_end_are_counted(lines: list[int], count: int) -> None:
+    records = [{"step": i} | ({"skipped": "why"} if bad else {}) for i, bad in enumerate(lines)]
+    append_lines(Path("metrics.jsonl"), records)
+    assert skipped_at_end(Path()) == count
+
+
+def test_two_processes_do_not_train_in_one_folder() -> None:
+    run = make_run("run")
+    with locked(run):
+        other = subprocess.run(
+            [sys.executable, "-c", "from pathlib import Path\nfrom jitkit.run import locked\n"
+             "with locked(Path('run')): pass"],
+            capture_output=True,
+            text=True,
+        )  # fmt: skip
+        assert "another process trains in run; wait for it" in other.stderr
+    with locked(run):
+        pass
+
+
+def test_a_folder_in_which_nothing_began_is_gone() -> None:
+    with pytest.raises(RecipeError), locked(Path("run")):
+        raise RecipeError("no such thing")
+    assert not Path("run").exists()

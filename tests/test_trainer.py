@@ -24,6 +24,7 @@ from torch import Tensor
 import jitkit
 from jitkit import checkpoint
 from jitkit.check import assemble
+from jitkit.data import Plan
 from jitkit.denoiser import Denoiser, Diffusion
 from jitkit.domains.digits import Digits, DigitsSection
 from jitkit.domains.images import Picture
@@ -32,7 +33,8 @@ from jitkit.errors import CheckpointError, DataError, JitkitError, RecipeError
 from jitkit.fields import Field
 from jitkit.flow import convert
 from jitkit.recipe import dump_recipe, load_recipe
-from jitkit.trainer import bin_weights, held_out_loss, train
+from jitkit.trainer import train
+from jitkit.validation import bin_weights, held_out_loss
 
 DIGITS = Digits(DigitsSection(name="digits"))
 
@@ -47,10 +49,10 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def outcome(run: Path) -> dict[str, bytes]:
-    """All that a run came to: every file but those that tell when and where it ran, and how long
-    it was first meant to be."""
-    found = contents(run)
-    return {name: found[name] for name in found if name not in ("environment.json", "recipe.yaml")}
+    """All that a run came to: every file but those that tell when, where and how fast it ran, and
+    how long it was first meant to be."""
+    aside = ("environment.json", "recipe.yaml", "speed.jsonl", ".lock", "tensorboard/")
+    return {name: file for name, file in contents(run).items() if not name.startswith(aside)}
 
 
 def assert_same(a: Path, b: Path) -> None:
@@ -347,7 +349,7 @@ def test_another_adapter_can_take_the_place_of_the_recipe_s(
 
 
 def test_a_run_leaves_what_it_was_and_what_happened(trained: Path, tiny: dict[str, Any]) -> None:
-    names = {path.name for path in trained.iterdir()}
+    names = {path.name for path in trained.iterdir()} - {"tensorboard", ".lock"}
     assert names == {"recipe.yaml", "environment.json", "metrics.jsonl", "checkpoints", "samples"}
     assert load_recipe(trained / "recipe.yaml") == load_recipe(tiny)
     assert json.loads((trained / "environment.json").read_text())["versions"]["torch"]
@@ -450,21 +452,62 @@ def test_a_broken_picture_is_named_and_training_goes_on(
 
 
 def test_a_run_that_diverges_stops_in_words_and_keeps_what_it_had(
-    tiny: dict[str, Any], tmp_path: Path
+    tiny: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    rough = {"train.lr": 1e30, "train.save_every_steps": 1, "train.max_bad_steps": 3}
     with pytest.raises(JitkitError) as caught:
-        train(tiny, {"train.lr": 1e30, "train.save_every_steps": 1}, run=tmp_path / "run")
+        train(tiny, rough, run=tmp_path / "run")
     assert re.fullmatch(
-        r"the loss of step \d+ is (nan|inf); the last checkpoint is .*run/checkpoints/step-\d+\. "
-        r"Lower the learning rate \(train\.lr\), or use train\.precision=float32",
+        r"4 bad steps in a row; step 5 was passed over: the loss of 8 of 8 samples is no finite "
+        r"number \(training items [\d, ]+\); the last checkpoint is .*run/checkpoints/step-1\. "
+        r"Lower the learning rate \(train\.lr\), set train\.clip_gradient=1, or use "
+        r"train\.precision=float32",
         str(caught.value),
     )
-    found = checkpoint.find(tmp_path / "run")
     records = metrics(tmp_path / "run")
-    assert [record["step"] for record in records] == list(range(1, found.step + 1))
-    assert all(np.isfinite(record["loss"]) for record in records)
+    assert [record["step"] for record in records] == [1, 2, 3, 4, 5]
+    assert np.isfinite(records[0]["loss"])
+    assert all(record["loss"] is None and len(record["items"]) == 8 for record in records[1:])
+    assert capsys.readouterr().err.count("warning: step") == 4
+    found = checkpoint.find(tmp_path / "run")
+    assert found.step == 1
     for tensor in found.tensors("model").values():
         assert bool(tensor.isfinite().all())
+
+
+class Poisoned(Digits):
+    """Some of the training items are too bright for float32."""
+
+    bad: frozenset[str] = frozenset()
+
+    def encode(self, item: Picture, rng: np.random.Generator | None = None) -> Field:
+        field = super().encode(item, rng)
+        return replace(field, values=field.values * 1e30) if item.name in self.bad else field
+
+
+def test_a_step_without_a_finite_loss_is_passed_over_and_its_items_are_named(
+    tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    plan = Plan(1500, 8, 0, 0, 12)
+    domain = Poisoned(DigitsSection(name="digits"))
+    domain.bad = frozenset(f"{plan.keys(step)[3][1]:04}" for step in (4, 5, 8))
+    run = train(tiny, run=tmp_path / "run", domain=domain)
+    skipped = {r["step"]: r["items"] for r in metrics(run) if "skipped" in r}
+    assert skipped == {step + 1: [plan.keys(step)[3][1]] for step in (4, 5, 8)}
+    broken = train(tiny, {"train.steps": 4}, run=tmp_path / "broken", domain=domain)
+    assert_same(run, train(tiny, run=broken, domain=domain))
+
+
+def test_bad_steps_in_a_row_are_counted_across_a_resume(
+    tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    plan = Plan(1500, 8, 0, 0, 12)
+    domain = Poisoned(DigitsSection(name="digits"))
+    domain.bad = frozenset(f"{plan.keys(step)[0][1]:04}" for step in (4, 5, 6, 7))
+    run = train(tiny, {"train.steps": 7}, run=tmp_path / "run", domain=domain)
+    with pytest.raises(JitkitError, match="4 bad steps in a row; step 8"):
+        train(tiny, {"train.max_bad_steps": 3}, run=run, domain=domain)
+    train(tiny, {"train.max_bad_steps": 4}, run=run, domain=domain)
 
 
 def test_weights_that_are_no_numbers_are_never_saved(tiny: dict[str, Any], tmp_path: Path) -> None:

@@ -1,0 +1,153 @@
+"""The cache: measured once, and again where a file is torn or another's; writers do not collide."""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jitkit.domains.statistics import Statistics, load_or_measure
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("JITKIT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "statistics"
+
+
+class Maker:
+    """Measures, and counts how often."""
+
+    def __init__(self, seed: int = 18) -> None:
+        rng = np.random.default_rng(seed)
+        self.values = rng.standard_normal((20, 2, 3, 4)).astype(np.float32)
+        self.values[rng.random(self.values.shape) < 0.2] = np.nan
+        self.values[:, 0, 0, 0] = np.nan
+        self.times = 0
+
+    def __call__(self) -> Statistics:
+        self.times += 1
+        return Statistics.measure([self.values], ["a", "b"], per_cell=True)
+
+
+def test_statistics_are_measured_once(cache: Path) -> None:
+    make = Maker()
+    first, second = load_or_measure("abc123", make), load_or_measure("abc123", make)
+    assert make.times == 1 and [p.name for p in cache.iterdir()] == ["abc123.npz"]
+    np.testing.assert_equal(first.facts(), second.facts())
+    load_or_measure("another", make)
+    assert make.times == 2
+
+
+def test_a_key_that_is_no_file_name_is_kept_all_the_same(cache: Path) -> None:
+    make = Maker()
+    for key in ("../../up/and away", "a" * 500, "", ".."):
+        load_or_measure(key, make)
+        load_or_measure(key, make)
+    assert make.times == 4 and len(list(cache.iterdir())) == 4
+
+
+@pytest.mark.parametrize("length", [0, 1, 100, 500, -1])
+def test_a_torn_file_is_measured_again_and_replaced(cache: Path, length: int) -> None:
+    make = Maker()
+    load_or_measure("k", make)
+    file = cache / "k.npz"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:length])
+    found = load_or_measure("k", make)
+    assert make.times == 2
+    load_or_measure("k", make)
+    assert make.times == 2
+    np.testing.assert_equal(found.facts(), make().facts())
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_a_file_with_a_flipped_byte_gives_the_same_numbers_or_is_measured_again(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    folder, make = tmp_path_factory.mktemp("flip"), Maker()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JITKIT_CACHE", str(folder))
+        whole = load_or_measure("k", make)
+        file = folder / "statistics" / "k.npz"
+        torn = bytearray(file.read_bytes())
+        torn[data.draw(st.integers(0, len(torn) - 1))] ^= data.draw(st.integers(1, 255))
+        file.write_bytes(torn)
+        np.testing.assert_equal(load_or_measure("k", make).facts(), whole.facts())
+
+
+def test_a_foreign_file_is_measured_again(cache: Path) -> None:
+    make = Maker()
+    cache.mkdir(parents=True)
+    file = cache / "k.npz"
+    with open(file, "wb") as out:
+        np.savez(out, head=np.array("[1]"), other=np.arange(3))
+    load_or_measure("k", make)
+    assert make.times == 1
+    load_or_measure("other", make)
+    (cache / "other.npz").replace(file)  # whole, and of another key
+    load_or_measure("k", make)
+    assert make.times == 3
+    pickled = np.array([{"a": 1}], dtype=object)
+    with open(file, "wb") as out:
+        np.savez(out, head=pickled)  # would run code if it were opened carelessly
+    load_or_measure("k", make)
+    assert make.times == 4
+
+
+def test_a_file_of_another_version_is_measured_again(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = Maker()
+    monkeypatch.setattr("jitkit.domains.statistics.FORMAT", 0)
+    load_or_measure("k", make)
+    monkeypatch.undo()
+    monkeypatch.setenv("JITKIT_CACHE", str(cache.parent))
+    load_or_measure("k", make)
+    assert make.times == 2
+
+
+def test_a_cache_that_cannot_be_written_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("JITKIT_CACHE", str(tmp_path / "file"))
+    make = Maker()
+    load_or_measure("k", make)
+    load_or_measure("k", make)
+    assert make.times == 2
+
+
+def test_the_cache_is_in_the_home_where_not_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("JITKIT_CACHE", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    load_or_measure("k", Maker())
+    assert (tmp_path / ".cache" / "jitkit" / "statistics" / "k.npz").is_file()
+
+
+def test_writers_at_the_same_time_leave_whole_files(cache: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_write_and_read, args=(18,)) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert [worker.exitcode for worker in workers] == [0, 0, 0]
+    assert [p.name for p in cache.iterdir()] == ["k.npz"]
+
+
+def _write_and_read(seed: int) -> None:
+    """Write one file again and again while others do, and read it whole each time."""
+    from jitkit.domains import cache
+
+    facts = Maker(seed)().facts()
+    for _ in range(100):
+        cache.save("statistics", "k", facts)
+        np.testing.assert_equal(cache.load("statistics", "k"), facts)

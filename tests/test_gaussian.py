@@ -1,0 +1,92 @@
+"""The fields of the benchmark are what is said of them, and its measures see what is wrong."""
+
+from __future__ import annotations
+
+import sys
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks are not installed
+
+from benchmarks.gaussian import (  # noqa: E402
+    CORRELATION,
+    GaussianFields,
+    ks_critical,
+    ks_distance,
+    marginals,
+    standardized,
+)
+
+Array = np.ndarray[Any, np.dtype[Any]]
+FIELDS = GaussianFields()
+
+
+@pytest.fixture(scope="module")
+def z() -> Array:
+    return standardized(FIELDS.draw(2000, np.random.default_rng(0)))
+
+
+def test_the_variance_is_one_and_the_covariance_on_the_circle_is_that_of_the_spectrum(
+    z: Array,
+) -> None:
+    assert FIELDS.circle_power.sum(axis=1) == pytest.approx([1, 1])
+    full = z[:, :, FIELDS.full_rows]
+    lags = np.arange(FIELDS.columns)
+    k = np.arange(FIELDS.columns // 2 + 1)
+    known = FIELDS.circle_power @ np.cos(2 * np.pi * np.outer(k, lags) / FIELDS.columns)
+    found = np.stack([(full * np.roll(full, -lag, axis=3)).mean(axis=(0, 2, 3)) for lag in lags])
+    np.testing.assert_allclose(found.T, known, atol=0.03)
+
+
+def test_spectra_and_marginals_are_those_that_are_known(z: Array) -> None:
+    for found, known in (
+        (FIELDS.circle_power_of(z), FIELDS.circle_power),
+        (FIELDS.line_power_of(z), np.stack([FIELDS.line_power] * 2)),
+    ):
+        assert np.abs((found.value - known) / found.error).max() < 4
+        assert (found.error < 0.05 * known).all()
+    mean, std, correlation = marginals(z)
+    assert np.abs(mean.value / mean.error).max() < 4
+    assert np.abs((std.value - 1) / std.error).max() < 4
+    assert correlation.value == pytest.approx(CORRELATION, abs=4 * float(correlation.error))
+
+
+def test_rows_have_the_covariance_that_is_known(z: Array) -> None:
+    columns = z[:, :, :, FIELDS.full_columns].transpose(2, 0, 1, 3).reshape(FIELDS.rows, -1)
+    np.testing.assert_allclose(np.cov(columns), FIELDS.line_covariance, atol=0.05)
+
+
+def test_the_island_lies_across_the_seam_and_is_missing_in_every_field(z: Array) -> None:
+    assert FIELDS.island[:, 0].any() and FIELDS.island[:, -1].any()
+    assert (np.isnan(z) == FIELDS.island).all()
+    assert len(FIELDS.full_rows) >= FIELDS.rows // 2
+
+
+def test_true_fields_have_no_seam(z: Array) -> None:
+    ratio = FIELDS.seam_ratio(z)
+    assert np.abs((ratio.value - 1) / ratio.error).max() < 4
+    assert (FIELDS.seam_distance(z) < ks_critical(len(z), len(z), 0.01)).all()
+
+
+def test_a_seam_is_seen(z: Array) -> None:
+    torn = np.concatenate([z[..., :1], np.roll(z, 1, axis=0)[..., 1:]], axis=-1)
+    assert (FIELDS.seam_ratio(torn).value > 2).all()
+    assert (FIELDS.seam_distance(torn) > ks_critical(len(z), len(z), 0.01)).all()
+
+
+def test_the_distance_of_distributions_is_that_of_kolmogorov_and_smirnov() -> None:
+    assert ks_distance(np.array([1.0, 2, 3]), np.array([1.0, 2, 3])) == 0
+    assert ks_distance(np.array([1.0, 2]), np.array([3.0, 4])) == 1
+    assert ks_distance(np.array([1.0, 3]), np.array([2.0, 4])) == 0.5
+    assert ks_critical(500, 500, 0.05) == pytest.approx(1.358 * sqrt(2 / 500), rel=1e-3)
+
+
+def test_equal_distributions_exceed_the_critical_distance_as_often_as_said() -> None:
+    rng = np.random.default_rng(1)
+    most = ks_critical(200, 200, 0.05)
+    above = [ks_distance(*rng.standard_normal((2, 200))) > most for _ in range(1000)]
+    assert 0.02 < np.mean(above) < 0.07

@@ -1,0 +1,226 @@
+"""Several processes train one model as one would; what goes wrong in one is told by all."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import jitkit
+from jitkit import checkpoint
+from jitkit.data import Plan
+from jitkit.errors import RecipeError
+from jitkit.learner import Learner, LossScale
+from jitkit.parallel import ALONE
+from jitkit.recipe import dump_recipe, load_recipe
+from jitkit.trainer import train
+
+
+def started(*words: object, processes: int = 2, cwd: Path | None = None) -> subprocess.Popen[str]:
+    """A command in several processes on this machine, as torchrun starts it."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+    command += ["--master-port", "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+    return subprocess.Popen(
+        [*command, *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=cwd,
+    )
+
+
+def together(*words: object, processes: int = 2, cwd: Path | None = None) -> str:
+    """What such a command says; it must end well."""
+    process = started(*words, processes=processes, cwd=cwd)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return out
+
+
+def written(recipe: dict[str, Any], path: Path, **train: Any) -> Path:
+    recipe["train"] |= train
+    path.write_text(dump_recipe(load_recipe(recipe)))
+    return path
+
+
+def losses(run: Path) -> list[float]:
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+# How a batch is cut
+
+
+@pytest.mark.parametrize(("accumulate", "world"), [(1, 1), (3, 1), (1, 2), (2, 3), (6, 2)])
+def test_the_parts_of_all_processes_are_the_batch(accumulate: int, world: int) -> None:
+    whole = Plan(40, 24, 0, 3, 8)
+    parts = [
+        list(Plan(40, 24, 0, 3, 8, accumulate=accumulate, rank=rank, world=world))
+        for rank in range(world)
+    ]
+    for number, batch in enumerate(whole):
+        found = [
+            key
+            for part in range(accumulate)
+            for rank in range(world)
+            for key in parts[rank][number * accumulate + part]
+        ]
+        assert found == batch == whole.keys(3 + number)
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused_in_words() -> None:
+    with pytest.raises(RecipeError, match="batch_size 8 cannot be cut .* 3 processes x .* 2; .* 6"):
+        Plan(40, 8, 0, 0, 1, accumulate=2, world=3)
+
+
+def test_times_and_noise_belong_to_a_place_in_the_batch(tiny: dict[str, Any]) -> None:
+    recipe = load_recipe(tiny, {"train.batch_size": 40})
+    from jitkit.domain import open_domain
+
+    learner = Learner(recipe, open_domain(recipe.domain), ALONE)
+    full = learner._noise((40, 1, 8, 8), 0)
+    for place, n in ((0, 40), (0, 7), (7, 20), (16, 16), (33, 7)):
+        assert torch.equal(learner._noise((n, 1, 8, 8), place), full[place : place + n])
+    assert torch.equal(learner._noise((9, 1, 5, 3), 20), full[20:29, :, :5, :3])
+    assert full.std().item() == pytest.approx(1, abs=0.05)
+    assert len({tuple(row.flatten().tolist()) for row in full}) == 40
+
+
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_a_step_in_parts_is_the_step(tiny: dict[str, Any], tmp_path: Path, accumulate: int) -> None:
+    whole = train(tiny, run=tmp_path / "whole")
+    parts = train(tiny, {"train.accumulate": accumulate}, run=tmp_path / "parts")
+    assert losses(parts) == pytest.approx(losses(whole), rel=1e-4)
+    one, other = (jitkit.load(run).state_dict() for run in (whole, parts))
+    for name in one:
+        assert torch.allclose(one[name], other[name], atol=1e-4), name
+
+
+def test_the_loss_scale_halves_at_an_overflow_and_doubles_after_many_good_steps() -> None:
+    scale = LossScale(8.0)
+    scale.update(overflow=True)
+    assert (scale.value, scale.good) == (4.0, 0)
+    for _ in range(2_000):
+        scale.update(overflow=False)
+    assert (scale.value, scale.good) == (8.0, 0)
+    for _ in range(10):
+        scale.update(overflow=True)
+    assert scale.value == 1.0
+
+
+# Two processes
+
+LONG = {"steps": 50, "batch_size": 16, "save_every_steps": 25, "validate_every_steps": 25}
+LONG |= {"keep": 9, "ema_sigma_rel": [0.1], "log": [], "lr": 2e-3, "warmup_steps": 10}
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does_and_each_goes_on_from_the_other(
+    tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    recipe = written(tiny, tmp_path / "tiny.yaml", **LONG)
+    alone = train(recipe, run=tmp_path / "alone")
+    runs = {"alone": alone}
+    for how in ("ddp", "fsdp"):
+        runs[how] = tmp_path / how
+        said = together(
+            "-m", "jitkit", "--", "train", recipe, f"train.parallel={how}", "--run", runs[how]
+        )
+        assert f"2 processes ({how}), 8 samples each at a time" in said
+        assert losses(runs[how]) == pytest.approx(losses(alone), rel=1e-4)
+    assert (runs["fsdp"] / "checkpoints/step-50/model").is_dir()  # shards
+    for how, run in runs.items():
+        one, other = jitkit.load(alone).state_dict(), jitkit.load(run).state_dict()
+        for name in one:
+            assert torch.allclose(one[name], other[name], atol=1e-3), (how, name)
+    for first, then in (("alone", "fsdp"), ("fsdp", "ddp"), ("ddp", "fsdp"), ("fsdp", "alone")):
+        run = tmp_path / f"{first}-{then}"
+        subprocess.run(["cp", "-r", runs[first], run], check=True)
+        subprocess.run(["rm", "-r", run / "checkpoints/step-50"], check=True)
+        if then == "alone":
+            train(recipe, run=run)
+        else:
+            words = ("train", recipe, f"train.parallel={then}", "--run", run)
+            assert "going on from step 25 of 50" in together("-m", "jitkit", "--", *words)
+        assert losses(run) == pytest.approx(losses(alone), rel=1e-4), (first, then)
+
+
+@pytest.mark.slow
+def test_samples_and_scores_of_two_processes_are_those_of_one(
+    trained: Path, tmp_path: Path
+) -> None:
+    words = ("sample", trained, "--n", 5, "sample.batch_size=2")
+    together("-m", "jitkit", "--", *words, "--out", tmp_path / "two")
+    subprocess.run(
+        [sys.executable, "-m", "jitkit", *map(str, words), "--out", tmp_path / "one"], check=True
+    )
+    names = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "two").iterdir()) and len(names) >= 5
+    for name in names:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    said = json.loads(together("-m", "jitkit", "--", "evaluate", trained, "--json"))
+    assert said["samples"] == 20
+
+
+BROKEN = """
+import os, sys, jitkit
+from jitkit.domains.digits import Digits, DigitsSection
+from jitkit.errors import DataError
+
+class Broken(Digits):
+    def encode(self, item, rng=None):
+        if os.environ["RANK"] == "1" and rng is not None:
+            raise DataError("the store is gone")
+        return super().encode(item, rng)
+
+try:
+    jitkit.train(sys.argv[1], run=sys.argv[2], domain=Broken(DigitsSection(name="digits")))
+except jitkit.JitkitError as error:
+    sys.exit(f"told: {error}")
+"""
+
+
+@pytest.mark.slow
+def test_an_error_of_one_process_ends_all_with_its_message(
+    tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    recipe = written(tiny, tmp_path / "tiny.yaml", log=[])
+    (tmp_path / "broken.py").write_text(BROKEN)
+    process = started(tmp_path / "broken.py", recipe, tmp_path / "run")
+    began = time.monotonic()
+    _, err = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "told: rank 1 of 2: DataError: the store is gone" in err
+    assert time.monotonic() - began < 100
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_a_signal_to_one_process_stops_all_at_the_same_step(
+    tiny: dict[str, Any], tmp_path: Path, how: str
+) -> None:
+    recipe = written(tiny, tmp_path / "tiny.yaml", steps=100_000, parallel=how, log=[])
+    run = tmp_path / "run"
+    process = started("-m", "jitkit", "--", "train", recipe, "--run", run)
+    metrics = run / "metrics.jsonl"
+    while not (metrics.is_file() and metrics.stat().st_size) and process.poll() is None:
+        time.sleep(0.1)
+    ranks = children(process.pid)
+    os.kill(ranks[-1], signal.SIGUSR1)
+    _, err = process.communicate(timeout=120)
+    assert "saved at step" in err and "exitcode  : 75" in err
+    step = checkpoint.find(run).step
+    assert len(losses(run)) == step
+
+
+def children(parent: int) -> list[int]:
+    """The processes that one has started, oldest first."""
+    return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]

@@ -1,0 +1,176 @@
+"""A run that is told to stop, or whose disk is full, loses nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_trainer import assert_same, metrics
+
+from jitkit import checkpoint
+from jitkit.errors import Stopped
+from jitkit.recipe import dump_recipe, load_recipe
+from jitkit.trainer import train
+
+LONG = {"steps": 200_000, "save_every_steps": 100_000, "log": []}
+
+
+@pytest.fixture
+def recipe(tiny: dict[str, Any], tmp_path: Path) -> Path:
+    """A run that would take an hour."""
+    tiny["train"] |= LONG
+    path = tmp_path / "tiny.yaml"
+    path.write_text(dump_recipe(load_recipe(tiny)))
+    return path
+
+
+class Running:
+    """A run in a process of its own, at work."""
+
+    def __init__(self, recipe: Path, run: Path, *overrides: str) -> None:
+        self.run = run
+        command = [sys.executable, "-m", "jitkit", "train", str(recipe), *overrides]
+        self.process = subprocess.Popen(
+            [*command, "--run", str(run)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.wait_for(lambda: self.steps() > 0)
+
+    def steps(self) -> int:
+        path = self.run / "metrics.jsonl"
+        return path.read_bytes().count(b"\n") if path.is_file() else 0
+
+    def wait_for(self, what: Callable[[], bool], seconds: float = 60) -> None:
+        until = time.monotonic() + seconds
+        while not what():
+            assert time.monotonic() < until and self.process.poll() is None, self.ended()
+            time.sleep(0.05)
+
+    def ended(self) -> tuple[int, str]:
+        """Its exit code and what it said on standard error."""
+        if self.process.poll() is None:
+            time.sleep(0.1)
+        try:
+            err = self.process.communicate(timeout=60)[1]
+        finally:
+            self.process.kill()
+        return self.process.returncode, err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+def test_a_signal_ends_a_run_saved_with_the_code_to_come_again(
+    recipe: Path, tmp_path: Path, name: str
+) -> None:
+    running = Running(recipe, tmp_path / "run")
+    running.process.send_signal(getattr(signal, name))
+    code, err = running.ended()
+    assert code == 75, err
+    found = checkpoint.find(tmp_path / "run")
+    assert f"{name}: saved at step {found.step} of 200000; the same command goes on" in err
+    assert len(metrics(tmp_path / "run")) == found.step
+    through = train(recipe, {"train.steps": found.step}, run=tmp_path / "through")
+    assert_same(through, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_a_second_interrupt_stops_at_once(recipe: Path, tmp_path: Path) -> None:
+    """The first waits for the step and its checkpoint, which a full disk keeps it from."""
+    run = tmp_path / "run"
+    running = Running(recipe, run)
+    (run / "checkpoints").write_text("in the way")  # no folder can be made there
+    running.process.send_signal(signal.SIGINT)
+    time.sleep(2)
+    assert running.process.poll() is None
+    running.process.send_signal(signal.SIGINT)
+    code, err = running.ended()
+    assert code == 130 and "nothing is lost, trying again" in err and "interrupted" in err
+
+
+def test_a_run_in_python_stops_at_a_whole_step_too(recipe: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+
+    def interrupt() -> None:
+        while not (run / "metrics.jsonl").is_file() or not metrics(run):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(Stopped, match="SIGINT: saved at step"):
+        train(recipe, run=run)
+    thread.join()
+    assert signal.getsignal(signal.SIGINT) is before
+    assert checkpoint.find(run).step == len(metrics(run)) > 0
+
+
+# A full disk
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MiB, in memory."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("this user may not mount a file system")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_told_and_waited_for_and_nothing_is_lost(
+    tiny: dict[str, Any], tmp_path: Path, small_disk: Path
+) -> None:
+    tiny["train"] |= {"steps": 400, "save_every_steps": 20, "log": []}
+    path = tmp_path / "tiny.yaml"
+    path.write_text(dump_recipe(load_recipe(tiny)))
+    through = train(path, run=tmp_path / "through")
+    running = Running(path, small_disk / "run")
+    running.wait_for(lambda: (small_disk / "run/checkpoints/step-20").is_dir())
+    ballast = small_disk / "ballast"
+    fill(ballast)
+    time.sleep(8)  # the run has come to its end, and waits
+    assert running.process.poll() is None
+    good = checkpoint.find(small_disk / "run").step
+    assert 20 <= good < 400
+    assert not list(small_disk.rglob("*.part"))
+    ballast.unlink()
+    code, err = running.ended()
+    assert code == 0, err
+    assert "nothing is lost, trying again every 60 s" in err
+    assert len(metrics(small_disk / "run")) == 400
+    last = "checkpoints/step-400"
+    for file in (through / last).iterdir():
+        assert (small_disk / "run" / last / file.name).read_bytes() == file.read_bytes(), file
+
+
+def fill(path: Path) -> None:
+    """Take all that a disk has left, and again what a run's clean-up sets free."""
+    with path.open("wb", buffering=0) as file:
+        for size in (2**16, 2**12, 1):
+            try:
+                while True:
+                    file.write(b"0" * size)
+            except OSError:
+                continue
+
+
+def test_an_unreadable_folder_of_checkpoints_is_told(trained: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "recipe.yaml").write_text((trained / "recipe.yaml").read_text())
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints/step-3").write_text(json.dumps("a file"))
+    with pytest.raises(checkpoint.CheckpointError, match="none of 1 checkpoints is whole"):
+        checkpoint.find(run)
