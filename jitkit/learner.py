@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite, nan
 from typing import Any
 
@@ -43,6 +43,7 @@ class Taken:
         rate: the learning rate.
         gradient: norm of the gradient of all processes, before it is clipped.
         bad: why the step was passed over: no finite loss or gradient; None where it was not.
+        overflow: whether it was only the gradient in float16, whose scale has been lowered since.
     """
 
     losses: Tensor
@@ -50,6 +51,7 @@ class Taken:
     rate: float
     gradient: float
     bad: str | None = None
+    overflow: bool = False
 
 
 class LossScale:
@@ -127,7 +129,11 @@ class Learner:
         rate = self._rate()
         gradient, bad = self._update(rate)
         self.step += 1
-        return Taken(torch.cat(losses), torch.cat(times), rate, gradient, bad)
+        taken = Taken(torch.cat(losses), torch.cat(times), rate, gradient, bad)
+        if bad and self.scale:
+            wrong = self.team.highest([not bool(taken.losses.isfinite().all())])[0]
+            return replace(taken, overflow=not wrong and self.scale.value > 1)
+        return taken
 
     @contextmanager
     def means(self) -> Iterator[None]:

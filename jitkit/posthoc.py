@@ -18,6 +18,7 @@ float16 does not hold so well is stored in float32.
 
 from __future__ import annotations
 
+import json
 import shutil
 import stat
 from collections.abc import Mapping, Sequence
@@ -369,7 +370,7 @@ def _read(folder: Path, step: int) -> Snapshot:
 def _header(path: Path) -> dict[str, str]:
     """What a file says of itself; that it is as long as it says has been seen to."""
     with safe_open(path, framework="pt") as file:
-        header = dict(file.metadata() or {})
+        header = json.loads((file.metadata() or {}).get("mean", "{}"))
     if not {"format", "step", "sigma_rel"} <= set(header):
         raise ValueError(f"{path.name} does not say which mean it holds")
     if int(header["format"]) > FORMAT:
@@ -384,6 +385,7 @@ def _save(tensors: dict[str, Tensor], path: Path, header: Mapping[str, object]) 
     path.touch()
     mode = stat.S_IMODE(path.stat().st_mode)
     told = {"format": FORMAT, **header}
-    save_file(tensors, path, metadata={key: str(value) for key, value in told.items()})
+    about = json.dumps({key: str(value) for key, value in told.items()})
+    save_file(tensors, path, metadata={"mean": about})  # one entry: several come in any order
     path.chmod(mode)  # not for us alone, as safetensors makes it
     flush(path)

@@ -167,12 +167,14 @@ class _Waiting:
         if taken.bad is None:
             told |= {"loss": float(taken.losses.mean()), "gradient": taken.gradient}
             return told | {"loss_bins": by_bin(taken.losses, taken.t)} | self.held_out
+        if taken.overflow:
+            return told | {"loss": float(taken.losses.mean()), "overflow": taken.bad}
         finite = taken.losses.isfinite().tolist()
         culprits = [item for item, good in zip(items, finite, strict=True) if not good]
-        why = taken.bad
+        why, loss = taken.bad, None if culprits else float(taken.losses.mean())
         if culprits:
             why = f"the loss of {len(culprits)} of {len(items)} samples is no finite number"
-        return told | {"loss": None, "skipped": why, "items": culprits or list(items)}
+        return told | {"loss": loss, "skipped": why, "items": culprits or list(items)}
 
 
 class Trainer:
@@ -317,7 +319,7 @@ class Trainer:
         self._waiting.append(_Waiting(learner.step, taken))
         for part in batch:
             self._note(part.notes)
-        if taken.bad is None:
+        if taken.bad is None or taken.overflow:
             self._skipped_in_a_row = 0
             return
         self._skipped_in_a_row += 1
