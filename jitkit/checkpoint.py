@@ -31,7 +31,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
@@ -46,14 +45,13 @@ from jitkit.denoiser import Denoiser, build
 from jitkit.domain import Domain, domain_class
 from jitkit.ema import EMA, SIGMA
 from jitkit.errors import CheckpointError, JitkitError, listed, nearest
+from jitkit.facts import with_arrays, without_arrays
 from jitkit.parallel import ALONE, Team, put
 from jitkit.progress import warn
 from jitkit.sections import DomainSection
 
 FORMAT = 1
 FACTS = "facts.safetensors"
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class _Torn(CheckpointError):
@@ -178,32 +176,6 @@ def _finish(aside: Path, final: Path, state: Mapping[str, Any]) -> None:
     shutil.rmtree(final, ignore_errors=True)
     aside.rename(final)
     flush(final.parent)
-
-
-def without_arrays(facts: Any, at: str = "") -> tuple[Any, dict[str, Array]]:
-    """Facts as plain data, and the numpy arrays that stood in them, by the place they stood at.
-
-    >>> without_arrays({"mean": np.zeros(2), "names": ["a"]})
-    ({'mean': {'$array': '/mean'}, 'names': ['a']}, {'/mean': array([0., 0.])})
-    """
-    if isinstance(facts, np.ndarray):
-        return {"$array": at}, {at: np.ascontiguousarray(facts)}
-    if not isinstance(facts, Mapping | list | tuple):
-        return facts, {}
-    entries = facts.items() if isinstance(facts, Mapping) else enumerate(facts)
-    found = {key: without_arrays(value, f"{at}/{key}") for key, value in entries}
-    arrays = {place: array for _, own in found.values() for place, array in own.items()}
-    plain = {key: value for key, (value, _) in found.items()}
-    return plain if isinstance(facts, Mapping) else list(plain.values()), arrays
-
-
-def with_arrays(facts: Any, arrays: Mapping[str, Array]) -> Any:
-    """Undo `without_arrays`."""
-    if isinstance(facts, Mapping):
-        if facts.keys() == {"$array"}:
-            return arrays[facts["$array"]]
-        return {key: with_arrays(value, arrays) for key, value in facts.items()}
-    return [with_arrays(value, arrays) for value in facts] if isinstance(facts, list) else facts
 
 
 def prune(run: Path, keep: int, every: int | None = None) -> None:
@@ -366,14 +338,18 @@ def load(
     *,
     device: str | torch.device | None = None,
     ema: float | str | None = None,
+    domain: Domain | None = None,
 ) -> Denoiser:
     """A trained model, in eval mode, in float32; ``denoiser.autocast = torch.bfloat16`` is faster.
 
     Args:
         path: a run's folder (its newest checkpoint is taken) or one of its ``step-N`` folders.
         device: where to put it; a GPU if there is one, else the CPU, where not given.
-        ema: decay of the running mean to use, or ``"none"`` for the weights themselves; the first
-            that the run keeps, if any, where not given.
+        ema: the running mean to use: its decay, ``"sigma-0.1"`` for a power function's or one that
+            `jitkit ema` made, or ``"none"`` for the weights themselves; the first that the run
+            keeps, if any, where not given.
+        domain: the adapter of the data; needed to decode and write samples only where the model was
+            trained with one that was given in Python.
 
     Raises:
         CheckpointError: there is no whole checkpoint, no such mean, or weights are missing,
@@ -388,6 +364,8 @@ def load(
         made = made_mean(found.run, name, found.step)
     path = made or found.path / ("model.safetensors" if name is None else f"ema-{name}.safetensors")
     load_weights(denoiser.network, read_tensors(path), str(path))
+    if domain is not None:
+        denoiser.domain = domain
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     return denoiser.to(device).eval()

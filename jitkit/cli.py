@@ -95,12 +95,11 @@ def sample(
     told = dict(pairs)
     if len(told) < len(pairs):
         raise ConditionError(f"--cond is given twice for {listed(_repeated(pairs))}")
-    from jitkit.checkpoint import find
     from jitkit.generate import conditions_for, generate
     from jitkit.parallel import team
     from jitkit.run import choose_folder
 
-    found = find(run)
+    found = _found(run)
     recipe = _settings(_folder_of(found.path), overrides)
     near = _folder_of(found.path) / "samples" / f"step-{found.step}-seed-{recipe.sample.seed}"
     folder = out or choose_folder(near.name, near, new=True)
@@ -131,12 +130,11 @@ def evaluate(run: Path, *overrides: Overrides, ema: str | None = None, json: boo
     json
         Print the scores as JSON and nothing else.
     """
-    from jitkit.checkpoint import find
     from jitkit.evaluate import evaluate as score
     from jitkit.evaluate import table
     from jitkit.parallel import team
 
-    found = find(run)
+    found = _found(run)
     folder = _folder_of(found.path)
     recipe = _settings(folder, overrides)
     model = {"step": found.step, "ema": ema or [*found.means, "none"][0]}
@@ -270,6 +268,19 @@ def main() -> None:
         sys.exit(130)
 
 
+def _found(run: Path) -> Any:
+    """The checkpoint that is asked for, of a domain that can be found by its name."""
+    from jitkit.checkpoint import find
+
+    found = find(run)
+    if not found.has_domain:
+        raise RecipeError(
+            f"{found.path} was trained with a domain that was given in Python; use it there: "
+            f"jitkit.load({str(run)!r}, domain=...)"
+        )
+    return found
+
+
 def _folder_of(checkpoint: Path) -> Path:
     """The run of a checkpoint's folder; the folder itself where it stands alone."""
     parent = checkpoint.parent.parent
@@ -297,8 +308,7 @@ def _ready(recipe: Any, found: Any, ema: str | None) -> Any:
 
     denoiser = load(found.path, ema=ema)
     denoiser.autocast = choose_precision(recipe.train.precision, denoiser.device)[0]
-    if found.has_domain:
-        denoiser.domain = found.open_domain(recipe.domain)
+    denoiser.domain = found.open_domain(recipe.domain)
     return denoiser
 
 

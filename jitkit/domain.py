@@ -91,7 +91,7 @@ class Domain(Protocol):
 
 @runtime_checkable
 class Chunked(Protocol):
-    """Items that lie together in chunks: which order reads each chunk once, and how many at once."""
+    """Items that lie together in chunks: in which order, and how many at once, to read them."""
 
     threads: int
     """Items that may be asked for at once, from as many threads."""
@@ -117,6 +117,11 @@ def domain_class(name: str) -> type[Domain]:
         raise RecipeError(f"no domain {name!r}; installed: {listed(points)}{nearest(name, points)}")
     cls: type[Domain] = points[name].load()
     return cls
+
+
+def is_installed(cls: type[Domain], name: str) -> bool:
+    """Whether a class is the installed adapter of a name."""
+    return name in installed() and domain_class(name) is cls
 
 
 def open_domain(section: DomainSection) -> Domain:

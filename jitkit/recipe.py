@@ -20,7 +20,7 @@ from typing import Any
 
 from pydantic import SerializeAsAny, ValidationError
 
-from jitkit.domain import domain_class, installed
+from jitkit.domain import Domain, domain_class, installed
 from jitkit.errors import RecipeError, listed, nearest
 from jitkit.mistakes import phrased, said, told
 from jitkit.sections import (
@@ -58,7 +58,10 @@ class Recipe(Section):
 
 
 def load_recipe(
-    source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | Sequence[str] = ()
+    source: str | Path | Mapping[str, Any],
+    overrides: Mapping[str, Any] | Sequence[str] = (),
+    *,
+    domain: type[Domain] | None = None,
 ) -> Recipe:
     """The recipe that ``source`` describes, with overrides on top, checked.
 
@@ -71,6 +74,8 @@ def load_recipe(
         source: a file, the bare name of a bundled recipe, or the sections themselves.
         overrides: ``["train.lr=1e-4", "sample.interval=[0.2, 0.9]"]``, values in YAML, or
             ``{"train.lr": 1e-4}``; the last one counts.
+        domain: the adapter's class, where it is not to be found by its name; section ``domain`` may
+            be left out then.
 
     Raises:
         RecipeError: there is no such recipe, or something in it cannot be meant; the text lists
@@ -85,7 +90,10 @@ def load_recipe(
         draft = _read(path)
     for override in _overrides(overrides):
         draft = laid(draft, override)
-    sections = _checked(draft)
+    if domain is not None:
+        own = {"name": domain.__name__.lower()} | (draft.values.get("domain") or {})
+        draft.values = draft.values | {"domain": own}
+    sections = _checked(draft, domain)
     if draft.mistakes:
         raise RecipeError(told(draft.mistakes, shown))
     return Recipe(name=draft.values.get("name") or name or sections["domain"].name, **sections)
@@ -216,12 +224,14 @@ def _tidied(values: dict[str, Any]) -> dict[str, Any]:
 # Checking
 
 
-def _checked(draft: Draft) -> dict[str, Any]:
+def _checked(draft: Draft, domain: type[Domain] | None = None) -> dict[str, Any]:
     """The sections that are right; what is wrong with the others goes into the draft."""
     found = _checked_top(draft.values)
     classes = dict(SECTIONS)
     try:
-        classes["domain"] = _domain_section(draft.values.get("domain", {}))
+        named = draft.values.get("domain", {})
+        given = None if domain is None else getattr(domain, "Section", DomainSection)
+        classes["domain"] = given or _domain_section(named)
     except RecipeError as error:
         found["domain", "name"] = str(error)
     sections = {}

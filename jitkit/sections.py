@@ -124,11 +124,11 @@ class TrainSection(Section):
     batch_size: Count = 256
     """Samples a step, of all processes together."""
     accumulate: Count = 1
-    """Parts that each process takes its share of a step in, one after the other: less memory for the
-    same step."""
+    """Parts in which each process takes its share of a step, one after the other: less memory for
+    the same step."""
     parallel: Literal["auto", "ddp", "fsdp"] = "auto"
-    """How several processes (torchrun) share the model: each holds all of it (ddp), or a part (fsdp);
-    auto is ddp where weights, gradients, means and optimizer fit in half the memory of a GPU."""
+    """How several processes (torchrun) share the model: each holds all of it (ddp) or a part
+    (fsdp); auto is ddp where weights, gradients, means and optimizer fit in half the memory."""
     seed: Natural = 0
     """Everything a step does is a function of this and the step's number."""
     blr: Positive = 5e-5
@@ -159,7 +159,7 @@ class TrainSection(Section):
     """Arithmetic inside the network; auto is bfloat16 where the machine has it in hardware. float16
     runs with a loss scale of its own."""
     tf32: bool = True
-    """Products of float32 matrices in TF32 on GPUs that have it: ten bits of mantissa, much faster."""
+    """Products of float32 matrices in TF32 on GPUs that have it: 10 bits of mantissa, faster."""
     compile: Literal["auto"] | bool = False
     """Compile each block with torch.compile, which takes a minute at first; auto does on a GPU."""
     checkpoint_activations: bool = False
@@ -173,8 +173,8 @@ class TrainSection(Section):
     keep_every_steps: Count | None = None
     """Checkpoints of every so many steps are kept for good."""
     max_bad_steps: Natural = 10
-    """Steps in a row that may have a loss or gradient that is no finite number; each is passed over,
-    and one more ends the run."""
+    """Steps in a row that may have a loss or gradient that is no finite number; each is passed
+    over, and one more ends the run."""
     preview_every_steps: Count = 5_000
     """Steps between pictures of samples; the first is drawn before training."""
     preview_samples: Count = 16

@@ -24,10 +24,11 @@ from jitkit import checkpoint, posthoc
 from jitkit.check import GIB, macs, peak_rate
 from jitkit.checkpoint import Checkpoint, DomainRecord
 from jitkit.data import Plan, batches
-from jitkit.domain import Chunked, Domain, domain_class, open_domain
+from jitkit.domain import Chunked, Domain, is_installed, open_domain
 from jitkit.ema import mean_name
 from jitkit.errors import CheckpointError, DataError, JitkitError, RecipeError, Stopped, listed
 from jitkit.evaluate import evaluate, table
+from jitkit.facts import unequal
 from jitkit.fields import Batch
 from jitkit.generate import conditions_for, generate
 from jitkit.learner import Learner, Taken
@@ -92,7 +93,7 @@ def train(
         run: the run's folder; ``runs/<name of the recipe>`` where not given. If it holds a
             checkpoint the run goes on from there.
         new: start another run beside one that is there.
-        domain: an adapter to use in place of the one that the recipe names.
+        domain: an adapter to use in place of the one that the recipe names; it need name none then.
 
     Raises:
         RecipeError: a mistake in the recipe, or one that differs from the run's own in what
@@ -105,7 +106,7 @@ def train(
     if isinstance(recipe, Recipe) and overrides:
         recipe = recipe.model_dump(mode="json")
     if not isinstance(recipe, Recipe):
-        recipe = load_recipe(recipe, overrides)
+        recipe = load_recipe(recipe, overrides, domain=None if domain is None else type(domain))
     with team() as ours:
         folder = choose_folder(recipe.name, None if run is None else Path(run), new=new)
         folder = ours.gathered(folder)[0]
@@ -128,7 +129,7 @@ def _begun(recipe: Recipe, domain: Domain | None, folder: Path, ours: Team) -> T
             domain = domain or open_domain(recipe.domain)
         found = checkpoint.newest(folder)
         if found is not None:
-            _check_same(folder, recipe)
+            _check_same(folder, recipe, type(domain))
             _check_same_data(found, domain)
             if found.step > recipe.train.steps:
                 raise RecipeError(
@@ -168,13 +169,15 @@ class _Waiting:
             told |= {"loss": float(taken.losses.mean()), "gradient": taken.gradient}
             return told | {"loss_bins": by_bin(taken.losses, taken.t)} | self.held_out
         if taken.overflow:
-            return told | {"loss": float(taken.losses.mean()), "overflow": taken.bad}
+            told |= {"loss": float(taken.losses.mean()), "overflow": taken.bad}
+            return told | self.held_out
         finite = taken.losses.isfinite().tolist()
         culprits = [item for item, good in zip(items, finite, strict=True) if not good]
         why, loss = taken.bad, None if culprits else float(taken.losses.mean())
         if culprits:
             why = f"the loss of {len(culprits)} of {len(items)} samples is no finite number"
-        return told | {"loss": loss, "skipped": why, "items": culprits or list(items)}
+        told |= {"loss": loss, "skipped": why, "items": culprits or list(items)}
+        return told | self.held_out
 
 
 class Trainer:
@@ -186,12 +189,9 @@ class Trainer:
         self.plan = self._planned(0)  # or a batch that cannot be shared out is found too late
         self.learner = Learner(recipe, domain, ours)
         self.denoiser = self.learner.denoiser
-        given = type(domain) is not domain_class(recipe.domain.name)
-        self._record = DomainRecord(
-            None if given else recipe.domain.model_dump(mode="json"),
-            domain.facts(),
-            len(self.items),
-        )
+        installed = is_installed(type(domain), recipe.domain.name)
+        named = recipe.domain.model_dump(mode="json") if installed else None
+        self._record = DomainRecord(named, domain.facts(), len(self.items))
         self._waiting: list[_Waiting] = []
         self._unwritten: list[dict[str, Any]] = []
         self._flushed = time.monotonic()
@@ -236,12 +236,29 @@ class Trainer:
         if learner.step >= section.steps:
             say(f"step {learner.step} of {section.steps} is done; ask for more with train.steps=N")
             return
+        began, first = time.monotonic(), learner.step
+        with bar("training", section.steps, unit="steps", start=first) as show:
+            for line in self.steps(stop):
+                show(learner.step, line)
+        took = time.monotonic() - began
+        passed = f", {self._skipped} of them passed over" if self._skipped else ""
+        say(
+            f"trained {section.steps - first} steps{passed} in {took:.0f} s; "
+            f"the run is in {self.folder}"
+        )
+
+    def steps(self, stop: Stop) -> Iterator[str]:
+        """One step after the other, with what follows it; how it goes, in a line.
+
+        Raises:
+            Stopped: a signal came; the run is saved.
+        """
+        section, learner = self.recipe.train, self.learner
         self.plan = self._planned(learner.step)
         parts = batches(self.domain, self.items, self.plan, workers=section.workers)
-        began, first = time.monotonic(), learner.step
-        self._told = self._measured = began
+        self._told = self._measured = time.monotonic()
         self.denoiser.train()
-        with self._log(), bar("training", section.steps, unit="steps", start=first) as show:
+        with self._log():
             while learner.step < section.steps:
                 with self._meter.waiting():
                     batch, failed = self._fetched(parts)
@@ -250,13 +267,7 @@ class Trainer:
                     self._end_early(stop)
                 self._train_on(batch)
                 self._after_step(flush=flush, retry=retry)
-                show(learner.step, self._meter.line())
-        took = time.monotonic() - began
-        passed = f", {self._skipped} of them passed over" if self._skipped else ""
-        say(
-            f"trained {section.steps - first} steps{passed} in {took:.0f} s; "
-            f"the run is in {self.folder}"
-        )
+                yield self._meter.line()
 
     def evaluate(self) -> None:
         """Score samples of the first running mean, which becomes the model's weights for good."""
@@ -648,9 +659,9 @@ def _save_picture(picture: Any, path: Path) -> None:
     aside.replace(path)
 
 
-def _check_same(folder: Path, recipe: Recipe) -> None:
+def _check_same(folder: Path, recipe: Recipe, domain: type[Domain]) -> None:
     """Stop where the run's own recipe differs in what changes model or data; say the rest."""
-    changed = differences(load_recipe(folder / "recipe.yaml"), recipe)
+    changed = differences(load_recipe(folder / "recipe.yaml", domain=domain), recipe)
     different = [line for line in changed if not line.startswith(FREE_TO_CHANGE)]
     if different:
         lines = "".join(f"\n  {line}" for line in different)
@@ -671,7 +682,7 @@ def _check_same_data(found: Checkpoint, domain: Domain) -> None:
     now = {"facts": domain.facts(), "num_items": len(domain.items("train"))}
     different = [
         f"\n  {path}: {_brief(old)} -> {_brief(new)}"
-        for path, old, new in _unequal(before, now)
+        for path, old, new in unequal(before, now)
         if (path, old) != ("num_items", None)
     ]
     if different:
@@ -679,20 +690,6 @@ def _check_same_data(found: Checkpoint, domain: Domain) -> None:
             f"the data are not those that {found.path} was trained on:{''.join(different[:20])}\n"
             "start another with --new or --run DIR, or take the data back to go on"
         )
-
-
-def _unequal(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Where two facts differ, as (place, old, new)."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for key in old | new:
-            place = f"{path}.{key}" if path else str(key)
-            yield from _unequal(old.get(key), new.get(key), place)
-    elif isinstance(old, np.ndarray) or isinstance(new, np.ndarray):
-        a, b = np.asarray(old), np.asarray(new)
-        if a.dtype != b.dtype or not np.array_equal(a, b, equal_nan=a.dtype.kind == "f"):
-            yield path, old, new
-    elif json.dumps(old) != json.dumps(new):
-        yield path, old, new
 
 
 def _brief(value: Any) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from climate import sea
 
 from jitkit import testing
 from jitkit.domain import Domain, domain_class, installed
@@ -38,7 +39,7 @@ def images(folder: Path) -> dict[str, Any]:
     return {"path": folder, "size": 16, "holdout": 0.2}
 
 
-DATA = {"digits": digits, "images": images}  # keys of the section, over data made in a folder
+DATA = {"arrays": sea, "digits": digits, "images": images}  # keys of the section, over data made in a folder
 
 
 @pytest.mark.parametrize("name", sorted(installed()))

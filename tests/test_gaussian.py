@@ -67,15 +67,35 @@ def test_the_island_lies_across_the_seam_and_is_missing_in_every_field(z: Array)
 
 
 def test_true_fields_have_no_seam(z: Array) -> None:
-    ratio = FIELDS.seam_ratio(z)
+    ratio = FIELDS.seam_ratio(z, 4)
     assert np.abs((ratio.value - 1) / ratio.error).max() < 4
     assert (FIELDS.seam_distance(z) < ks_critical(len(z), len(z), 0.01)).all()
 
 
 def test_a_seam_is_seen(z: Array) -> None:
     torn = np.concatenate([z[..., :1], np.roll(z, 1, axis=0)[..., 1:]], axis=-1)
-    assert (FIELDS.seam_ratio(torn).value > 2).all()
+    assert (FIELDS.seam_ratio(torn, 4).value > 2).all()
     assert (FIELDS.seam_distance(torn) > ks_critical(len(z), len(z), 0.01)).all()
+
+
+def test_tokens_that_do_not_fit_each_other_are_seen(z: Array) -> None:
+    ratio = FIELDS.edge_ratio(z, 4)
+    assert np.abs((ratio.value - 1) / ratio.error).max() < 4
+    tokens = np.repeat(np.random.default_rng(3).standard_normal((len(z), 1, 1, 8)), 4, axis=-1)
+    assert (FIELDS.edge_ratio(z + 0.3 * tokens, 4).value > 1.2).all()
+
+
+def test_the_covariance_is_that_of_the_fields_and_gives_the_least_loss(z: Array) -> None:
+    known = FIELDS.covariance()
+    flat = z[:, :, ~FIELDS.island].reshape(len(z), -1)
+    np.testing.assert_allclose(np.cov(flat.T), known, atol=0.15)
+    t = 0.6  # the conditional mean of x given z = t x + (1 - t) eps, and its error
+    gain = t * np.linalg.solve(t**2 * known + (1 - t) ** 2 * np.eye(len(known)), known)
+    eps = np.random.default_rng(2).standard_normal(flat.shape)
+    wrong = (t * flat + (1 - t) * eps) @ gain - flat
+    found = np.square(wrong).mean() / (1 - t) ** 2
+    assert FIELDS.least_loss(np.array([t]))[0] == pytest.approx(found, rel=0.01)
+    assert FIELDS.least_loss(np.array([0.0]))[0] == pytest.approx(1)
 
 
 def test_the_distance_of_distributions_is_that_of_kolmogorov_and_smirnov() -> None:

@@ -1,0 +1,93 @@
+"""The picture of `benchmarks.fields`: true fields beside samples, spectra, jumps at the seam."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.gaussian import (
+    CHANNELS,
+    MEANS,
+    STDS,
+    UNITS,
+    Array,
+    Estimate,
+    GaussianFields,
+    standardized,
+)
+
+SHOWN = 3  # fields of each kind
+COLORS = ("tab:red", "tab:blue")
+
+
+def draw_picture(fields: GaussianFields, true: Array, sampled: Array, path: Path) -> None:
+    """Write the picture as PNG.
+
+    Args:
+        fields: the distribution.
+        true, sampled: fields in K and Pa, (N, 2, rows, columns).
+        path: of the file.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 8.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    parts: Any = figure.subfigures(2, 1, height_ratios=[1.1, 1])
+    above, below = parts
+    _draw_fields(above, fields, true, sampled)
+    circle, line, seam = below.subplots(1, 3)
+    k = np.arange(fields.columns // 2 + 1)
+    found = fields.circle_power_of(standardized(sampled))
+    _draw_spectrum(circle, k, fields.circle_power, found, "circle (longitude)")
+    k = np.arange(fields.rows // 2 + 1)
+    found = fields.line_power_of(standardized(sampled))
+    _draw_spectrum(line, k, np.stack([fields.line_power] * 2), found, "line (latitude), Hann taper")
+    _draw_jumps(seam, fields, sampled)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.part")
+    figure.savefig(aside, format="png", dpi=80)
+    aside.replace(path)
+
+
+def _draw_fields(figure: Any, fields: GaussianFields, true: Array, sampled: Array) -> None:
+    """Rows are channels; true fields left, samples right, the seam turned into the middle."""
+    axes = figure.subplots(2, 2 * SHOWN, sharex=True, sharey=True)
+    half = fields.columns // 2
+    for c, (channel, unit) in enumerate(zip(CHANNELS, UNITS, strict=True)):
+        low, high = MEANS[c] - 2.5 * STDS[c], MEANS[c] + 2.5 * STDS[c]
+        shown = None
+        for i, item in enumerate([*true[:SHOWN], *sampled[:SHOWN]]):
+            ax = axes[c, i]
+            ax.set_facecolor("0.7")
+            turned = np.roll(item[c], half, axis=1)
+            shown = ax.imshow(turned, vmin=low, vmax=high, cmap="RdBu_r", origin="upper")
+            ax.axvline(half - 0.5, color="k", lw=0.6, ls=":")
+            ax.set(xticks=[], yticks=[])
+            if c == 0:
+                ax.set_title("true" if i < SHOWN else "sampled", fontsize=10)
+        figure.colorbar(shown, ax=axes[c], label=f"{channel} ({unit})", pad=0.01)
+    figure.suptitle("The dotted line is the seam of the circle; grey: no data", fontsize=10)
+
+
+def _draw_spectrum(ax: Any, k: Array, known: Array, found: Estimate, axis: str) -> None:
+    """Known power as lines, that of samples as dots with two standard errors."""
+    for c, (channel, color) in enumerate(zip(CHANNELS, COLORS, strict=True)):
+        ax.plot(k, known[c], color=color, lw=1, label=f"{channel}, known")
+        error = 2 * found.error[c]
+        ax.errorbar(k, found.value[c], error, fmt="o", ms=3, color=color, label="sampled")
+    ax.set(yscale="log", xlabel="wavenumber", title=f"Power along the {axis}")
+    ax.legend(fontsize=8)
+
+
+def _draw_jumps(ax: Any, fields: GaussianFields, sampled: Array) -> None:
+    """Distribution functions of jumps across the seam and on the other side of the circle."""
+    seam, opposite = fields.jumps(standardized(sampled))
+    share = (np.arange(len(seam)) + 0.5) / len(seam)
+    for c, (channel, color) in enumerate(zip(CHANNELS, COLORS, strict=True)):
+        ax.plot(np.sort(seam[:, c]), share, color=color, lw=1, label=f"{channel}, across the seam")
+        ax.plot(np.sort(opposite[:, c]), share, color=color, lw=1, ls="--", label="other side")
+    ax.set(xlabel="jump (standard deviations)", title="Jumps between neighbours, share below")
+    ax.legend(fontsize=8)

@@ -1,0 +1,230 @@
+"""Gaussian random fields on a circle x line grid, of which everything is known, and their measures.
+
+Two channels: T = mean + std G1 and p = mean + std (r G1 + sqrt(1 - r²) G2), G1 and G2 independent,
+of unit variance and of covariance c(longitudes) x C(latitudes). The circle is sampled exactly by
+FFT, the line by Cholesky. An island that lies across the seam of the circle has no data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import log, sqrt
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+CHANNELS = ("temperature", "pressure")
+UNITS = ("K", "Pa")
+MEANS = np.array([288.0, 101_325.0])
+STDS = np.array([8.0, 600.0])
+CORRELATION = 0.6
+FALL = ((4.0, 2.0), (6.0, 1.5))  # of G1 and G2: (k0, q) of power ~ (1 + (k / k0)²)^-q
+REACH = 3.0  # cells of latitude, of the Matérn covariance with smoothness 3/2
+
+
+class Estimate(NamedTuple):
+    """A mean over samples and its standard error, both of one shape."""
+
+    value: Array
+    error: Array
+
+    @classmethod
+    def of(cls, each: Array) -> Estimate:
+        """From a number for each sample, (N, ...)."""
+        return cls(each.mean(axis=0), each.std(axis=0, ddof=1) / sqrt(len(each)))
+
+
+@dataclass(frozen=True)
+class GaussianFields:
+    """The distribution: fields of (2, rows, columns); rows are a line, columns a circle."""
+
+    rows: int = 16
+    columns: int = 32
+
+    @cached_property
+    def island(self) -> Array:
+        """True where there are never data, (rows, columns): a quarter of each, across the seam."""
+        rows, columns = np.indices((self.rows, self.columns))
+        from_seam = np.minimum(columns, self.columns - 1 - columns)
+        within = (rows >= self.rows // 8) & (rows < self.rows // 8 + self.rows // 4)
+        return within & (from_seam < self.columns // 8)
+
+    @cached_property
+    def full_rows(self) -> Array:
+        """Rows that go all around the circle."""
+        return np.flatnonzero(~self.island.any(axis=1))
+
+    @cached_property
+    def full_columns(self) -> Array:
+        """Columns that reach from end to end of the line."""
+        return np.flatnonzero(~self.island.any(axis=0))
+
+    @cached_property
+    def circle_power(self) -> Array:
+        """Variance of each channel at each wavenumber of the circle, (2, columns / 2 + 1)."""
+        k = np.arange(self.columns // 2 + 1)
+        twice = np.where((k == 0) | (2 * k == self.columns), 1, 2)  # k and -k
+        g1, g2 = (twice * (1 + (k / k0) ** 2) ** -q for k0, q in FALL)
+        g1, g2 = g1 / g1.sum(), g2 / g2.sum()
+        return np.stack([g1, CORRELATION**2 * g1 + (1 - CORRELATION**2) * g2])
+
+    @cached_property
+    def line_covariance(self) -> Array:
+        """Covariance between rows, (rows, rows)."""
+        apart = np.abs(np.subtract.outer(np.arange(self.rows), np.arange(self.rows)))
+        s = sqrt(3) * apart / REACH
+        return (1 + s) * np.exp(-s)
+
+    @cached_property
+    def line_power(self) -> Array:
+        """What `line_power_of` gives on average, (rows / 2 + 1); both channels have the same."""
+        tapered = np.hanning(self.rows)[:, None] * np.fft.rfft(np.eye(self.rows), axis=0).T
+        return np.einsum("ik,ij,jk->k", tapered, self.line_covariance, tapered.conj()).real
+
+    def draw(self, n: int, rng: np.random.Generator) -> Array:
+        """Fields in K and Pa, NaN on the island, (n, 2, rows, columns) float32."""
+        white = rng.standard_normal((n, 2, self.rows, self.columns))
+        own = np.array([self.circle_power[0], self._second_power])
+        k = np.arange(self.columns // 2 + 1)
+        twice = np.where((k == 0) | (2 * k == self.columns), 1, 2)
+        amplitude = np.sqrt(self.columns * own / twice)[None, :, None]
+        g = np.fft.irfft(np.fft.rfft(white) * amplitude, self.columns)
+        g = np.linalg.cholesky(self.line_covariance) @ g
+        z = np.stack([g[:, 0], CORRELATION * g[:, 0] + sqrt(1 - CORRELATION**2) * g[:, 1]], axis=1)
+        values = MEANS[:, None, None] + STDS[:, None, None] * z
+        values[..., self.island] = np.nan
+        return values.astype(np.float32)
+
+    @property
+    def _second_power(self) -> Array:
+        """Of G2 alone."""
+        g1, both = self.circle_power
+        return (both - CORRELATION**2 * g1) / (1 - CORRELATION**2)
+
+    def covariance(self) -> Array:
+        """Of all cells with data, channel by channel, in standard deviations."""
+        k, lags = np.arange(self.columns // 2 + 1), np.arange(self.columns)
+        waves = np.cos(2 * np.pi * np.outer(k, lags) / self.columns)
+        apart = np.abs(np.subtract.outer(lags, lags))
+        seen = np.ix_(*[~self.island.ravel()] * 2)
+        powers = (self.circle_power[0], self._second_power)
+        g1, g2 = (np.kron(self.line_covariance, (p @ waves)[apart])[seen] for p in powers)
+        r = CORRELATION
+        return np.block([[g1, r * g1], [r * g1, r**2 * g1 + (1 - r**2) * g2]])
+
+    def least_loss(self, t: Array) -> Array:
+        """The v-loss at times ``t``, under unit noise, of the best of all networks.
+
+        The conditional mean's error per cell, over (1 - t)²: the mean of s / (t² s + (1 - t)²)
+        over the eigenvalues s of the covariance.
+        """
+        s = np.linalg.eigvalsh(self.covariance())
+        return (s / (t[:, None] ** 2 * s + (1 - t[:, None]) ** 2)).mean(axis=1)
+
+    # Measures, on anomalies in standard deviations, (N, 2, rows, columns)
+
+    def circle_power_of(self, z: Array) -> Estimate:
+        """Variance at each wavenumber of the circle, over full rows, (2, columns / 2 + 1)."""
+        k = np.arange(self.columns // 2 + 1)
+        twice = np.where((k == 0) | (2 * k == self.columns), 1, 2)
+        waves = np.fft.rfft(z[:, :, self.full_rows]) / self.columns
+        return Estimate.of((twice * np.abs(waves) ** 2).mean(axis=2))
+
+    def line_power_of(self, z: Array) -> Estimate:
+        """Power of tapered full columns (Hann) at each wavenumber, (2, rows / 2 + 1)."""
+        tapered = np.hanning(self.rows)[:, None] * z[..., self.full_columns]
+        return Estimate.of((np.abs(np.fft.rfft(tapered, axis=2)) ** 2).mean(axis=3))
+
+    def seam_ratio(self, z: Array, patch: int) -> Estimate:
+        """Mean square of jumps across the seam over that at all other edges of tokens, (2,)."""
+        edges = self._squares(z)[..., patch - 1 :: patch]  # the seam's is the last
+        return ratio_of(edges[..., -1], edges[..., :-1].mean(axis=2))
+
+    def edge_ratio(self, z: Array, patch: int) -> Estimate:
+        """Mean square of jumps at edges of tokens, but the seam, over that inside tokens, (2,)."""
+        squares = self._squares(z)[..., :-1]
+        at_edge = np.arange(self.columns - 1) % patch == patch - 1
+        return ratio_of(squares[..., at_edge].mean(axis=2), squares[..., ~at_edge].mean(axis=2))
+
+    def seam_distance(self, z: Array) -> Array:
+        """Kolmogorov-Smirnov distance of jumps across the seam and on the other side, (2,).
+
+        One of each from a sample, rows in turn, so that they are independent as the test asks.
+        """
+        seam, opposite = self.jumps(z)
+        return np.array([ks_distance(seam[:, c], opposite[:, c]) for c in range(2)])
+
+    def jumps(self, z: Array) -> tuple[Array, Array]:
+        """Jumps across the seam and on the other side of the circle, (N, 2) each."""
+        jumps, every = self._jumps(z), np.arange(len(z))
+        rows = every % len(self.full_rows)
+        return jumps[every, :, rows, -1], jumps[every, :, rows, self.columns // 2 - 1]
+
+    def _squares(self, z: Array) -> Array:
+        """Mean square over full rows of each jump, (N, 2, columns)."""
+        return np.square(self._jumps(z)).mean(axis=2)
+
+    def _jumps(self, z: Array) -> Array:
+        """Next column minus this one, on full rows, the seam's last, (N, 2, full rows, columns)."""
+        full = z[:, :, self.full_rows]
+        return np.roll(full, -1, axis=3) - full
+
+
+def ratio_of(above: Array, below: Array) -> Estimate:
+    """Ratio of two means over samples, each from (N, ...), with the error of both."""
+    mean = below.mean(axis=0)
+    ratio = above.mean(axis=0) / mean
+    rest = (above - ratio * below) / mean
+    return Estimate(ratio, rest.std(axis=0, ddof=1) / sqrt(len(above)))
+
+
+def standardized(values: Array) -> Array:
+    """Anomalies in standard deviations, by the known means and deviations."""
+    return (values.astype(np.float64) - MEANS[:, None, None]) / STDS[:, None, None]
+
+
+def marginals(z: Array) -> tuple[Estimate, Estimate, Estimate]:
+    """Mean (2,), standard deviation (2,) and correlation of the channels, over cells with data."""
+    mean = Estimate.of(np.nanmean(z, axis=(2, 3)))
+    square = Estimate.of(np.nanmean(np.square(z), axis=(2, 3)))
+    std = np.sqrt(square.value - mean.value**2)
+    product = Estimate.of(np.nanmean(z[:, 0] * z[:, 1], axis=(1, 2)))
+    covariance = product.value - mean.value.prod()
+    correlation = Estimate(covariance / std.prod(), product.error / std.prod())
+    return mean, Estimate(std, square.error / (2 * std)), correlation
+
+
+def ks_distance(a: Array, b: Array) -> float:
+    """The largest difference of two empirical distribution functions."""
+    both = np.sort(np.concatenate([a, b]))
+    below = [np.searchsorted(np.sort(x), both, "right") / len(x) for x in (a, b)]
+    return float(np.abs(below[0] - below[1]).max())
+
+
+def ks_critical(n: int, m: int, level: float) -> float:
+    """What `ks_distance` exceeds with probability ``level`` if both are of one distribution."""
+    return sqrt(-log(level / 2) / 2 * (n + m) / (n * m))
+
+
+def write_zarr(values: Array, fields: GaussianFields, path: Path) -> None:
+    """Fields as a Zarr store of two variables, (sample, latitude, longitude)."""
+    import xarray
+
+    dims = ("sample", "latitude", "longitude")
+    south, west = 90 - 180 * (np.arange(fields.rows) + 0.5) / fields.rows, 360 / fields.columns
+    coords = {
+        "sample": np.arange(len(values)),
+        "latitude": ("latitude", south, {"units": "degrees_north"}),
+        "longitude": ("longitude", np.arange(fields.columns) * west, {"units": "degrees_east"}),
+    }
+    variables = {
+        name: (dims, values[:, c], {"units": unit})
+        for c, (name, unit) in enumerate(zip(CHANNELS, UNITS, strict=True))
+    }
+    chunks = {name: {"chunks": (256, fields.rows, fields.columns)} for name in CHANNELS}
+    data = xarray.Dataset(variables, coords)
+    data.to_zarr(path, mode="w", encoding=chunks, consolidated=False)

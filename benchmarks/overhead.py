@@ -1,0 +1,112 @@
+"""What the engine costs: a step of a run against a bare step of the same model on the same batch.
+
+    python -m benchmarks.overhead [--size digits|B] [--rounds 20]
+
+The bare step is forward, backward and AdamW on a batch that is there. The engine's step has beside
+these: reading the batch, noise that does not depend on how the batch is cut, the norm of the
+gradient and the check that it is finite, two running means, metrics and TensorBoard, and looking
+for signals. Both take turns in one process, so that what else the machine does falls on both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line does, before torch
+
+import torch  # noqa: E402
+
+from jitkit.conditions import drop  # noqa: E402
+from jitkit.data import Plan, batches  # noqa: E402
+from jitkit.domain import open_domain  # noqa: E402
+from jitkit.flow import logit_normal_t  # noqa: E402
+from jitkit.learner import Learner  # noqa: E402
+from jitkit.optim import adamw  # noqa: E402
+from jitkit.parallel import ALONE  # noqa: E402
+from jitkit.recipe import Recipe, load_recipe  # noqa: E402
+from jitkit.run import environment, locked  # noqa: E402
+from jitkit.stop import Stop  # noqa: E402
+from jitkit.trainer import Trainer  # noqa: E402
+
+QUIET = {"save_every_steps": 10**9, "preview_every_steps": 10**9, "validate_every_steps": 10**9}
+SIZES: dict[str, dict[str, Any]] = {
+    "digits": {},
+    "B": {"model.size": "B", "model.patch": 1, "train.batch_size": 8},
+}
+CHUNK = {"digits": 40, "B": 1}  # steps in a turn
+
+
+def chosen(size: str) -> Recipe:
+    """Digits in the recipe's model, or in JiT-B with 64 tokens."""
+    overrides = {f"train.{key}": value for key, value in QUIET.items()} | SIZES[size]
+    if size == "B":
+        overrides |= {"model.width": None, "model.depth": None, "model.heads": None}
+    return load_recipe("digits", overrides | {"train.steps": 10**8})
+
+
+def bare(recipe: Recipe) -> Callable[[], None]:
+    """A step with nothing around it."""
+    domain = open_domain(recipe.domain)
+    learner = Learner(recipe, domain, ALONE)  # for the model alone
+    denoiser = learner.denoiser.train()
+    section = recipe.train
+    optimizer = adamw(denoiser.network, betas=section.betas, weight_decay=section.weight_decay)
+    for group in optimizer.param_groups:
+        group["lr"] = 1e-5
+    items = domain.items("train")
+    plan = Plan(len(items), section.batch_size, section.seed, 0, 1)
+    batch = next(batches(domain, items, plan))
+
+    def step() -> None:
+        n = len(batch.x)
+        t = logit_normal_t(n, P_mean=-0.8, P_std=0.8)
+        cond = drop(denoiser.conditions, batch.cond, {k: torch.rand(n) for k in batch.cond})
+        losses = denoiser.losses(batch.x, torch.randn_like(batch.x), t, cond, batch.mask)
+        torch.autograd.backward(losses.mean())
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def engine(recipe: Recipe, folder: Path) -> Callable[[], None]:
+    """A step of a run, as its loop takes it."""
+    trainer = Trainer(recipe, open_domain(recipe.domain), folder)
+    trainer.start(None)
+    steps = trainer.steps(Stop())
+    return lambda: next(steps)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", choices=SIZES, default="digits")
+    parser.add_argument("--rounds", type=int, default=20)
+    asked = parser.parse_args()
+    recipe = chosen(asked.size)
+    with tempfile.TemporaryDirectory() as place, locked(Path(place) / "run"):
+        takers = {"bare": bare(recipe), "engine": engine(recipe, Path(place) / "run")}
+        seconds: dict[str, list[float]] = {name: [] for name in takers}
+        for turn in range(asked.rounds + 1):
+            for name, step in takers.items():
+                began = time.perf_counter()
+                for _ in range(CHUNK[asked.size]):
+                    step()
+                if turn:  # the first warms up
+                    seconds[name].append((time.perf_counter() - began) / CHUNK[asked.size])
+    a, b = (statistics.median(seconds[name]) for name in ("bare", "engine"))
+    ratios = [two / one for one, two in zip(seconds["bare"], seconds["engine"], strict=True)]
+    where = environment()
+    print(f"{where['machine']['processor']}, {torch.get_num_threads()} threads, {where['commit']}")
+    print(f"{asked.size}: bare {1e3 * a:.2f} ms, engine {1e3 * b:.2f} ms a step (medians)")
+    print(f"overhead {100 * (statistics.median(ratios) - 1):.1f} % (median of paired turns)")
+
+
+if __name__ == "__main__":
+    main()

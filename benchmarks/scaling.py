@@ -1,0 +1,330 @@
+"""What training on many GPUs takes, counted: memory, bytes sent, checkpoints, data. Nothing is run.
+
+    python -m benchmarks.scaling [--write]
+
+Prints the tables of docs/scaling.md, or with ``--write`` puts them there. Networks are built without
+memory (device `meta`), so that a laptop counts G on 64 GPUs. What a GPU does is assumed, see
+`GPU_FLOPS`, `SHARE`, `GPU_BYTES`; `jitkit.memory` counts its memory and `jitkit.check` the work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from jitkit.check import macs
+from jitkit.denoiser import Denoiser
+from jitkit.fields import Axis, Category, Grid, Layout
+from jitkit.memory import held_before_training, largest_batch, training_bytes
+from jitkit.sections import ModelSection
+from jitkit.transformer import Sizes, Transformer
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "scaling.md"
+GPU = torch.device("cuda")
+GPU_FLOPS = 989e12  # H100 SXM, bfloat16, dense: NVIDIA's data sheet
+SHARE = 0.4  # of them that training reaches: an assumption
+GPU_BYTES = 79 * 2**30  # what torch sees of an H100's 80 GB
+DISK = 1e9  # bytes a second, an assumption
+FLOAT, HALF = 4, 2  # bytes
+EMAS = 2
+BATCH = 1024  # samples a step, the paper's
+GIB, GB = 2**30, 1e9
+WORLDS = (8, 64)
+NAMES = ("B", "L", "H", "G")
+
+PICTURES = (256, 256, 3)
+CROPPED_PER_CORE = 259  # pictures a second from JPEG (500 x 375, 55 kB), cropped, by Pillow
+LEVELS = 69  # channels of a reanalysis
+EARTH = (721, 1440)
+
+
+# Models
+
+
+@cache
+def pictures(name: str) -> Denoiser:
+    """The paper's model of a size on 256 x 256 colour pictures of 1,000 classes, without memory."""
+    rows, columns, channels = PICTURES
+    layout = Layout((Axis("row", rows, 16), Axis("column", columns, 16)), tuple("rgb"[:channels]))
+    with torch.device("meta"):
+        sizes = Sizes(**ModelSection(size=name).resolved())  # type: ignore[arg-type]
+        return Denoiser(layout, {"label": Category(1000)}, sizes)
+
+
+@cache
+def reanalysis(name: str, patch: int) -> Denoiser:
+    """A model of a size on 69 channels of 0.25 degrees, told the state before."""
+    rows, columns = EARTH
+    axes = (Axis("latitude", rows, patch), Axis("longitude", columns, patch, kind="circle"))
+    channels = tuple(f"channel {i}" for i in range(LEVELS))
+    with torch.device("meta"):
+        sizes = Sizes(**ModelSection(size=name).resolved())  # type: ignore[arg-type]
+        return Denoiser(Layout(axes, channels), {"before": Grid(channels)}, sizes)
+
+
+def parameters(network: Transformer) -> int:
+    """Weights of a network."""
+    return sum(p.numel() for p in network.parameters())
+
+
+@cache
+def step_flops(denoiser: Denoiser) -> int:
+    """Operations of a training step for one sample: forward, and twice that backward."""
+    return 3 * 2 * macs(denoiser)
+
+
+def seconds(denoiser: Denoiser, samples: int) -> float:
+    """Time to train on so many samples on one GPU, if it reaches its share."""
+    return samples * step_flops(denoiser) / (SHARE * GPU_FLOPS)
+
+
+# Bytes that a GPU sends in a step
+
+
+def all_reduce_bytes(numbers: int, world: int) -> float:
+    """Bytes that each process sends to sum float32 numbers in a ring: 2 (N - 1)/N x 4.
+
+    Each of N parts goes round once to be summed and once to be known (Patarasuk & Yuan 2009).
+    """
+    return 2 * (world - 1) / world * FLOAT * numbers
+
+
+def all_gather_bytes(numbers: int, world: int) -> float:
+    """Bytes that each process sends in a ring to make spread float32 numbers whole: (N - 1)/N x 4.
+
+    A reduce-scatter sends as many.
+    """
+    return (world - 1) / world * FLOAT * numbers
+
+
+def ddp_bytes(network: Transformer, world: int) -> float:
+    """Bytes that each GPU sends in a step under DDP: gradients, once however many parts it has."""
+    return all_reduce_bytes(parameters(network), world)
+
+
+def fsdp_bytes(network: Transformer, world: int, parts: int = 1) -> float:
+    """Bytes that each GPU sends in a step under FSDP2, as `parallel.shard` spreads the weights.
+
+    Blocks are gathered for forward and again for backward, what belongs to no block once for both,
+    all that in each part of the step; gradients are summed and spread after the last part. A
+    parameter whose rows N does not divide is filled up; this is not counted (below 0.2 %).
+    """
+    blocks = sum(p.numel() for block in network.blocks for p in block.parameters())
+    rest = parameters(network) - blocks
+    return all_gather_bytes(parts * (2 * blocks + rest) + parameters(network), world)
+
+
+# What fits
+
+
+def settings(world: int, *, sharded: bool, checkpointing: bool, parts: int = 1) -> dict[str, object]:
+    """Arguments of `training_bytes` for training in bfloat16 on GPUs."""
+    return {
+        "emas": EMAS,
+        "checkpointing": checkpointing,
+        "compute_bytes": HALF,
+        "accumulate": parts,
+        "world": world,
+        "sharded": sharded,
+        "device": GPU,
+    }
+
+
+def most_samples(
+    network: Transformer, world: int, *, sharded: bool, checkpointing: bool, parts: int = 1
+) -> int:
+    """Samples that go through a GPU at once."""
+    room = GPU_BYTES - held_before_training(GPU)
+    how = settings(world, sharded=sharded, checkpointing=checkpointing, parts=parts)
+    return largest_batch(network, room, **how)
+
+
+def fewest_parts(
+    network: Transformer, world: int, *, sharded: bool, checkpointing: bool
+) -> int | None:
+    """``train.accumulate`` with which a step of 1,024 fits; None where no number of parts does."""
+    share = BATCH // world
+    for parts in (n for n in range(1, share + 1) if share % n == 0):
+        how = {"sharded": sharded, "checkpointing": checkpointing, "parts": parts}
+        if most_samples(network, world, **how) >= share // parts:  # type: ignore[arg-type]
+            return parts
+    return None
+
+
+# Tables
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Rows as Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join("| " + " | ".join(map(str, line)) + " |\n" for line in lines)
+
+
+def short(number: float) -> str:
+    """Three digits of a number, without an exponent.
+
+    >>> short(0.04891), short(2614.9), short(17.0)
+    ('0.0489', '2,610', '17')
+    """
+    if number >= 1000:
+        return f"{int(float(f'{number:.3g}')):,}"
+    return f"{number:.3g}"
+
+
+def models() -> str:
+    """Weights, work, and how long a step takes."""
+    head = ("model", "parameters", "GMAC a sample", "TFLOP a sample, training")
+    head += ("1 GPU", "8 GPUs", "64 GPUs", "samples/s and GPU")
+    rows = []
+    for name in NAMES:
+        denoiser = pictures(name)
+        times = [short(seconds(denoiser, BATCH // n)) + " s" for n in (1, *WORLDS)]
+        work = short(step_flops(denoiser) / 1e12)
+        count, gmac = f"{parameters(denoiser.network):,}", short(macs(denoiser) / 1e9)
+        rows.append((f"{name}/16", count, gmac, work, *times, short(1 / seconds(denoiser, 1))))
+    return table(head, rows)
+
+
+def memory() -> str:
+    """GiB on each GPU whatever the batch, and for each sample."""
+    head = ("model", "weights", "gradients", "AdamW", f"{EMAS} EMAs", "sum, DDP")
+    head += ("sum, FSDP2 on 8", "on 64", "bfloat16 copies", "gathered (FSDP2)")
+    rows = []
+    for name in NAMES:
+        network = pictures(name).network
+        ddp, *spread = (
+            training_bytes(network, 0, **settings(n, sharded=n > 1, checkpointing=False))  # type: ignore[arg-type]
+            for n in (1, *WORLDS)
+        )
+        kept = ("weights", "gradients", "optimizer", "ema")
+        sums = [sum(parts[key] for key in kept) for parts in (ddp, *spread)]
+        each = [ddp[key] for key in kept]
+        more = [ddp["half_weights"], spread[0]["gathered"]]
+        rows.append((f"{name}/16", *(short(n / GIB) for n in (*each, *sums, *more))))
+    return table(head, rows)
+
+
+def fits() -> str:
+    """Activations of a sample, and how many samples fit."""
+    head = ("model", "checkpointing", "MiB a sample", "DDP", "FSDP2 on 8", "FSDP2 on 64")
+    head += ("parts, DDP on 8", "parts, FSDP2 on 8")
+    rows: list[tuple[object, ...]] = []
+    for name in NAMES:
+        network = pictures(name).network
+        for saved in (False, True):
+            how = settings(1, sharded=False, checkpointing=saved)
+            sample = training_bytes(network, 1, **how)["activations"]  # type: ignore[arg-type]
+            most = [
+                most_samples(network, n, sharded=n > 1, checkpointing=saved) for n in (1, *WORLDS)
+            ]
+            parts = [
+                fewest_parts(network, 8, sharded=spread, checkpointing=saved) or "does not fit"
+                for spread in (False, True)
+            ]
+            word = "yes" if saved else "no"
+            rows.append((f"{name}/16", word, short(sample / 2**20), *most, *parts))
+    return table(head, rows)
+
+
+def traffic() -> str:
+    """Bytes sent in a step of 1,024, and the bandwidth at which sending takes as long as computing."""
+    head = ("model", "GPUs", "samples each", "computing", "DDP sends", "at", "FSDP2 sends", "at")
+    rows: list[tuple[object, ...]] = []
+    for name in NAMES:
+        denoiser = pictures(name)
+        for world in WORLDS:
+            share = BATCH // world
+            time = seconds(denoiser, share)
+            sent = (ddp_bytes(denoiser.network, world), fsdp_bytes(denoiser.network, world))
+            pairs = [f"{short(x / div)} {unit}" for x in sent for div, unit in _units(time)]
+            rows.append((f"{name}/16", world, share, f"{short(1000 * time)} ms", *pairs))
+    return table(head, rows)
+
+
+def _units(time: float) -> tuple[tuple[float, str], ...]:
+    """What bytes are divided by to be read, and to be read as bandwidth."""
+    return (GB, "GB"), (GB * time, "GB/s")
+
+
+def checkpoints() -> str:
+    """Sizes of a checkpoint's files, and how long they take to write."""
+    head = ("model", "weights", "each EMA", "AdamW", f"checkpoint, {EMAS} EMAs", "at 1 GB/s")
+    head += ("read by 8 processes", "host memory of each, loading")
+    rows = []
+    for name in NAMES:
+        one = FLOAT * parameters(pictures(name).network)
+        whole = (1 + EMAS + 2) * one
+        sizes = [f"{short(x / GB)} GB" for x in (one, one, 2 * one, whole)]
+        read, host = (f"{short(x / GB)} GB" for x in (8 * whole, 3 * one))
+        rows.append((f"{name}/16", *sizes, f"{short(whole / DISK)} s", read, host))
+    return table(head, rows)
+
+
+def picture_data() -> str:
+    """What the loader must deliver to each GPU for pictures."""
+    cells = PICTURES[0] * PICTURES[1] * PICTURES[2]
+    head = ("model", "samples/s", "decoded, uint8", "as the GPU gets it, float32", "JPEG, 110 kB")
+    head += ("cores, decoding and cropping",)
+    rows = []
+    for name in NAMES:
+        rate = 1 / seconds(pictures(name), 1)
+        sizes = [f"{short(rate * x / 1e6)} MB/s" for x in (cells, FLOAT * cells, 110e3)]
+        rows.append((f"{name}/16", short(rate), *sizes, short(rate / CROPPED_PER_CORE)))
+    return table(head, rows)
+
+
+def reanalysis_data() -> str:
+    """What the loader must deliver to each GPU for a reanalysis."""
+    state = FLOAT * LEVELS * EARTH[0] * EARTH[1]
+    head = ("model", "tokens", "TFLOP a sample, training", "samples/s", "one state", "two states")
+    head += ("GiB a sample, checkpointing",)
+    rows: list[tuple[object, ...]] = []
+    for name, patch in (("B", 16), ("B", 8), ("L", 8), ("G", 16), ("G", 8)):
+        denoiser = reanalysis(name, patch)
+        rate, work = 1 / seconds(denoiser, 1), step_flops(denoiser)
+        speeds = [f"{short(n * rate * state / GB)} GB/s" for n in (1, 2)]
+        how = settings(1, sharded=False, checkpointing=True)
+        kept = training_bytes(denoiser.network, 1, **how)["activations"]  # type: ignore[arg-type]
+        numbers = (f"{denoiser.layout.num_tokens:,}", short(work / 1e12), short(rate))
+        rows.append((f"{name}/{patch}", *numbers, *speeds, short(kept / GIB)))
+    return table(head, rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "models": models,
+    "memory": memory,
+    "fits": fits,
+    "traffic": traffic,
+    "checkpoints": checkpoints,
+    "pictures": picture_data,
+    "reanalysis": reanalysis_data,
+}
+
+
+def filled(text: str) -> str:
+    """A document with the tables between its marks made anew."""
+
+    def fresh(match: re.Match[str]) -> str:
+        return f"{match[1]}{TABLES[match[2]]()}<!-- end -->"
+
+    return re.sub(r"(<!-- table: (\w+) -->\n).*?<!-- end -->", fresh, text, flags=re.DOTALL)
+
+
+def main() -> None:
+    """Print the tables, or write them into the document."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--write", action="store_true", help=f"into {DOCUMENT.name}")
+    if parser.parse_args().write:
+        DOCUMENT.write_text(filled(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
+        return
+    for name, make in TABLES.items():
+        print(f"{name}\n\n{make()}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,343 @@
+"""Which entries of a dimension are meant, which belong to training, and in what order to read.
+
+Everything here is numpy on the values of one dimension's coordinate (numbers, text, numpy or cftime
+times), or on positions 0, 1, 2, ... where a dimension has none.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+from pydantic import ConfigDict, model_validator
+from pydantic import Field as Limit
+
+from jitkit.domain import Split
+from jitkit.errors import DataError, RecipeError, listed, nearest
+from jitkit.sections import Section
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Value = int | float | str
+
+
+class Range(Section):
+    """A stretch of a dimension by its coordinate, both ends included; by index where it has none.
+
+    A time may be given in part: ``to: 2015`` reaches to the end of that year.
+    """
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    start: Value | None = Limit(default=None, alias="from")
+    """The first; from the beginning where not given."""
+    stop: Value | None = Limit(default=None, alias="to")
+    """The last; to the end where not given."""
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Range:
+        if self.start is None and self.stop is None:
+            raise RecipeError("give from, to or both; leave the key out for everything")
+        return self
+
+    def __str__(self) -> str:
+        ends = (("from", self.start), ("to", self.stop))
+        return " ".join(f"{word} {value}" for word, value in ends if value is not None)
+
+
+Selection = Range | list[Value]
+
+
+def matching(values: Array, asked: Range | Sequence[Value], key: str) -> Array:
+    """Indices of the entries that a recipe asks for; of a list, in the order of the list.
+
+    Args:
+        values: the dimension's coordinate, (n,).
+        asked: a range, or values one by one.
+        key: where it was asked, for messages.
+
+    Raises:
+        DataError: nothing matches, or a listed value does not.
+        RecipeError: text that is no time, or a range of names.
+    """
+    if not isinstance(asked, Range):
+        found = [_indices_of(values, value, key) for value in asked]
+        if not found:
+            raise RecipeError(f"{key}: an empty list; leave the key out for everything")
+        return np.concatenate(found)
+    chosen = np.ones(len(values), bool)
+    if asked.start is not None:
+        chosen &= values_for(values) >= _edges(values, asked.start, key)[0]
+    if asked.stop is not None:
+        chosen &= values_for(values) < _edges(values, asked.stop, key)[1]
+    if not chosen.any():
+        raise DataError(f"{key}: nothing lies {asked}; {extent(values)}")
+    return np.flatnonzero(chosen)
+
+
+def extent(values: Array) -> str:
+    """In words, what a coordinate holds."""
+    few = [label(value) for value in values[:8]]
+    if len(values) <= 8:
+        return f"there are {listed(few)}"
+    return f"there are {len(values)} values from {label(values[0])} to {label(values[-1])}"
+
+
+def label(value: Any) -> str:
+    """A value of a coordinate as people write it.
+
+    >>> label(np.float32(0.1)), label(500.0), label(np.datetime64("2006-04-16T00:00"))
+    ('0.1', '500', '2006-04-16')
+    """
+    text = str(value.astype("M8[s]") if isinstance(value, np.datetime64) else value)
+    if is_number(value):
+        return text.removesuffix(".0")
+    return re.sub(r"[T ]00:00:00$", "", text)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a plain number, whole or not."""
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+
+
+def is_time(values: Array) -> bool:
+    """Whether a coordinate holds times: numpy's, or cftime's of any calendar."""
+    return values.dtype.kind == "M" or (len(values) > 0 and hasattr(values.flat[0], "calendar"))
+
+
+def values_for(values: Array) -> Array:
+    """Values as they can be compared: numpy's times in seconds, whose range is not 1678 to 2262."""
+    return values.astype("M8[s]") if values.dtype.kind == "M" else values
+
+
+def in_seconds(difference: Any) -> float:
+    """A difference of two times, numpy's or cftime's."""
+    if isinstance(difference, np.timedelta64):
+        return float(difference / np.timedelta64(1, "s"))
+    return float(difference.total_seconds())
+
+
+def _indices_of(values: Array, value: Value, key: str) -> Array:
+    if is_time(values):
+        low, high = _edges(values, value, key)
+        hit = (values_for(values) >= low) & (values_for(values) < high)
+    elif values.dtype.kind in "iufb" and isinstance(value, int | float):
+        hit = np.isclose(values.astype(np.float64), value, rtol=1e-6, atol=0)
+    else:
+        hit = np.array([str(value) == label(entry) for entry in values])
+    if not hit.any():
+        raise DataError(f"{key}: no {value!r}; {extent(values)}{_near(values, value)}")
+    return np.flatnonzero(hit)
+
+
+def _near(values: Array, value: Value) -> str:
+    """A hint at the entry that was probably meant."""
+    if values.dtype.kind in "iuf" and not isinstance(value, str):
+        closest = values[np.argmin(np.abs(values.astype(np.float64) - value))]
+        return f"; the nearest is {label(closest)}"
+    return nearest(str(value), [label(entry) for entry in values[:1000]])
+
+
+def _edges(values: Array, value: Value, key: str) -> tuple[Any, Any]:
+    """Where a value begins, and where what comes after it does."""
+    if is_time(values):
+        edges = _numpy_edges if values.dtype.kind == "M" else _cftime_edges
+        try:
+            return edges(str(value), values)
+        except ValueError as error:
+            example = label(values[0])
+            raise RecipeError(
+                f"{key}: {value!r} is not a time; write it as {example[:4]} or {example}"
+            ) from error
+    if values.dtype.kind not in "iuf" or isinstance(value, str):
+        raise RecipeError(f"{key}: a range {value!r} needs numbers or times, and {extent(values)}")
+    slack = 1e-6 * abs(value)  # float32 coordinates: 0.1 is to match 0.1
+    return value - slack, np.nextafter(value + slack, np.inf)
+
+
+def _numpy_edges(text: str, values: Array) -> tuple[Any, Any]:
+    if not re.match(r"-?\d", text):  # numpy also knows now, today and NaT
+        raise ValueError(text)
+    low = np.datetime64(text)
+    unit = np.datetime_data(low.dtype)[0]
+    return low.astype("M8[s]"), (low + np.timedelta64(1, unit)).astype("M8[s]")  # type: ignore[call-overload]
+
+
+_TIME = re.compile(r"(\d{1,4})(?:-(\d\d))?(?:-(\d\d))?(?:[T ](\d\d))?(?::(\d\d))?(?::(\d\d))?")
+
+
+def _cftime_edges(text: str, values: Array) -> tuple[Any, Any]:
+    from datetime import timedelta
+
+    match = _TIME.fullmatch(text)
+    if match is None:
+        raise ValueError(text)
+    given = [int(part) for part in match.groups() if part is not None]
+    year, month = given[0], given[1] if len(given) > 1 else 1
+
+    def time(*parts: int) -> Any:
+        return values[0].replace(
+            **dict(zip(("year", "month", "day", "hour", "minute", "second"), parts, strict=True)),
+            microsecond=0,
+        )
+
+    low = time(*given, *(1, 1, 1, 0, 0, 0)[len(given) :])
+    if len(given) == 1:
+        return low, time(year + 1, 1, 1, 0, 0, 0)
+    if len(given) == 2:
+        return low, time(year + month // 12, month % 12 + 1, 1, 0, 0, 0)
+    length = (timedelta(days=1), timedelta(hours=1), timedelta(minutes=1), timedelta(seconds=1))
+    return low, low + length[len(given) - 3]
+
+
+class SplitsSection(Section):
+    """Which entries of the first sample dimension are for training and which are held out."""
+
+    val: Selection
+    """Held out: a range or a list of values."""
+    train: Selection | None = None
+    """For training; all that is not held out where not given. What is in neither is left alone."""
+
+
+def split(
+    values: Array, *, dim: str, share: float, gap: int, explicit: SplitsSection | None
+) -> dict[Split, Array]:
+    """Positions along a dimension that belong to each split, in order.
+
+    Args:
+        values: coordinate of the entries, (n,), in the order of the data.
+        dim: its name, for messages.
+        share: share at the end that is held out.
+        gap: training entries as near as this to a held-out one are left out.
+        explicit: both splits by value, in place of ``share``.
+
+    Raises:
+        DataError: the splits share entries, or nothing is left for training.
+    """
+    num = len(values)
+    if explicit is None:
+        held = min(num, max(1, round(share * num))) if share else 0
+        val, train = np.arange(num - held, num), np.arange(num - held)
+    else:
+        val = np.unique(matching(values, explicit.val, "domain.splits.val"))
+        rest = np.setdiff1d(np.arange(num), val)
+        train = rest
+        if explicit.train is not None:
+            train = np.unique(matching(values, explicit.train, "domain.splits.train"))
+            _check_apart(values, train, val, dim)
+    train = train[_distance(train, val) > gap]
+    if not len(train):
+        raise DataError(
+            f"no {dim} is left for training: {len(val)} of {num} are held out, with a gap of "
+            f"{gap}; lower domain.val (0 holds out nothing) or domain.gap"
+        )
+    return {"train": train, "val": val}
+
+
+def _check_apart(values: Array, train: Array, val: Array, dim: str) -> None:
+    both = np.intersect1d(train, val)
+    if len(both):
+        first, last = label(values[both[0]]), label(values[both[-1]])
+        raise DataError(
+            f"domain.splits: train and val share {len(both)} of {dim} ({first} to {last}); held-"
+            "out data must not be trained on: let one end where the other begins"
+        )
+
+
+def _distance(entries: Array, others: Array) -> Array:
+    """Steps from each entry to the nearest of the others, both in order."""
+    if not len(others):
+        return np.full(len(entries), np.iinfo(np.int64).max)
+    after = np.searchsorted(others, entries)
+    right = others[np.minimum(after, len(others) - 1)]
+    left = others[np.maximum(after - 1, 0)]
+    return np.minimum(abs(right - entries), abs(left - entries))
+
+
+def starts(values: Array, members: Array, *, window: int, past: int, stride: int) -> Array:
+    """First positions of the windows that lie, with their past, wholly among ``members``.
+
+    A window does not reach over a hole in the coordinate, which is a step more than half as long
+    again as the usual one: months differ in length, a lost file is a hole.
+
+    Args:
+        values: coordinate of all entries, (n,).
+        members: positions of a split, in order.
+        window: steps of an item.
+        past: steps before it that it is told.
+        stride: steps from one window to the next.
+    """
+    if window + past == 1:
+        return members[::stride]
+    cut = np.flatnonzero((np.diff(members) != 1) | holes(values)[members[1:] - 1]) + 1
+    found = [
+        run[0] + np.arange(past, len(run) - window + 1, stride)
+        for run in np.split(members, cut)
+        if len(run)
+    ]
+    return np.concatenate([np.empty(0, np.int64), *found])
+
+
+def holes(values: Array) -> Array:
+    """Whether something is missing between neighbouring entries, (n - 1,) bool."""
+    none = np.zeros(max(0, len(values) - 1), bool)
+    if len(values) < 3 or (values.dtype.kind not in "iuf" and not is_time(values)):
+        return none
+    steps = np.diff(values)
+    if steps.dtype == object:
+        steps = np.array([in_seconds(step) for step in steps])
+    lengths = np.abs(steps.astype(np.float64))
+    return np.asarray(lengths > 1.5 * np.median(lengths))
+
+
+@dataclass(frozen=True, eq=False)
+class Places:
+    """Where the items of a split begin: every combination of the starts along each dimension.
+
+    Attributes:
+        starts: by sample dimension, positions; the last dimension changes fastest.
+    """
+
+    starts: Mapping[str, Array]
+
+    def __len__(self) -> int:
+        return prod(len(starts) for starts in self.starts.values())
+
+    def __getitem__(self, index: int) -> dict[str, int]:
+        """Position along each sample dimension."""
+        place: dict[str, int] = {}
+        for dim in reversed(list(self.starts)):
+            index, at = divmod(index, len(self.starts[dim]))
+            place[dim] = int(self.starts[dim][at])
+        return {dim: place[dim] for dim in self.starts}
+
+    def groups(self, keys: Mapping[str, Array]) -> tuple[Array, int]:
+        """For each item, the number of its group, counted from 0 without gaps; and how many.
+
+        Args:
+            keys: by dimension, the group of each start along it; items of one group agree in all.
+        """
+        group, size = np.zeros((), np.int64), 1
+        for dim in self.starts:
+            _, own = np.unique(keys[dim], return_inverse=True)
+            count = int(own.max(initial=-1)) + 1
+            group, size = group[..., None] * count + own, size * count
+        return group.ravel(), size
+
+
+def shuffled_in_blocks(groups: Array, per_block: int, rng: np.random.Generator) -> Array:
+    """A permutation of the items that uses up a block of groups before the next one.
+
+    The groups are shuffled, ``per_block`` at a time make a block, and the items of a block are
+    shuffled: what is decoded for a group is used while it is in memory, and read no second time.
+
+    Args:
+        groups: number of each item's group, (n,), from 0 without gaps.
+        per_block: groups whose chunks fit in memory together.
+        rng: the only source of chance.
+    """
+    rank = rng.permutation(int(groups.max(initial=-1)) + 1)
+    return np.lexsort((rng.random(len(groups)), rank[groups] // per_block))
