@@ -76,7 +76,7 @@ def bare(recipe: Recipe) -> Callable[[], None]:
     return step
 
 
-def engine(recipe: Recipe, folder: Path) -> Callable[[], None]:
+def engine(recipe: Recipe, folder: Path) -> Callable[[], object]:
     """A step of a run, as its loop takes it."""
     trainer = Trainer(recipe, open_domain(recipe.domain), folder)
     trainer.start(None)
@@ -91,7 +91,10 @@ def main() -> None:
     asked = parser.parse_args()
     recipe = chosen(asked.size)
     with tempfile.TemporaryDirectory() as place, locked(Path(place) / "run"):
-        takers = {"bare": bare(recipe), "engine": engine(recipe, Path(place) / "run")}
+        takers: dict[str, Callable[[], object]] = {
+            "bare": bare(recipe),
+            "engine": engine(recipe, Path(place) / "run"),
+        }
         seconds: dict[str, list[float]] = {name: [] for name in takers}
         for turn in range(asked.rounds + 1):
             for name, step in takers.items():

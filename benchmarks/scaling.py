@@ -2,9 +2,9 @@
 
     python -m benchmarks.scaling [--write]
 
-Prints the tables of docs/scaling.md, or with ``--write`` puts them there. Networks are built without
-memory (device `meta`), so that a laptop counts G on 64 GPUs. What a GPU does is assumed, see
-`GPU_FLOPS`, `SHARE`, `GPU_BYTES`; `jitkit.memory` counts its memory and `jitkit.check` the work.
+Prints the tables of docs/scaling.md, or with ``--write`` puts them there. Networks are built
+without memory (device `meta`), so that a laptop counts G on 64 GPUs. What a GPU does is assumed,
+see `GPU_FLOPS`, `SHARE`, `GPU_BYTES`; `jitkit.memory` counts its memory, `jitkit.check` the work.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -52,7 +53,7 @@ def pictures(name: str) -> Denoiser:
     rows, columns, channels = PICTURES
     layout = Layout((Axis("row", rows, 16), Axis("column", columns, 16)), tuple("rgb"[:channels]))
     with torch.device("meta"):
-        sizes = Sizes(**ModelSection(size=name).resolved())  # type: ignore[arg-type]
+        sizes = Sizes(**ModelSection.model_validate({"size": name}).resolved())
         return Denoiser(layout, {"label": Category(1000)}, sizes)
 
 
@@ -63,7 +64,7 @@ def reanalysis(name: str, patch: int) -> Denoiser:
     axes = (Axis("latitude", rows, patch), Axis("longitude", columns, patch, kind="circle"))
     channels = tuple(f"channel {i}" for i in range(LEVELS))
     with torch.device("meta"):
-        sizes = Sizes(**ModelSection(size=name).resolved())  # type: ignore[arg-type]
+        sizes = Sizes(**ModelSection.model_validate({"size": name}).resolved())
         return Denoiser(Layout(axes, channels), {"before": Grid(channels)}, sizes)
 
 
@@ -73,9 +74,14 @@ def parameters(network: Transformer) -> int:
 
 
 @cache
+def forward_macs(denoiser: Denoiser) -> int:
+    """Multiply-accumulates of one pass on one sample."""
+    return macs(denoiser)
+
+
 def step_flops(denoiser: Denoiser) -> int:
     """Operations of a training step for one sample: forward, and twice that backward."""
-    return 3 * 2 * macs(denoiser)
+    return 3 * 2 * forward_macs(denoiser)
 
 
 def seconds(denoiser: Denoiser, samples: int) -> float:
@@ -122,7 +128,7 @@ def fsdp_bytes(network: Transformer, world: int, parts: int = 1) -> float:
 # What fits
 
 
-def settings(world: int, *, sharded: bool, checkpointing: bool, parts: int = 1) -> dict[str, object]:
+def settings(world: int, *, sharded: bool, checkpointing: bool, parts: int = 1) -> dict[str, Any]:
     """Arguments of `training_bytes` for training in bfloat16 on GPUs."""
     return {
         "emas": EMAS,
@@ -145,15 +151,17 @@ def most_samples(
 
 
 def fewest_parts(
-    network: Transformer, world: int, *, sharded: bool, checkpointing: bool
-) -> int | None:
-    """``train.accumulate`` with which a step of 1,024 fits; None where no number of parts does."""
+    network: Transformer, world: int, *, sharded: bool, checkpointing: bool = False
+) -> int:
+    """The least ``train.accumulate`` with which a step of 1,024 fits; 0 where none does."""
     share = BATCH // world
     for parts in (n for n in range(1, share + 1) if share % n == 0):
-        how = {"sharded": sharded, "checkpointing": checkpointing, "parts": parts}
-        if most_samples(network, world, **how) >= share // parts:  # type: ignore[arg-type]
+        most = most_samples(
+            network, world, sharded=sharded, checkpointing=checkpointing, parts=parts
+        )
+        if most >= share // parts:
             return parts
-    return None
+    return 0
 
 
 # Tables
@@ -178,27 +186,27 @@ def short(number: float) -> str:
 
 def models() -> str:
     """Weights, work, and how long a step takes."""
-    head = ("model", "parameters", "GMAC a sample", "TFLOP a sample, training")
-    head += ("1 GPU", "8 GPUs", "64 GPUs", "samples/s and GPU")
+    head = ["model", "parameters", "GMAC a sample", "TFLOP a sample, training"]
+    head += ["1 GPU", "8 GPUs", "64 GPUs", "samples/s and GPU"]
     rows = []
     for name in NAMES:
         denoiser = pictures(name)
-        times = [short(seconds(denoiser, BATCH // n)) + " s" for n in (1, *WORLDS)]
+        times = [short(1000 * seconds(denoiser, BATCH // n)) + " ms" for n in (1, *WORLDS)]
         work = short(step_flops(denoiser) / 1e12)
-        count, gmac = f"{parameters(denoiser.network):,}", short(macs(denoiser) / 1e9)
+        count, gmac = f"{parameters(denoiser.network):,}", short(forward_macs(denoiser) / 1e9)
         rows.append((f"{name}/16", count, gmac, work, *times, short(1 / seconds(denoiser, 1))))
     return table(head, rows)
 
 
 def memory() -> str:
     """GiB on each GPU whatever the batch, and for each sample."""
-    head = ("model", "weights", "gradients", "AdamW", f"{EMAS} EMAs", "sum, DDP")
-    head += ("sum, FSDP2 on 8", "on 64", "bfloat16 copies", "gathered (FSDP2)")
+    head = ["model", "weights", "gradients", "AdamW", f"{EMAS} EMAs", "sum, DDP"]
+    head += ["sum, FSDP2 on 8", "on 64", "bfloat16 copies", "gathered (FSDP2)"]
     rows = []
     for name in NAMES:
         network = pictures(name).network
         ddp, *spread = (
-            training_bytes(network, 0, **settings(n, sharded=n > 1, checkpointing=False))  # type: ignore[arg-type]
+            training_bytes(network, 0, **settings(n, sharded=n > 1, checkpointing=False))
             for n in (1, *WORLDS)
         )
         kept = ("weights", "gradients", "optimizer", "ema")
@@ -210,66 +218,79 @@ def memory() -> str:
 
 
 def fits() -> str:
-    """Activations of a sample, and how many samples fit."""
-    head = ("model", "checkpointing", "MiB a sample", "DDP", "FSDP2 on 8", "FSDP2 on 64")
-    head += ("parts, DDP on 8", "parts, FSDP2 on 8")
-    rows: list[tuple[object, ...]] = []
+    """Activations of a sample, how many samples fit, and in how many parts a step does.
+
+    Each without checkpointing / with it.
+    """
+    head = ["model", "MiB a sample", "DDP", "FSDP2 on 8", "FSDP2 on 64"]
+    head += ["parts, DDP on 8", "parts, FSDP2 on 8"]
+    rows = []
     for name in NAMES:
-        network = pictures(name).network
-        for saved in (False, True):
-            how = settings(1, sharded=False, checkpointing=saved)
-            sample = training_bytes(network, 1, **how)["activations"]  # type: ignore[arg-type]
-            most = [
-                most_samples(network, n, sharded=n > 1, checkpointing=saved) for n in (1, *WORLDS)
-            ]
-            parts = [
-                fewest_parts(network, 8, sharded=spread, checkpointing=saved) or "does not fit"
-                for spread in (False, True)
-            ]
-            word = "yes" if saved else "no"
-            rows.append((f"{name}/16", word, short(sample / 2**20), *most, *parts))
+        columns = zip(
+            *(_fits(pictures(name).network, saved) for saved in (False, True)), strict=True
+        )
+        rows.append(
+            (f"{name}/16", *(f"{short(plain)} / {short(saved)}" for plain, saved in columns))
+        )
     return table(head, rows)
 
 
+def _fits(network: Transformer, checkpointing: bool) -> list[float]:
+    """A row of `fits`."""
+    alone = settings(1, sharded=False, checkpointing=checkpointing)
+    sample = training_bytes(network, 1, **alone)["activations"]
+    most = [
+        most_samples(network, n, sharded=n > 1, checkpointing=checkpointing) for n in (1, *WORLDS)
+    ]
+    parts = [
+        fewest_parts(network, 8, sharded=spread, checkpointing=checkpointing)
+        for spread in (False, True)
+    ]
+    return [sample / 2**20, *most, *parts]
+
+
 def traffic() -> str:
-    """Bytes sent in a step of 1,024, and the bandwidth at which sending takes as long as computing."""
-    head = ("model", "GPUs", "samples each", "computing", "DDP sends", "at", "FSDP2 sends", "at")
+    """Bytes sent in a step of 1,024, and at which bandwidth that takes as long as computing."""
+    head = ["model", "GPUs", "samples each", "computing", "DDP sends", "equal at"]
+    head += ["parts", "FSDP2 sends", "equal at"]
     rows: list[tuple[object, ...]] = []
     for name in NAMES:
         denoiser = pictures(name)
         for world in WORLDS:
             share = BATCH // world
             time = seconds(denoiser, share)
-            sent = (ddp_bytes(denoiser.network, world), fsdp_bytes(denoiser.network, world))
-            pairs = [f"{short(x / div)} {unit}" for x in sent for div, unit in _units(time)]
-            rows.append((f"{name}/16", world, share, f"{short(1000 * time)} ms", *pairs))
+            parts = fewest_parts(denoiser.network, world, sharded=True)
+            ddp = ddp_bytes(denoiser.network, world)
+            fsdp = fsdp_bytes(denoiser.network, world, parts)
+            sent = (*_sent(ddp, time), parts, *_sent(fsdp, time))
+            rows.append((f"{name}/16", world, share, f"{short(1000 * time)} ms", *sent))
     return table(head, rows)
 
 
-def _units(time: float) -> tuple[tuple[float, str], ...]:
-    """What bytes are divided by to be read, and to be read as bandwidth."""
-    return (GB, "GB"), (GB * time, "GB/s")
+def _sent(size: float, time: float) -> tuple[str, str]:
+    """Bytes, and the bandwidth that sends them in a time, to be read."""
+    return f"{short(size / GB)} GB", f"{short(size / time / GB)} GB/s"
 
 
 def checkpoints() -> str:
     """Sizes of a checkpoint's files, and how long they take to write."""
-    head = ("model", "weights", "each EMA", "AdamW", f"checkpoint, {EMAS} EMAs", "at 1 GB/s")
-    head += ("read by 8 processes", "host memory of each, loading")
+    head = ["model", "weights", "each EMA", "AdamW", f"checkpoint, {EMAS} EMAs", "at 1 GB/s"]
+    head += ["host memory, loading"]
     rows = []
     for name in NAMES:
         one = FLOAT * parameters(pictures(name).network)
         whole = (1 + EMAS + 2) * one
         sizes = [f"{short(x / GB)} GB" for x in (one, one, 2 * one, whole)]
-        read, host = (f"{short(x / GB)} GB" for x in (8 * whole, 3 * one))
-        rows.append((f"{name}/16", *sizes, f"{short(whole / DISK)} s", read, host))
+        host = f"{short((1 + 2) * one / GB)} GB"  # a mean while the optimizer's tensors are read
+        rows.append((f"{name}/16", *sizes, f"{short(whole / DISK)} s", host))
     return table(head, rows)
 
 
 def picture_data() -> str:
     """What the loader must deliver to each GPU for pictures."""
     cells = PICTURES[0] * PICTURES[1] * PICTURES[2]
-    head = ("model", "samples/s", "decoded, uint8", "as the GPU gets it, float32", "JPEG, 110 kB")
-    head += ("cores, decoding and cropping",)
+    head = ["model", "samples/s", "decoded, uint8", "as the GPU gets it, float32", "JPEG, 110 kB"]
+    head += ["cores, decoding and cropping"]
     rows = []
     for name in NAMES:
         rate = 1 / seconds(pictures(name), 1)
@@ -281,15 +302,15 @@ def picture_data() -> str:
 def reanalysis_data() -> str:
     """What the loader must deliver to each GPU for a reanalysis."""
     state = FLOAT * LEVELS * EARTH[0] * EARTH[1]
-    head = ("model", "tokens", "TFLOP a sample, training", "samples/s", "one state", "two states")
-    head += ("GiB a sample, checkpointing",)
+    head = ["model", "tokens", "TFLOP a sample, training", "samples/s", "one state", "two states"]
+    head += ["GiB a sample, checkpointing"]
     rows: list[tuple[object, ...]] = []
     for name, patch in (("B", 16), ("B", 8), ("L", 8), ("G", 16), ("G", 8)):
         denoiser = reanalysis(name, patch)
         rate, work = 1 / seconds(denoiser, 1), step_flops(denoiser)
         speeds = [f"{short(n * rate * state / GB)} GB/s" for n in (1, 2)]
         how = settings(1, sharded=False, checkpointing=True)
-        kept = training_bytes(denoiser.network, 1, **how)["activations"]  # type: ignore[arg-type]
+        kept = training_bytes(denoiser.network, 1, **how)["activations"]
         numbers = (f"{denoiser.layout.num_tokens:,}", short(work / 1e12), short(rate))
         rows.append((f"{name}/{patch}", *numbers, *speeds, short(kept / GIB)))
     return table(head, rows)

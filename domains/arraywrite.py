@@ -116,7 +116,7 @@ class NetCDF:
     """NetCDF 4, which is HDF5; the dimension of samples has no end."""
 
     def __init__(self, path: Path, parts: Sequence[Column], facts: Mapping[str, Any]) -> None:
-        import h5netcdf  # type: ignore[import-untyped]
+        import h5netcdf
 
         template = _template(parts, facts)
         for c in parts:

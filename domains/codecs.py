@@ -125,7 +125,7 @@ def _codec(settings: Mapping[str, Any]) -> Any:
     Raises:
         ValueError: there is none.
     """
-    from numcodecs import get_codec  # type: ignore[import-untyped]
+    from numcodecs import get_codec
 
     return get_codec(dict(settings))
 

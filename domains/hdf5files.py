@@ -36,7 +36,7 @@ def hdf5_file(place: Place) -> Any:
     It is closed by who opened it, or with its last reference: HDF5 opens no file in two ways at
     once, and others may want this one.
     """
-    import h5py  # type: ignore[import-untyped]
+    import h5py
 
     if not isinstance(place, File):
         return h5py.File(as_file(place), "r")
@@ -192,7 +192,7 @@ def opened_hdf5(place: Place, path: str, group: str | None) -> Iterator[Opened]:
 @contextmanager
 def _raw(file: Any, group: str | None) -> Iterator[xarray.Dataset]:
     """A group as xarray opens it, undecoded; axes without names get phony_dim_0 and on, by size."""
-    import h5netcdf  # type: ignore[import-untyped]
+    import h5netcdf
     import xarray
 
     with (

@@ -32,13 +32,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import (
+    HuggingFaceStorageReader,
+    HuggingFaceStorageWriter,
+)
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load as load_shards
+from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 from torch.distributed.tensor import DTensor
 
 from jitkit.denoiser import Denoiser, build
@@ -96,7 +100,7 @@ def save(
     """
     final = run / "checkpoints" / f"step-{step}"
     aside = final.with_name(f".step-{step}.part")
-    tensors = {"model": dict(denoiser.network.named_parameters())}
+    tensors: dict[str, dict[str, Tensor]] = {"model": dict(denoiser.network.named_parameters())}
     tensors |= {f"ema-{name}": mean for name, mean in ema.means.items()}
     if optimizer is not None:
         tensors["optimizer"] = _optimizer_tensors(optimizer, denoiser.network)
@@ -154,12 +158,12 @@ def _save_tensors(tensors: Mapping[str, Tensor], path: Path, team: Team) -> Exce
                 warnings.simplefilter("ignore")  # that every rank wrote its own file, as it should
                 values = {name: value.detach() for name, value in tensors.items()}
                 writer = HuggingFaceStorageWriter(str(path), save_distributed=True)
-                dcp.save(values, storage_writer=writer)
+                save_shards(values, storage_writer=writer)
         elif team.leads:
             values = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
             save_file(values, path.with_name(f"{path.name}.safetensors"))
     except (OSError, SafetensorError, CheckpointException) as error:
-        return error
+        return OSError(str(error))
     return None
 
 
@@ -519,7 +523,7 @@ def _from_shards(folder: Path) -> dict[str, Tensor]:
             for name, entry in entries.items()
             if isinstance(entry, TensorStorageMetadata)
         }
-        dcp.load(tensors, storage_reader=reader, no_dist=True)
+        load_shards(tensors, storage_reader=reader, no_dist=True)
     return tensors
 
 

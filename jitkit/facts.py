@@ -40,7 +40,7 @@ def with_arrays(facts: Any, arrays: Mapping[str, Array]) -> Any:
 def unequal(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Where two facts differ, as (place, old, new)."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for key in old | new:
+        for key in dict(old) | dict(new):
             place = f"{path}.{key}" if path else str(key)
             yield from unequal(old.get(key), new.get(key), place)
     elif isinstance(old, np.ndarray) or isinstance(new, np.ndarray):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -176,8 +176,10 @@ class Shared:
         """Around forward and backward of one part of a step: gradients meet after the last."""
         if isinstance(self.network, FSDPModule):
             self.network.set_requires_gradient_sync(last)
-        meet_later = isinstance(self.losses, DistributedDataParallel) and not last
-        with self.losses.no_sync() if meet_later else nullcontext():
+        if isinstance(self.losses, DistributedDataParallel) and not last:
+            with self.losses.no_sync():
+                yield
+        else:
             yield
 
 

@@ -4,6 +4,7 @@
 runs/digits/
   recipe.yaml        every key with its value
   environment.json   versions, machine, commit
+  status.json        running, stopped (by a signal, saved), failed or done
   metrics.jsonl      one object a step: what the run computed
   speed.jsonl        how fast it went, and on what it waited
   tensorboard/       the same numbers and pictures for TensorBoard, where it is installed

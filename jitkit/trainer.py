@@ -112,12 +112,14 @@ def train(
         folder = ours.gathered(folder)[0]
         with locked(folder, ours.leads):
             trainer = _begun(recipe, domain, folder, ours)
-            before = trainer.learner.step
-            with listening() as stop:
-                trainer.loop(stop)
-            unscored = trainer.learner.step > before or not (folder / "evaluation.json").is_file()
-            if recipe.evaluate.after_training and ours.highest([unscored])[0]:
-                trainer.evaluate()
+            with trainer.state():
+                before = trainer.learner.step
+                with listening() as stop:
+                    trainer.loop(stop)
+                unscored = not (folder / "evaluation.json").is_file()
+                unscored |= trainer.learner.step > before
+                if recipe.evaluate.after_training and ours.highest([unscored])[0]:
+                    trainer.evaluate()
     return folder
 
 
@@ -225,6 +227,31 @@ class Trainer:
             say(f"going on from step {found.step} of {steps} ({found.path})")
         self.team.wait()
         self._skipped_in_a_row = skipped_at_end(self.folder)
+
+    @contextmanager
+    def state(self) -> Iterator[None]:
+        """Around the run: ``status.json`` says how it stands, for scripts that start it again.
+
+        "running" (also after a kill), "stopped" (by a signal, saved), "failed" or "done".
+        """
+
+        def tell(state: str, why: BaseException | None = None) -> None:
+            told = {"state": state, "step": self.learner.step, "steps": self.recipe.train.steps}
+            if self.team.leads:
+                with suppress(OSError):
+                    why_told = {} if why is None else {"why": str(why)}
+                    write_text(self.folder / "status.json", json.dumps(told | why_told, indent=1))
+
+        tell("running")
+        try:
+            yield
+        except Stopped as stopped:
+            tell("stopped", stopped)
+            raise
+        except Exception as error:
+            tell("failed", error)
+            raise
+        tell("done")
 
     def loop(self, stop: Stop) -> None:
         """Train to the recipe's last step, with what happens on the way.

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import h5py  # type: ignore[import-untyped]
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -39,7 +39,6 @@ from hypothesis import strategies as st
 
 import jitkit
 from jitkit import testing
-from jitkit.checkpoint import with_arrays, without_arrays
 from jitkit.data import encode
 from jitkit.domain import Split
 from jitkit.domains.arrayconditions import Number
@@ -47,6 +46,7 @@ from jitkit.domains.arrayitems import Sample
 from jitkit.domains.arrayplan import make_axes
 from jitkit.domains.arrays import Arrays
 from jitkit.errors import BadItem, DataError, JitkitError, RecipeError
+from jitkit.facts import with_arrays, without_arrays
 from jitkit.fields import Category, Grid, Scalars
 
 Maker = Callable[[Path], dict[str, Any]]

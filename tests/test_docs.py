@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeGuard, get_args
 
 import pytest
 from pydantic_core import PydanticUndefined
@@ -72,14 +73,26 @@ def tables() -> Iterator[str]:
         about = (section.__doc__ or "").strip().split(": ", 1)[-1].splitlines()[0]
         yield f"### {title}\n\n{about[0].upper()}{about[1:]}\n\n"
         yield "| key | default | meaning |\n|---|---|---|\n"
-        for key, field in section.model_fields.items():
-            default = field.get_default(call_default_factory=True)
-            shown = "required" if default is PydanticUndefined else json.dumps(default)
-            shown = "" if shown == "null" else shown.strip('"')
-            meaning = " ".join((field.description or "").split()).replace("|", "\\|")
-            assert meaning, f"{title}.{key} has no text under it"
-            yield f"| `{key}` | {shown} | {meaning} |\n"
+        yield from rows(section, title)
         yield "\n"
+
+
+def rows(section: type[Section], title: str, prefix: str = "") -> Iterator[str]:
+    """A row for each key, those of a section inside it below its own."""
+    for key, field in section.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        inside = [t for t in (field.annotation, *get_args(field.annotation)) if is_section(t)]
+        shown = "required" if default is PydanticUndefined else json.dumps(default, default=str)
+        shown = "" if inside or shown == "null" else shown.strip('"')
+        meaning = " ".join((field.description or "").split()).replace("|", "\\|")
+        assert meaning, f"{title}.{prefix}{key} has no text under it"
+        yield f"| `{prefix}{key}` | {shown} | {meaning} |\n"
+        for other in inside:
+            yield from rows(other, title, f"{prefix}{key}.")
+
+
+def is_section(kind: object) -> TypeGuard[type[Section]]:
+    return isinstance(kind, type) and issubclass(kind, Section)
 
 
 def test_every_key_of_a_recipe_is_described_as_in_the_code() -> None:

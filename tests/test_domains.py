@@ -39,7 +39,11 @@ def images(folder: Path) -> dict[str, Any]:
     return {"path": folder, "size": 16, "holdout": 0.2}
 
 
-DATA = {"arrays": sea, "digits": digits, "images": images}  # keys of the section, over data made in a folder
+DATA = {
+    "arrays": sea,
+    "digits": digits,
+    "images": images,
+}  # keys of the section, over data made in a folder
 
 
 @pytest.mark.parametrize("name", sorted(installed()))

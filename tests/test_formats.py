@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import h5py  # type: ignore[import-untyped]
-import numcodecs  # type: ignore[import-untyped]
+import h5py
+import numcodecs
 import numpy as np
 import pytest
 import xarray as xr
@@ -299,7 +299,7 @@ def test_netcdf_3_with_64_bit_data_is_read(tmp_path: Path, records: int) -> None
 
 @pytest.mark.parametrize("names", [("a",), ("a", "b", "c")])
 def test_netcdf_3_records_lie_as_scipy_lays_them(tmp_path: Path, names: tuple[str, ...]) -> None:
-    from scipy.io import netcdf_file  # type: ignore[import-untyped]
+    from scipy.io import netcdf_file
 
     path = tmp_path / "v.nc"
     dtypes = {"a": "i1", "b": ">i2", "c": ">f8"}
@@ -361,7 +361,7 @@ def test_nothing_in_a_file_is_run(tmp_path: Path) -> None:
 
 
 def test_what_is_not_read_is_refused_with_a_way_out(tmp_path: Path) -> None:
-    import iris_sample_data  # type: ignore[import-untyped]
+    import iris_sample_data
 
     samples = Path(iris_sample_data.path)
     (tmp_path / "empty.nc").touch()

@@ -118,8 +118,15 @@ def test_the_loss_scale_halves_at_an_overflow_and_doubles_after_many_good_steps(
 
 # Two processes
 
-LONG = {"steps": 50, "batch_size": 16, "save_every_steps": 25, "validate_every_steps": 25}
-LONG |= {"keep": 9, "ema_sigma_rel": [0.1], "log": [], "lr": 2e-3, "warmup_steps": 10}
+LONG: dict[str, Any] = {"steps": 50, "batch_size": 16, "save_every_steps": 25}
+LONG |= {
+    "validate_every_steps": 25,
+    "keep": 9,
+    "ema_sigma_rel": [0.1],
+    "log": [],
+    "lr": 2e-3,
+    "warmup_steps": 10,
+}
 
 
 @pytest.mark.slow

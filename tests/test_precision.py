@@ -32,7 +32,7 @@ def float32(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[float]]:
     return {}
 
 
-TIMES = {
+TIMES: dict[str, dict[str, Any]] = {
     "paper": {},
     "P_mean 0": {"diffusion.P_mean": 0.0},
     "uniform": {"diffusion.t_distribution": "uniform"},

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import h5py  # type: ignore[import-untyped]
+import h5py
 import numpy as np
 import pytest
 import xarray as xr
@@ -169,7 +169,7 @@ def test_a_variable_is_described(tmp_path: Path) -> None:
 
 
 def test_real_files_give_what_xarray_gives() -> None:
-    import iris_sample_data  # type: ignore[import-untyped]
+    import iris_sample_data
 
     samples = Path(iris_sample_data.path)
     for name in (

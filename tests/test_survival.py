@@ -17,7 +17,7 @@ import pytest
 from test_trainer import assert_same, metrics
 
 from jitkit import checkpoint
-from jitkit.errors import Stopped
+from jitkit.errors import CheckpointError, Stopped
 from jitkit.recipe import dump_recipe, load_recipe
 from jitkit.trainer import train
 
@@ -77,7 +77,11 @@ def test_a_signal_ends_a_run_saved_with_the_code_to_come_again(
     found = checkpoint.find(tmp_path / "run")
     assert f"{name}: saved at step {found.step} of 200000; the same command goes on" in err
     assert len(metrics(tmp_path / "run")) == found.step
+    status = tmp_path / "run/status.json"
+    assert json.loads(status.read_text())["state"] == "stopped"
+    status.unlink()
     through = train(recipe, {"train.steps": found.step}, run=tmp_path / "through")
+    (through / "status.json").unlink()
     assert_same(through, tmp_path / "run")
 
 
@@ -150,6 +154,7 @@ def test_a_full_disk_is_told_and_waited_for_and_nothing_is_lost(
     assert code == 0, err
     assert "nothing is lost, trying again every 60 s" in err
     assert len(metrics(small_disk / "run")) == 400
+    assert json.loads((small_disk / "run/status.json").read_text())["state"] == "done"
     last = "checkpoints/step-400"
     for file in (through / last).iterdir():
         assert (small_disk / "run" / last / file.name).read_bytes() == file.read_bytes(), file
@@ -172,5 +177,5 @@ def test_an_unreadable_folder_of_checkpoints_is_told(trained: Path, tmp_path: Pa
     (run / "recipe.yaml").write_text((trained / "recipe.yaml").read_text())
     (run / "checkpoints").mkdir()
     (run / "checkpoints/step-3").write_text(json.dumps("a file"))
-    with pytest.raises(checkpoint.CheckpointError, match="none of 1 checkpoints is whole"):
+    with pytest.raises(CheckpointError, match="none of 1 checkpoints is whole"):
         checkpoint.find(run)

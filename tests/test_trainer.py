@@ -355,7 +355,16 @@ def test_another_adapter_can_take_the_place_of_the_recipe_s(
 
 def test_a_run_leaves_what_it_was_and_what_happened(trained: Path, tiny: dict[str, Any]) -> None:
     names = {path.name for path in trained.iterdir()} - {"tensorboard", ".lock"}
-    assert names == {"recipe.yaml", "environment.json", "metrics.jsonl", "checkpoints", "samples"}
+    assert names == {
+        "recipe.yaml",
+        "environment.json",
+        "metrics.jsonl",
+        "checkpoints",
+        "samples",
+    } | {"status.json"}
+    assert json.loads((trained / "status.json").read_text()) == dict(
+        state="done", step=12, steps=12
+    )
     assert load_recipe(trained / "recipe.yaml") == load_recipe(tiny)
     assert json.loads((trained / "environment.json").read_text())["versions"]["torch"]
     assert steps(trained) == ["step-12", "step-4", "step-8"]
