@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
+from math import ceil, prod
 from typing import Any
 
 import torch
@@ -15,9 +15,9 @@ from jitkit.domain import Domain, domain_class, open_domain
 from jitkit.errors import JitkitError
 from jitkit.fields import Category, Grid, PerToken, Scalars
 from jitkit.flow import auto_noise_scale
-from jitkit.memory import free_bytes, training_bytes
+from jitkit.memory import free_bytes, held_before_training, largest_batch, training_bytes
 from jitkit.recipe import Recipe
-from jitkit.sections import DomainSection
+from jitkit.sections import DomainSection, TrainSection
 from jitkit.transformer import Sizes, Transformer
 
 GIB = 2**30
@@ -52,6 +52,8 @@ def choose_precision(asked: str, device: torch.device) -> tuple[torch.dtype | No
         return None, "float32, as asked"
     if asked == "bfloat16":
         return torch.bfloat16, "bfloat16, as asked"
+    if asked == "float16":
+        return torch.float16, "float16, as asked"
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return torch.bfloat16, "bfloat16: the GPU has it in hardware"
@@ -79,10 +81,15 @@ class Report:
     problems: list[str]
 
 
-def check(recipe: Recipe) -> Report:
+def check(recipe: Recipe, *, memory: int | None = None, processes: int = 1) -> Report:
     """Build a recipe's model without memory, count it, and list what stands in the way.
 
     Where the data are missing, the model's part is counted all the same if the recipe says enough.
+
+    Args:
+        recipe: what would be trained.
+        memory: bytes for each process; the largest batch for them is found as well.
+        processes: how many would train together.
     """
     problems: list[str] = []
     domain: Domain | None = None
@@ -101,7 +108,9 @@ def check(recipe: Recipe) -> Report:
         return Report({"recipe": recipe.name}, [*problems, str(error)])
     if recipe.evaluate.after_training and not domain.scores():
         problems.append(f"evaluate.after_training: domain {recipe.domain.name!r} has no measures")
-    return Report({"recipe": recipe.name} | _count(recipe, domain, denoiser), problems)
+    found = {"recipe": recipe.name} | _count(recipe, domain, denoiser)
+    found |= _memory(recipe.train, denoiser.network, memory, processes)
+    return Report(found, problems)
 
 
 def _without_data(section: DomainSection) -> Domain:
@@ -142,14 +151,8 @@ def macs(denoiser: Denoiser) -> int:
 
 
 def _count(recipe: Recipe, domain: Domain, denoiser: Denoiser) -> dict[str, Any]:
-    layout, network, section = denoiser.layout, denoiser.network, recipe.train
+    layout, network = denoiser.layout, denoiser.network
     device = choose_device()
-    memory = training_bytes(
-        network,
-        section.batch_size,
-        emas=len(section.ema),
-        checkpointing=section.checkpoint_activations,
-    )
     auto = recipe.diffusion.noise_scale == "auto"
     rule = "auto: side of the grid over 256, at least 1" if auto else "as asked"
     return {
@@ -168,11 +171,93 @@ def _count(recipe: Recipe, domain: Domain, denoiser: Denoiser) -> dict[str, Any]
         "P_mean": recipe.diffusion.P_mean,
         "learning_rate": peak_rate(recipe),
         "device": str(device),
-        "precision": choose_precision(section.precision, device)[1],
-        "memory_gib": sum(memory.values()) / GIB,
-        "memory_parts_gib": {name: size / GIB for name, size in memory.items()},
-        "memory_free_gib": free_bytes(device) / GIB,
+        "precision": choose_precision(recipe.train.precision, device)[1],
     }
+
+
+def _memory(
+    section: TrainSection, network: Transformer, memory: int | None, processes: int
+) -> dict[str, Any]:
+    """What training takes in each process, and the largest batch for ``memory`` bytes."""
+    device = choose_device()
+    free = free_bytes(device)
+    how = memory_settings(section, network, device, processes=processes, free=memory or free)
+    at_once = ceil(section.batch_size / (section.accumulate * processes))
+    parts = {
+        again: training_bytes(network, at_once, **how, checkpointing=again)
+        for again in (False, True)
+    }
+    own = parts[section.checkpoint_activations]
+    found = {
+        "memory_gib": sum(own.values()) / GIB,
+        "memory_parts_gib": {name: size / GIB for name, size in own.items()},
+        "memory_without_checkpointing_gib": sum(parts[False].values()) / GIB,
+        "memory_with_checkpointing_gib": sum(parts[True].values()) / GIB,
+        "memory_free_gib": free / GIB,
+    }
+    return found if memory is None else found | _largest(section, network, memory, processes, how)
+
+
+def _largest(
+    section: TrainSection,
+    network: Transformer,
+    memory: int,
+    processes: int,
+    how: dict[str, Any],
+) -> dict[str, Any]:
+    """The largest ``train.batch_size`` for ``memory`` bytes in each process, and why."""
+    before = held_before_training(choose_device())
+    most, most_again = (
+        largest_batch(network, memory - before, **how, checkpointing=again)
+        for again in (False, True)
+    )
+    parts = section.accumulate * processes
+    one = sum(training_bytes(network, 1, **how, checkpointing=True).values())
+    text = f"{before / GIB:.2g} GiB are taken before there is a model, and a tenth is kept free"
+    if not most_again:
+        text = f"not even one sample fits: it takes {one / GIB:.2f} GiB with checkpointing; {text}"
+    elif not most:
+        text = f"one sample fits with checkpointing alone (train.checkpoint_activations); {text}"
+    if parts > 1:
+        text += f"; {section.accumulate} parts (train.accumulate) in {processes} processes"
+    return {
+        "memory_given_gib": memory / GIB,
+        "largest_batch": most * parts,
+        "largest_batch_checkpointing": most_again * parts,
+        "largest_batch_why": text,
+    }
+
+
+def memory_settings(
+    section: TrainSection,
+    network: Transformer,
+    device: torch.device,
+    *,
+    processes: int = 1,
+    free: int | None = None,
+) -> dict[str, Any]:
+    """What `training_bytes` must be told of a recipe, but for the batch and checkpointing.
+
+    Args:
+        section: the recipe's section ``train``.
+        network: it may be on the device `meta`.
+        device: where it would be trained.
+        processes: how many train together.
+        free: bytes of each; what is free now where not given. Half of them decide whether the model
+            is shared out where ``train.parallel`` is auto.
+    """
+    settings: dict[str, Any] = {
+        "emas": len(section.ema) + len(section.ema_sigma_rel),
+        "compute_bytes": 4 if choose_precision(section.precision, device)[0] is None else 2,
+        "accumulate": section.accumulate,
+        "optimizer": getattr(section, "optimizer", "adamw"),
+        "device": device,
+    }
+    sharded = section.parallel == "fsdp"
+    if section.parallel == "auto" and processes > 1:
+        held = sum(training_bytes(network, 0, **settings).values())
+        sharded = held >= (free_bytes(device) if free is None else free) / 2
+    return settings | {"world": processes, "sharded": sharded and processes > 1}
 
 
 def peak_rate(recipe: Recipe) -> float:

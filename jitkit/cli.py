@@ -151,8 +151,15 @@ def evaluate(run: Path, *overrides: Overrides, ema: str | None = None, json: boo
 
 
 @app.command
-def check(recipe: str, *overrides: Overrides, json: bool = False) -> None:
-    """Say what a recipe makes and what it costs, and train nothing.
+def check(
+    recipe: str,
+    *overrides: Overrides,
+    memory: str | None = None,
+    processes: int = 1,
+    step: bool = True,
+    json: bool = False,
+) -> None:
+    """Say what a recipe makes and what it costs, take two real steps, and train nothing.
 
     Parameters
     ----------
@@ -160,6 +167,12 @@ def check(recipe: str, *overrides: Overrides, json: bool = False) -> None:
         A file, or the bare name of a bundled recipe.
     overrides
         Keys of the recipe, as model.size=L.
+    memory
+        Memory of each process, as 24GiB: the largest batch that fits is named.
+    processes
+        How many would train together.
+    step
+        Take two real steps where the data are there and the memory is enough.
     json
         Print one JSON object and nothing else.
     """
@@ -167,16 +180,30 @@ def check(recipe: str, *overrides: Overrides, json: bool = False) -> None:
 
     checked = load_recipe(recipe, overrides)
     from jitkit.check import check as look
+    from jitkit.memory import parse_bytes
 
-    report = look(checked)
+    report = look(checked, memory=parse_bytes(memory) if memory else None, processes=processes)
+    found = dict(report.found)
+    if step and not report.problems and processes == 1:
+        found |= _rehearsed(checked, found)
     if json:
-        _print_json(report.found | {"problems": report.problems})
+        _print_json(found | {"problems": report.problems})
     else:
         print(dump_recipe(checked))
-        for key, value in report.found.items():
+        for key, value in found.items():
             print(f"{key}: {_shown(value)}")
     if report.problems:
         raise RecipeError("\n".join(report.problems))
+
+
+def _rehearsed(recipe: Any, found: dict[str, Any]) -> dict[str, Any]:
+    """What two real steps took; why there were none where memory is short."""
+    from jitkit.domain import open_domain
+    from jitkit.learner import rehearse
+
+    if found["memory_gib"] > found["memory_free_gib"]:
+        return {"step": "none was taken: it needs more memory than is free"}
+    return rehearse(recipe, open_domain(recipe.domain))
 
 
 @app.command

@@ -7,6 +7,7 @@ alone is drawn for each part.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,16 +17,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jitkit.check import assemble, choose_device, choose_precision, peak_rate
+from jitkit.check import (
+    GIB,
+    assemble,
+    choose_device,
+    choose_precision,
+    memory_settings,
+    peak_rate,
+)
 from jitkit.conditions import drop
+from jitkit.data import Plan, batches
 from jitkit.denoiser import Denoiser
-from jitkit.domain import Domain
+from jitkit.domain import Chunked, Domain
 from jitkit.ema import EMA, mean_name
 from jitkit.fields import Batch
 from jitkit.flow import logit_normal_t, uniform_t
-from jitkit.memory import free_bytes, training_bytes
+from jitkit.memory import peak_of
 from jitkit.optim import adamw, learning_rate
-from jitkit.parallel import Shared, Team, forget_gathered, local, shard, whole
+from jitkit.parallel import ALONE, Shared, Team, forget_gathered, local, shard, whole
 from jitkit.progress import warn
 from jitkit.recipe import Recipe
 from jitkit.seeds import mix
@@ -245,9 +254,32 @@ class Learner:
             return "alone"
         if section.parallel != "auto":
             return section.parallel
-        held = training_bytes(self.denoiser.network, 0, emas=len(section.ema))
-        fits = sum(held.values()) < free_bytes(self.device) / 2
-        return "ddp" if fits else "fsdp"
+        settings = memory_settings(
+            section, self.denoiser.network, self.device, processes=team.world
+        )
+        return "fsdp" if settings["sharded"] else "ddp"
+
+
+def rehearse(recipe: Recipe, domain: Domain) -> dict[str, Any]:
+    """Two real steps of a recipe on its data, and what they took; nothing is written.
+
+    The second has all in memory at once, so it is the one that is told of: ``step_seconds``,
+    ``step_loss`` and ``step_memory_gib``, at the peak, to set beside the estimate.
+    """
+    section, items = recipe.train, domain.items("train")
+    device = choose_device()
+    with peak_of(device) as peak:
+        learner = Learner(recipe, domain, ALONE)
+        learner.denoiser.train()
+        shuffle = items.order if isinstance(items, Chunked) else None
+        plan = Plan(len(items), section.batch_size, section.seed, 0, 2, shuffle, section.accumulate)
+        parts = batches(domain, items, plan)
+        learner.take(parts, plan.first_place)
+        began = time.monotonic()
+        taken = learner.take(parts, plan.first_place)
+        loss = float(taken.losses.mean())
+        took = time.monotonic() - began
+    return {"step_seconds": took, "step_loss": loss, "step_memory_gib": peak.bytes / GIB}
 
 
 class _Losses(nn.Module):

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from jitkit import checkpoint, posthoc
-from jitkit.check import GIB, macs, peak_rate
+from jitkit.check import GIB, macs, memory_settings, peak_rate
 from jitkit.checkpoint import Checkpoint, DomainRecord
 from jitkit.data import Plan, batches
 from jitkit.domain import Chunked, Domain, is_installed, open_domain
@@ -652,16 +652,12 @@ class Trainer:
             condition.drop for condition in denoiser.conditions.values()
         ):
             warn("sample.guidance has no effect: no condition is ever dropped in training")
-        copies = len(learner.ema.means)
-        needed = sum(
-            training_bytes(
-                network,
-                self.plan.part_size,
-                emas=copies,
-                checkpointing=section.checkpoint_activations,
-            ).values()
-        )
-        if needed > (free := free_bytes(learner.device) + weights * 4 * (1 + copies)):
+        world = self.team.world
+        settings = memory_settings(section, network, learner.device, processes=world)
+        again = section.checkpoint_activations
+        parts = training_bytes(network, self.plan.part_size, **settings, checkpointing=again)
+        held = parts["weights"] + parts["ema"]  # these are there already
+        if (needed := sum(parts.values())) > (free := free_bytes(learner.device) + held):
             warn(
                 f"training needs about {needed / GIB:.1f} GiB and {free / GIB:.1f} are free; if it "
                 "fails, raise train.accumulate or set train.checkpoint_activations=true"
