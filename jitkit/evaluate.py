@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,9 @@ def table(result: Mapping[str, Any]) -> str:
     for name, row in result["scores"].items():
         low, high = row["interval"]
         floor = "" if row["floor"] is None else f"; held out {row['floor']:.4f}"
-        lines.append(f"  {name}: {row['value']:.4f} ({low:.4f} to {high:.4f}){floor}")
+        reach = "" if low is None else f" ({low:.4f} to {high:.4f})"
+        value = "says nothing here" if row["value"] is None else f"{row['value']:.4f}"
+        lines.append(f"  {name}: {value}{reach}{floor}")
     return "\n".join(lines)
 
 
@@ -101,7 +104,12 @@ def _score(
     ]
     value, reach = measure(samples, reference), 1.96 * float(np.std(again, ddof=1))
     return {
-        "value": value,
-        "interval": [value - reach, value + reach],
-        "floor": measure(floor, reference) if floor else None,
+        "value": _number(value),
+        "interval": [_number(value - reach), _number(value + reach)],
+        "floor": _number(measure(floor, reference)) if floor else None,
     }
+
+
+def _number(value: float) -> float | None:
+    """A number as JSON knows it; None where the measure says nothing."""
+    return value if isfinite(value) else None

@@ -10,8 +10,8 @@ import h5py
 import numpy as np
 import xarray as xr
 
-from jitkit.domains.arrays import Arrays
-from jitkit.domains.arraysections import ArraysSection
+from jitkit.domains.arrays.adapter import Arrays
+from jitkit.domains.arrays.section import ArraysSection
 
 
 def smooth(*shape: int, seed: int = 0) -> np.ndarray[Any, np.dtype[np.float32]]:

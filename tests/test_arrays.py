@@ -41,10 +41,10 @@ import jitkit
 from jitkit import testing
 from jitkit.data import encode
 from jitkit.domain import Split
-from jitkit.domains.arrayconditions import Number
-from jitkit.domains.arrayitems import Sample
-from jitkit.domains.arrayplan import make_axes
-from jitkit.domains.arrays import Arrays
+from jitkit.domains.arrays.adapter import Arrays
+from jitkit.domains.arrays.conditions import Number
+from jitkit.domains.arrays.items import Sample
+from jitkit.domains.arrays.plan import make_axes
 from jitkit.errors import BadItem, DataError, JitkitError, RecipeError
 from jitkit.facts import with_arrays, without_arrays
 from jitkit.fields import Category, Grid, Scalars
@@ -73,7 +73,7 @@ def test_arrays_of_every_shape_answer_all_questions(
 
 def test_loading_the_adapter_loads_no_library_of_files() -> None:
     code = (
-        "import sys; import jitkit.domains.arrays\n"
+        "import sys; import jitkit.domains.arrays.adapter\n"
         "print(sorted({'torch', 'xarray', 'zarr', 'h5py', 'h5netcdf', 'pandas', 'matplotlib', "
         "'scipy'} & set(sys.modules)))"
     )

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jitkit.domains.arrayreading import stretches
-from jitkit.domains.arraysplits import (
+from jitkit.domains.arrays.reading import stretches
+from jitkit.domains.arrays.splits import (
     Places,
     Range,
     SplitsSection,

@@ -11,7 +11,7 @@ import pytest
 import xarray as xr
 from climate import GLOBE, as_netcdf, as_zarr, climate, lines, made, many, smooth
 
-from jitkit.domains.arrayitems import Sample
+from jitkit.domains.arrays.items import Sample
 from jitkit.errors import DataError
 
 

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from storefiles import field, raw_dataset, write
 
-from jitkit.domains.chunks import ChunkCache
-from jitkit.domains.stores import Store
+from jitkit.domains.stores.chunks import ChunkCache
+from jitkit.domains.stores.store import Store
 from jitkit.errors import DataError
 
 Array = np.ndarray[Any, Any]

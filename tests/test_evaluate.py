@@ -16,7 +16,7 @@ from jitkit.domain import Measure
 from jitkit.domains.digits import Digits, DigitsSection, nearest_distance
 from jitkit.domains.images import Picture
 from jitkit.errors import BadItem, JitkitError
-from jitkit.evaluate import evaluate, table
+from jitkit.evaluate import _score, evaluate, table
 from jitkit.generate import conditions_for, generate
 from jitkit.sections import EvaluateSection, SampleSection
 from jitkit.trainer import train
@@ -161,3 +161,10 @@ def test_json_is_one_object_and_nothing_else(trained: Path, jitkit: Callable[...
     for_people = jitkit("evaluate", trained, "evaluate.samples=10", "sample.steps=1")
     assert for_people.out.startswith("10 samples in ")
     (trained / "evaluation.json").unlink()
+
+
+def test_a_measure_that_says_nothing_is_null_in_the_file_and_told_in_words() -> None:
+    row = _score(lambda samples, reference: float("nan"), [1, 2], [3], [4])
+    assert row == {"value": None, "interval": [None, None], "floor": None}
+    said = table({"samples": 2, "seconds": 1.0, "held_out": 1, "scores": {"spectrum": row}})
+    assert said.endswith("spectrum: says nothing here")

@@ -32,7 +32,7 @@ DOMAINS_MAY_IMPORT = {
 }
 
 MODULES = sorted(p.stem for p in (ROOT / "jitkit").glob("*.py") if not p.stem.startswith("__"))
-ADAPTERS = sorted(path for path in (ROOT / "domains").glob("*.py") if path.stem != "__init__")
+ADAPTERS = sorted(p for p in (ROOT / "domains").rglob("*.py") if p.stem != "__init__")
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -76,7 +76,7 @@ def test_network_and_mathematics_need_little_besides_torch(module: str) -> None:
     assert not heavy, f"jitkit.{module} imports {sorted(heavy)}"
 
 
-@pytest.mark.parametrize("path", ADAPTERS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", ADAPTERS, ids=lambda path: f"{path.parent.stem}-{path.stem}")
 def test_an_adapter_knows_the_contract_and_other_adapters_alone(path: Path) -> None:
     beyond = {name for name in ours(path) if not name.startswith("jitkit.domains.")}
     assert beyond <= DOMAINS_MAY_IMPORT, f"{path.name} imports {sorted(beyond)}"

@@ -18,7 +18,7 @@ import zarr
 from storefiles import field, source, zipped
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, TransposeCodec, ZstdCodec
 
-from jitkit.domains.stores import Store
+from jitkit.domains.stores.store import Store
 from jitkit.errors import DataError
 
 Array = np.ndarray[Any, Any]

@@ -17,10 +17,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from jitkit.domains import moments
-from jitkit.domains.moments import Moments, Normalize
-from jitkit.domains.statistics import Accumulator, Statistics
-from jitkit.domains.transforms import Transform
+from jitkit.domains.arrays import moments
+from jitkit.domains.arrays.moments import Moments, Normalize
+from jitkit.domains.arrays.statistics import Accumulator, Statistics
+from jitkit.domains.arrays.transforms import Transform
 from jitkit.errors import DataError, RecipeError
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -477,7 +477,7 @@ def test_a_logarithm_is_undone(share: float, scale: float) -> None:
 
 
 def test_importing_loads_no_heavy_library() -> None:
-    code = "import sys, jitkit.domains.statistics; print(sorted(sys.modules))"
+    code = "import sys, jitkit.domains.arrays.statistics; print(sorted(sys.modules))"
     loaded = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )

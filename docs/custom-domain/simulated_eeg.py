@@ -1,0 +1,41 @@
+"""Simulated recordings: their distribution is known, and so is what the scores must come to.
+
+    python -m simulated_eeg recordings.npz
+
+A travelling alpha wave and white noise. In channel c = 0..3 of a subject, at time t,
+
+    A cos(2 pi f t + p - c lag) + noise,    noise ~ N(0, (4 microvolts)²),
+
+f ~ N(frequency, (0.25 Hz)²), p uniform, A = 20 microvolts times exp of N(0, 0.2²), drawn anew for
+every epoch; frequency and lag belong to the subject.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jitkit_eeg import CHANNELS, HZ, NUM_SAMPLES
+
+FREQUENCY = np.array([8.0, 9.5, 11.0, 12.5])  # Hz, of four subjects
+LAG = np.array([0.0, 30.0, 60.0, 90.0])  # degrees from one channel to the next
+
+
+def simulate(per_subject: int = 400, seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:
+    """``eeg`` (N, 4, 128) float32 in microvolts, and ``subject`` (N,), in turn 0, 1, 2, 3."""
+    rng = np.random.default_rng(seed)
+    subject = np.tile(np.arange(len(FREQUENCY)), per_subject)
+    frequency = rng.normal(FREQUENCY[subject], 0.25)[:, None, None]
+    start = rng.uniform(0, 2 * np.pi, len(subject))[:, None, None]
+    size = 20 * np.exp(rng.normal(0, 0.2, len(subject)))[:, None, None]
+    lag = np.radians(LAG[subject])[:, None, None] * np.arange(len(CHANNELS))[:, None]
+    time = np.arange(NUM_SAMPLES) / HZ
+    wave = size * np.cos(2 * np.pi * frequency * time + start - lag)
+    eeg = wave + rng.normal(0, 4, wave.shape)
+    return {"eeg": eeg.astype(np.float32), "subject": subject}
+
+
+if __name__ == "__main__":
+    np.savez(Path(sys.argv[1]), **simulate())

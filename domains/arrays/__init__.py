@@ -1,0 +1,1 @@
+"""Domain arrays: any store of arrays as data, without code."""

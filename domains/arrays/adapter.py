@@ -1,0 +1,312 @@
+"""Any array file or store as a kind of data: Zarr, NetCDF, HDF5, NumPy, without code.
+
+store ── plan: axes, channels, sample dimensions ── splits ── Sample (C, X1..Xn), physical units
+Sample ── statistics of the training split ── Field ── model ── Field ── Sample ── file
+
+domain: {name: arrays, path: sst.nc, axes: {latitude: line, longitude: circle}}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from jitkit.domain import Measure, Split
+from jitkit.domains.arrays import conditions as told
+from jitkit.domains.arrays import writing as arraywrite
+from jitkit.domains.arrays.data import FORMAT, Data, check_transforms, measure, open_data
+from jitkit.domains.arrays.items import ArrayItems, Sample
+from jitkit.domains.arrays.output import Column, class_column, number_column
+from jitkit.domains.arrays.plan import make_axes
+from jitkit.domains.arrays.section import ArraysSection
+from jitkit.domains.arrays.splits import Array
+from jitkit.domains.arrays.statistics import Statistics
+from jitkit.errors import BadItem, DataError, listed
+from jitkit.fields import Category, Condition, Field, Grid, Layout, Scalars
+from jitkit.sections import DomainSection
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from PIL.Image import Image
+
+MOST_IN_PREVIEW = 4
+
+
+class Arrays:
+    """Arrays on a grid of one to four axes, from files that xarray, zarr or numpy can read."""
+
+    Section: ClassVar[type[DomainSection]] = ArraysSection
+
+    def __init__(self, section: ArraysSection, facts: Mapping[str, Any] | None = None) -> None:
+        self._section = section
+        self._data: Data | None = None
+        self._known: _Known | None = None
+        if facts is None:
+            self._open()
+        else:
+            self._known = _Known(section, facts)
+
+    @property
+    def layout(self) -> Layout:
+        """Axes and channels, with a patch for at most 512 tokens; may measure the training split,
+        since it says whether cells are missing."""
+        return self._learned().layout
+
+    @property
+    def conditions(self) -> Mapping[str, Condition]:
+        """static, grids, past (maps), scalars, and the categories by name."""
+        return self._learned().conditions
+
+    def facts(self) -> dict[str, Any]:
+        """Axes, statistics, coordinates, attributes: JSON, and numpy arrays as leaves."""
+        return dict(self._learned().facts)
+
+    def items(self, split: Split) -> ArrayItems:
+        """Items in the order of the data, the last sample dimension fastest.
+
+        Raises:
+            DataError: where a model was loaded, and the data are not those of its recipe.
+        """
+        return self._open().items(split)
+
+    def encode(self, item: Sample, rng: np.random.Generator | None = None) -> Field:
+        """Transformed and normalized values, a mask where cells may be missing, conditions.
+
+        Raises:
+            BadItem: cells are missing although the layout says that none are, or are infinite.
+        """
+        import torch
+
+        known = self._learned()
+        try:
+            values = torch.from_numpy(known.statistics.encode(item.values))
+        except DataError as error:  # a value that a transform does not take
+            raise BadItem(item.name, str(error)) from error
+        observed = values.isfinite()
+        lacking = observed.numel() - int(observed.sum())
+        if lacking and bool(values.isinf().any()):
+            raise BadItem(item.name, "infinite values")
+        if lacking and not known.layout.missing:
+            raise BadItem(
+                item.name,
+                f"{lacking} of {observed.numel()} cells are missing, and none were where the data "
+                "were measured; domain.missing: true is for such data",
+            )
+        mask = observed if known.layout.missing else None
+        return Field(values, mask, known.encode_conditions(item))
+
+    def decode(self, field: Field) -> Sample:
+        """Undo `encode`: physical units, float32, exact up to its rounding.
+
+        NaN where the mask says that there are no data, and where training never observed any.
+        """
+        known = self._learned()
+        values = known.statistics.decode(field.values.detach().float().cpu().numpy())
+        if field.mask is not None:
+            values[~np.broadcast_to(field.mask.cpu().numpy(), values.shape)] = np.nan
+        if known.never is not None:
+            values[np.broadcast_to(known.never, values.shape)] = np.nan
+        return Sample(values, known.decode_conditions(field.cond))
+
+    def write(self, items: Iterable[Sample], path: Path) -> list[Path]:
+        """Write ``samples.nc``, .zarr, .h5, .npy or .npz, as the data came, with their coordinates,
+        attributes and types; dimensions are ``sample`` and those of an item."""
+        known = self._learned()
+        spec = {key: known.facts[key] for key in ("axes", "missing")} | known.facts["output"]
+        return arraywrite.write(items, path, spec, known.columns())
+
+    def preview(self, items: Sequence[Sample]) -> Image:
+        """Real items on the left, where the data are at hand, and these on the right."""
+        from jitkit.domains.panels.panels import panels
+
+        known = self._learned()
+        coords, units = known.coordinates()
+        return panels(
+            [item.values for item in items[:MOST_IN_PREVIEW]],
+            self._real(min(len(items), MOST_IN_PREVIEW)),
+            channels=known.layout.channels,
+            axes=[(axis.name, axis.kind) for axis in known.layout.axes],
+            units=known.units(),
+            coords=coords,
+            coord_units=units,
+            most_items=MOST_IN_PREVIEW,
+        )
+
+    def scores(self) -> Mapping[str, Measure]:
+        """Distributions, spectra and correlations of samples against the training items."""
+        from jitkit.domains.scores.scores import measures
+
+        layout = self._learned().layout
+        return measures(layout.channels, [(axis.name, axis.kind) for axis in layout.axes])
+
+    def _real(self, count: int) -> list[Array]:
+        """Held-out items for a picture, evenly spread; none where the data are not at hand."""
+        try:
+            items: Sequence[Sample] = self.items("val") or self.items("train")
+        except DataError:
+            return []
+        found = []
+        for i in range(min(count, len(items))):
+            try:
+                found.append(items[i * len(items) // count].values)
+            except BadItem:
+                continue
+        return found
+
+    def _open(self) -> Data:
+        if self._data is None:
+            self._data = open_data(self._section)
+            check_transforms(self._data)
+            if self._known is not None:
+                self._known.check(self._data)
+        return self._data
+
+    def _learned(self) -> _Known:
+        if self._known is None:
+            self._known = _Known(self._section, measure(self._open()))
+        return self._known
+
+
+class _Known:
+    """What a model needs, made from facts alone."""
+
+    def __init__(self, section: ArraysSection, facts: Mapping[str, Any]) -> None:
+        if facts.get("format") != FORMAT:
+            raise DataError(
+                f"facts of format {facts.get('format')!r}, and this version reads {FORMAT}; train "
+                "again, or sample with the version that trained"
+            )
+        self.facts = facts
+        self.statistics = Statistics.from_facts(facts["statistics"])
+        kinds = {axis["name"]: axis["kind"] for axis in facts["axes"]}
+        grid = [axis["size"] for axis in facts["axes"]]
+        axes = make_axes(kinds, grid, ("", 1))  # the window's is among them already
+        self.layout = Layout(tuple(axes), tuple(facts["channels"]), facts["missing"])
+        self.numbers, self.classes = told.from_facts(facts)
+        self.grids = None if facts["grids"] is None else Statistics.from_facts(facts["grids"])
+        self.static, static_channels = self._static()
+        maps: dict[str, Sequence[str]] = {
+            "static": static_channels,
+            "grids": () if self.grids is None else self.grids.channels,
+            "past": told.past_channels(self.layout.channels, facts["past"]),
+        }
+        conditions: dict[str, Condition] = {
+            name: Grid(tuple(channels), section.drop(name))
+            for name, channels in maps.items()
+            if channels
+        }
+        if self.numbers:
+            names = tuple(name for number in self.numbers for name in number.names)
+            conditions["scalars"] = Scalars(names, section.drop("scalars"))
+        for c in self.classes:
+            conditions[c.name] = Category(len(c.classes), section.drop(c.name))
+        self.conditions: Mapping[str, Condition] = conditions
+        self.never = self._never()
+
+    def _static(self) -> tuple[Array | None, tuple[str, ...]]:
+        """Static maps, encoded, the same all along a window."""
+        facts = self.facts["static"]
+        if facts is None:
+            return None, ()
+        statistics = Statistics.from_facts(facts["statistics"])
+        values = statistics.encode(np.asarray(facts["values"]))
+        if self.facts["window"] > 1:
+            values = np.repeat(values[:, None], self.facts["window"], axis=1)
+        return values, statistics.channels
+
+    def _never(self) -> Array | None:
+        """Cells that training never observed, (C, X1..Xn), to be broadcast along a window."""
+        observed = self.statistics.observed
+        if observed is None:
+            return None
+        return ~(observed[:, None] if self.facts["window"] > 1 else observed)
+
+    def check(self, data: Data) -> None:
+        """Whether opened data have the axes and channels of these facts."""
+        channels = [name for v in data.plan.variables for name in v.channels]
+        grid = [axis["size"] for axis in self.facts["axes"]][-len(data.plan.grid) :]
+        if channels != list(self.layout.channels) or grid != list(data.plan.grid):
+            raise DataError(
+                f"{data.store.path} has channels {listed(channels)} on a grid of "
+                f"{list(data.plan.grid)}; the model was trained on {listed(self.layout.channels)} "
+                f"on {grid}; domain.path points elsewhere"
+            )
+
+    # Conditions
+
+    def encode_conditions(self, item: Sample) -> dict[str, Any]:
+        """What an item is told, as the network takes it; unknown where the item does not say."""
+        import torch
+
+        cond: dict[str, Any] = {}
+        if self.static is not None:
+            cond["static"] = torch.from_numpy(self.static)
+        for name, statistics in self._maps():
+            values = item.cond.get(name)
+            if values is None:
+                shape = (len(self.conditions[name].channels), *self.layout.grid)  # type: ignore[union-attr]
+                cond[name] = torch.full(shape, torch.nan)
+                continue
+            parts = np.split(values, len(values) // len(statistics.channels))
+            cond[name] = torch.from_numpy(np.concatenate([statistics.encode(p) for p in parts]))
+        if self.numbers:
+            numbers = [n.encode(float(item.cond.get(n.name, np.nan))) for n in self.numbers]
+            cond["scalars"] = torch.tensor(np.concatenate(numbers), dtype=torch.float32)
+        for c in self.classes:
+            cond[c.name] = torch.tensor(c.encode(item.cond.get(c.name)))
+        return cond
+
+    def decode_conditions(self, cond: Mapping[str, Any]) -> dict[str, Any]:
+        """Undo `encode_conditions`, static maps left out."""
+        found: dict[str, Any] = {}
+        for name, statistics in self._maps():
+            if name in cond:
+                values = np.asarray(cond[name], np.float32)
+                parts = np.split(values, len(values) // len(statistics.channels))
+                found[name] = np.concatenate([statistics.decode(part) for part in parts])
+        if "scalars" in cond and self.numbers:
+            said = [float(x) for x in cond["scalars"]]
+            for number in self.numbers:
+                found[number.name] = number.decode(said[: len(number.names)])
+                said = said[len(number.names) :]
+        for c in self.classes:
+            if c.name in cond:
+                found[c.name] = c.decode(int(cond[c.name]))
+        return found
+
+    def _maps(self) -> list[tuple[str, Statistics]]:
+        """Maps that items bring along, and by what they are encoded, step by step."""
+        found = [] if self.grids is None else [("grids", self.grids)]
+        return [*found, ("past", self.statistics)] if self.facts["past"] else found
+
+    # Files and pictures
+
+    def columns(self) -> list[Column]:
+        """Variables of a file for numbers and classes that samples were told."""
+        return [number_column(n.name) for n in self.numbers] + [
+            class_column(c.name, c.classes) for c in self.classes
+        ]
+
+    def units(self) -> dict[str, str]:
+        """Units of the channels that have them."""
+        return {
+            channel: str(v["attrs"]["units"])
+            for v in self.facts["output"]["variables"]
+            for channel in v["channels"]
+            if "units" in v["attrs"]
+        }
+
+    def coordinates(self) -> tuple[dict[str, Array], dict[str, str]]:
+        """Numeric coordinates of the axes, and two-dimensional ones, and their units."""
+        names = [axis["name"] for axis in self.facts["axes"]]
+        coords, units = {}, {}
+        for name, c in self.facts["output"]["coords"].items():
+            values, dims = np.asarray(c["values"]), list(c["dims"])
+            if values.dtype.kind in "fiu" and (dims == [name] or dims == names[-2:]):
+                if name in names or len(dims) == 2:
+                    coords[name] = values
+                    units[name] = str(c["attrs"].get("units", ""))
+        return coords, units

@@ -1,0 +1,1 @@
+"""Pictures of any array: panels of channels, real beside sampled."""

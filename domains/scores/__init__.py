@@ -1,0 +1,1 @@
+"""Scores for any array: marginals, spectra, correlations, copies."""

@@ -1,0 +1,1 @@
+"""Stores of arrays: Zarr, NetCDF, HDF5 and NumPy files and addresses, read by chunks."""
