@@ -463,6 +463,7 @@ def restore(
         check_weights(mean, tensors, str(found.path / f"{file}.safetensors"))
         for key, value in mean.items():
             put(value, tensors[key])
+        del tensors  # before the next file is read
     ema.updates = int(found.state["ema_updates"])
     tensors = found.tensors("optimizer")
     for name, parameter in network.named_parameters():

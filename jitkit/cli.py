@@ -28,7 +28,7 @@ def train(recipe: str, *overrides: Overrides, run: Path | None = None, new: bool
     """Train what a recipe describes, or go on with it.
 
     SIGTERM, SIGINT and SIGUSR1 end the run after the step that it is in, saved, with exit code 75.
-    On several GPUs or machines: torchrun --nproc-per-node 8 -m jitkit train RECIPE.
+    On several GPUs or machines: torchrun --nproc-per-node 8 -m jitkit -- train RECIPE.
 
     Parameters
     ----------
@@ -225,6 +225,82 @@ def ema(run: Path, *, sigma_rel: float, step: int | None = None) -> None:
     from jitkit.posthoc import describe, write_reconstructed
 
     print(describe(write_reconstructed(run, sigma_rel, step)))
+
+
+@app.command
+def inspect(
+    data: str,
+    *,
+    out: Path | None = None,
+    group: str | None = None,
+    option: Annotated[list[str] | None, Parameter(negative="")] = None,
+    domain: str = "arrays",
+    json: bool = False,
+) -> None:
+    """Look at a file or store of arrays, and propose a recipe that trains on it.
+
+    Parameters
+    ----------
+    data
+        Zarr store, NetCDF file or a pattern of them in quotes, HDF5, .npy, .npz, or an address.
+    out
+        File for the recipe; it must not be there yet.
+    group
+        Group inside a Zarr store or an HDF5 file.
+    option
+        For addresses, as anonymous=true; once for each.
+    domain
+        The adapter that looks.
+    json
+        Print one JSON object and nothing else.
+    """
+    import yaml
+
+    from jitkit.domain import domain_class
+    from jitkit.run import write_text
+
+    if out is not None and out.exists():
+        raise RecipeError(f"--out {out} exists already; choose another name")
+    look = getattr(domain_class(domain), "inspect", None)
+    if look is None:
+        raise RecipeError(f"domain {domain!r} cannot inspect data; arrays can")
+    pairs = [_pair(word, "--option") for word in option or []]
+    options = {key: yaml.safe_load(value) for key, value in pairs}
+    found = look(data, group=group, options=options)
+    if out is not None:
+        write_text(out, found.text())
+    if json:
+        _print_json(found.plain())
+        return
+    _show_proposal(found)
+    if out is not None:
+        print(f"\nrecipe in {out}; train with: jitkit train {out}")
+
+
+def _show_proposal(found: Any) -> None:
+    """A table of the variables, then what was guessed."""
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(box=None, header_style="bold", pad_edge=False)
+    for title in ("variable", "dimensions", "chunks", "type", "units", "missing", "range", "role"):
+        shown.add_column(title, overflow="fold")
+    for row in found.rows:
+        dims = " x ".join(f"{name} {size}" for name, size in row.dims.items())
+        chunks = " x ".join(map(str, row.chunks))
+        missing = "" if row.missing is None else f"{100 * row.missing:.3g} %"
+        low_high = "" if row.low is None else f"{row.low:.4g} to {row.high:.4g}"
+        shown.add_row(row.name, dims, chunks, row.dtype, row.units, missing, low_high, row.role)
+    Console(width=None if sys.stdout.isatty() else 160).print(shown)
+    print()
+    for line in found.reasons:
+        print(line)
+    for warning in found.warnings:
+        print(f"warning: {warning}")
+    if found.unsure:
+        print("\nunsure of:")
+        for what, override in found.unsure:
+            print(f"  {what}: {override}")
 
 
 @app.command

@@ -32,7 +32,7 @@ from jitkit.progress import warn
 from jitkit.seeds import mix
 
 SUBSTITUTES = 16  # items in a row that may be unreadable before a run stops
-READ_AHEAD = 2  # batches that threads prepare while one is in use
+READ_AHEAD = 1  # batches that threads prepare while one is in use
 
 Key = tuple[int, int]
 """An epoch and the index of an item."""
@@ -80,7 +80,7 @@ def batches(
 def _threaded(
     reader: _Reader, plan: Plan, join: Callable[[list[Read]], Batch | DataError], threads: int
 ) -> Iterator[Batch | DataError]:
-    """Batches whose items are read at once in threads, the next two ahead of the one in use."""
+    """Batches whose items are read at once in threads, the next one while one is in use."""
 
     def part(keys: Sequence[Key]) -> list[Read]:
         return [reader[key] for key in keys]

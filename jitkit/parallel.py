@@ -135,7 +135,7 @@ def team() -> Iterator[Team]:
         dist.init_process_group(backend, timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise JitkitError(f"{world} processes cannot be joined: {error}; start them with torchrun "
-                          "--nproc-per-node N -m jitkit train RECIPE") from None  # fmt: skip
+                          "--nproc-per-node N -m jitkit -- train RECIPE") from None  # fmt: skip
     found = Team(dist.get_rank(), dist.get_world_size())
     if not found.leads:
         quiet()
@@ -165,7 +165,9 @@ class Shared:
         self.network, self.losses = network, losses
         if self.how == "ddp":
             ids = [device.index or torch.cuda.current_device()] if device.type == "cuda" else None
-            self.losses = DistributedDataParallel(losses, ids, gradient_as_bucket_view=True)
+            self.losses = DistributedDataParallel(
+                losses, ids, gradient_as_bucket_view=True, forward_sync_buffers=False
+            )
 
     def __call__(self, *inputs: Any) -> Tensor:
         """Losses of a part of the batch."""

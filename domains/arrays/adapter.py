@@ -49,6 +49,15 @@ class Arrays:
         else:
             self._known = _Known(section, facts)
 
+    @staticmethod
+    def inspect(
+        path: str, *, group: str | None = None, options: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Look at data and propose a recipe for them, see `inspection.Proposal`."""
+        from jitkit.domains.arrays.inspection import inspect
+
+        return inspect(path, group=group, options=options)
+
     @property
     def layout(self) -> Layout:
         """Axes and channels, with a patch for at most 512 tokens; may measure the training split,
@@ -227,7 +236,9 @@ class _Known:
     def check(self, data: Data) -> None:
         """Whether opened data have the axes and channels of these facts."""
         channels = [name for v in data.plan.variables for name in v.channels]
-        grid = [axis["size"] for axis in self.facts["axes"]][-len(data.plan.grid) :]
+        grid = [axis["size"] for axis in self.facts["axes"]][
+            -len(data.plan.grid) or len(self.facts["axes"]) :
+        ]
         if channels != list(self.layout.channels) or grid != list(data.plan.grid):
             raise DataError(
                 f"{data.store.path} has channels {listed(channels)} on a grid of "

@@ -163,7 +163,7 @@ def described(store: Store, name: str) -> tuple[tuple[str, ...], tuple[int, ...]
 def _axes(
     store: Store, sizes: Mapping[str, int], axes: Mapping[str, Kind] | None
 ) -> Mapping[str, Kind]:
-    if axes:
+    if axes is not None:  # none at all is for a record whose window is the axis
         for dim in axes:
             _known(dim, sizes, "domain.axes")
         return axes
