@@ -225,7 +225,9 @@ def _sample_bytes(
         return always + sum(kept) + max(top, backward), holes
     # the input of each block; then the loss, or the largest block in full, whichever is more
     inputs, block = FLOAT * width * sum(lengths), max(kept) + backward
-    return always + inputs + max(top, block), holes + min(top, block)
+    # the inputs stay in the midst of what the blocks have left, so that in the backward pass the
+    # first one finds no room for its largest tensors there: a second block's places
+    return always + inputs + max(top, block), holes + block
 
 
 def _dropping(network: Transformer) -> list[bool]:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import xarray as xr
 import zarr
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from storefiles import DTYPES, FORMATS, as_xarray_reads, field, raw_dataset, write
 
@@ -75,6 +75,8 @@ def test_any_box_of_any_format_is_what_xarray_reads(
     case: Any, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     kind, values, attrs, chunks = case
+    # xarray 2026.9 reads such a fill value in the wrong byte order, and masks other cells
+    assume(not ("_Unsigned" in attrs and values.dtype.byteorder == ">"))
     path = write(raw_dataset(values, attrs), kind, tmp_path_factory.mktemp("store"), chunks)
     reference, store = as_xarray_reads(path), Store(path)
     described = store.variables["v"]

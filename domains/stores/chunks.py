@@ -88,7 +88,7 @@ class Stats:
 class ChunkCache:
     """Chunks by key, the least recently used dropped first when they pass ``capacity`` bytes.
 
-    Two threads that want one chunk wait for one decode. A chunk larger than ``capacity`` is handed
+    Those that are being decoded count, each as large as the last one was. Two threads that want one chunk wait for one decode. A chunk larger than ``capacity`` is handed
     out and not kept. A fork starts empty, since the threads that would fill it are gone.
     """
 
@@ -101,7 +101,7 @@ class ChunkCache:
         self._lock = threading.Lock()
         self._kept: OrderedDict[Hashable, Array] = OrderedDict()
         self._coming: dict[Hashable, Future[Array]] = {}
-        self.held = 0
+        self.held = self._usual = 0
         self.stats = Stats()
 
     def get(self, key: Hashable, decode: Callable[[], Array]) -> Array:
@@ -118,6 +118,7 @@ class ChunkCache:
             if coming is None:
                 mine: Future[Array] = Future()
                 self._coming[key] = mine
+                self._make_room(len(self._coming) * self._usual)
             else:
                 self.stats.hits += 1
         if coming is not None:
@@ -143,11 +144,15 @@ class ChunkCache:
     def _keep(self, key: Hashable, chunk: Array) -> None:
         if chunk.nbytes > self.capacity:
             return
-        while self.held + chunk.nbytes > self.capacity:
-            _, old = self._kept.popitem(last=False)
-            self.held -= old.nbytes
+        self._usual = chunk.nbytes
+        self._make_room(chunk.nbytes)
         self._kept[key] = chunk
         self.held += chunk.nbytes
+
+    def _make_room(self, size: int) -> None:
+        while self._kept and self.held + size > self.capacity:
+            _, old = self._kept.popitem(last=False)
+            self.held -= old.nbytes
 
     def __getstate__(self) -> dict[str, Any]:
         return {"capacity": self.capacity}
