@@ -50,6 +50,7 @@ from jitkit.domain import Domain, domain_class
 from jitkit.ema import EMA, SIGMA
 from jitkit.errors import CheckpointError, JitkitError, listed, nearest
 from jitkit.facts import with_arrays, without_arrays
+from jitkit.optim import Optimizer, state_of
 from jitkit.parallel import ALONE, Team, put
 from jitkit.progress import warn
 from jitkit.sections import DomainSection
@@ -83,7 +84,7 @@ def save(
     denoiser: Denoiser,
     ema: EMA,
     *,
-    optimizer: torch.optim.Optimizer | None = None,
+    optimizer: Optimizer | None = None,
     domain: DomainRecord | None = None,
     scale: tuple[float, int] | None = None,
     team: Team = ALONE,
@@ -447,9 +448,7 @@ def check_weights(
         raise CheckpointError(f"{where} does not fit the model; " + "; ".join(mistakes))
 
 
-def restore(
-    found: Checkpoint, denoiser: Denoiser, ema: EMA, optimizer: torch.optim.Optimizer
-) -> None:
+def restore(found: Checkpoint, denoiser: Denoiser, ema: EMA, optimizer: Optimizer) -> None:
     """Weights, means and optimizer as they were when the checkpoint was written.
 
     Raises:
@@ -467,8 +466,8 @@ def restore(
     ema.updates = int(found.state["ema_updates"])
     tensors = found.tensors("optimizer")
     for name, parameter in network.named_parameters():
-        entries = {}
-        for key in ("exp_avg", "exp_avg_sq", "step"):
+        entries, keys = state_of(optimizer, parameter)
+        for key in keys:
             if f"{key}/{name}" not in tensors:
                 raise CheckpointError(f"{found.path / 'optimizer.safetensors'}: no {key}/{name}")
             value = tensors[f"{key}/{name}"].to(parameter.device)
@@ -477,7 +476,6 @@ def restore(
                 put(entries[key], value)
             else:
                 entries[key] = value
-        optimizer.state[parameter] = entries
 
 
 def _mean(found: Checkpoint, asked: float | str | None) -> str:
@@ -536,11 +534,11 @@ def _steps(run: Path) -> list[int]:
     return sorted((int(step) for step in steps if step.isdigit()), reverse=True)
 
 
-def _optimizer_tensors(optimizer: torch.optim.Optimizer, network: nn.Module) -> dict[str, Tensor]:
+def _optimizer_tensors(optimizer: Optimizer, network: nn.Module) -> dict[str, Tensor]:
     return {
         f"{key}/{name}": value
         for name, parameter in network.named_parameters()
-        for key, value in optimizer.state[parameter].items()
+        for key, value in state_of(optimizer, parameter)[0].items()
     }
 
 

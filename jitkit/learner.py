@@ -30,10 +30,11 @@ from jitkit.data import Plan, batches
 from jitkit.denoiser import Denoiser
 from jitkit.domain import Chunked, Domain
 from jitkit.ema import EMA, mean_name
+from jitkit.errors import RecipeError
 from jitkit.fields import Batch
 from jitkit.flow import logit_normal_t, uniform_t
 from jitkit.memory import peak_of
-from jitkit.optim import adamw, learning_rate
+from jitkit.optim import MuonAdamW, Optimizer, adamw, learning_rate
 from jitkit.parallel import ALONE, Shared, Team, forget_gathered, local, shard, whole
 from jitkit.progress import warn
 from jitkit.recipe import Recipe
@@ -106,7 +107,15 @@ class Learner:
         if self.how == "fsdp":
             shard(network, list(network.blocks), team, self.device)
         self.ema = EMA(network, section.ema, section.ema_sigma_rel)
-        self.optimizer = adamw(network, betas=section.betas, weight_decay=section.weight_decay)
+        if section.optimizer == "muon" and self.how == "fsdp":
+            raise RecipeError(
+                "train.optimizer=muon needs whole matrices, and train.parallel=fsdp holds parts of "
+                "them; use ddp, or adamw"
+            )
+        make = MuonAdamW if section.optimizer == "muon" else adamw
+        self.optimizer: Optimizer = make(
+            network, betas=section.betas, weight_decay=section.weight_decay
+        )
         if section.compile is True or (section.compile == "auto" and self.device.type == "cuda"):
             _compile(network.compile_blocks, self.device)
         self._shared = Shared(_Losses(self.denoiser), network, self.how, team, self.device)

@@ -139,6 +139,9 @@ class TrainSection(Section):
     """Steps over which the learning rate rises from 0."""
     schedule: Literal["constant", "cosine"] = "constant"
     """The learning rate after the warm-up; cosine falls to zero at the last step."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """The paper's AdamW; or Muon for the matrices of the blocks and AdamW for the rest, which had
+    the lower loss on what we tried (docs/log.md). Not under fsdp."""
     betas: tuple[Annotated[float, Limit(ge=0, lt=1)], Annotated[float, Limit(ge=0, lt=1)]] = (
         0.9,
         0.95,

@@ -58,6 +58,34 @@ def test_commands_of_the_readme_on_a_run_of_the_digits_work(tmp_path: Path) -> N
     assert (tmp_path / "runs" / "digits" / "evaluation.json").is_file()
 
 
+@pytest.mark.slow
+def test_the_walk_from_a_strange_file_to_samples_works(tmp_path: Path) -> None:
+    """The commands of docs/arrays.md, but for pip's, with fewer steps."""
+    pytest.importorskip("iris_sample_data")
+    text = (ROOT / "docs" / "arrays.md").read_text(encoding="utf-8")
+    found = re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
+    lines = [line for block in found for line in block.splitlines() if not line.startswith("pip ")]
+    assert len(lines) >= 6
+    short = {
+        "train": " train.steps=20 train.preview_every_steps=20",
+        "evaluate": " evaluate.samples=8",
+    }
+    for line in lines:
+        words = line.split()
+        more = short.get(words[1], "") if words[0] == "jitkit" else ""
+        at = {"jitkit": f"{sys.executable} -m jitkit", "cp": "cp"}[words[0]]
+        line = line.replace("$(python ", f"$({sys.executable} ").replace(words[0], at, 1)
+        run(["bash", "-c", line + more], tmp_path)
+    import xarray
+
+    with xarray.open_dataset(tmp_path / "months" / "samples.nc") as samples:
+        assert samples["surface_temperature"].attrs["units"] == "K"
+        assert samples.sizes == {"sample": 8, "latitude": 18, "longitude": 432}
+        assert bool(samples["surface_temperature"].isnull().any())
+    assert (tmp_path / "runs/sst/samples/step-20.png").is_file()
+    assert (tmp_path / "runs/sst/evaluation.json").is_file()
+
+
 def test_the_readme_is_short_and_its_links_lead_somewhere() -> None:
     assert len(README.splitlines()) < 150
     links = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)

@@ -12,8 +12,11 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks are not installed
 
+from benchmarks.fields import compare  # noqa: E402
 from benchmarks.gaussian import (  # noqa: E402
     CORRELATION,
+    MEANS,
+    STDS,
     GaussianFields,
     ks_critical,
     ks_distance,
@@ -91,11 +94,47 @@ def test_the_covariance_is_that_of_the_fields_and_gives_the_least_loss(z: Array)
     np.testing.assert_allclose(np.cov(flat.T), known, atol=0.15)
     t = 0.6  # the conditional mean of x given z = t x + (1 - t) eps, and its error
     gain = t * np.linalg.solve(t**2 * known + (1 - t) ** 2 * np.eye(len(known)), known)
-    eps = np.random.default_rng(2).standard_normal(flat.shape)
+    eps: Array = np.random.default_rng(2).standard_normal(flat.shape)
     wrong = (t * flat + (1 - t) * eps) @ gain - flat
     found = np.square(wrong).mean() / (1 - t) ** 2
     assert FIELDS.least_loss(np.array([t]))[0] == pytest.approx(found, rel=0.01)
     assert FIELDS.least_loss(np.array([0.0]))[0] == pytest.approx(1)
+
+
+def test_the_exact_sampler_ends_where_the_conditional_mean_carries_noise() -> None:
+    fields = GaussianFields(rows=6, columns=8)
+    eps: Array = np.random.default_rng(4).standard_normal((3, 2, 6, 8))
+    s, waves = np.linalg.eigh(fields.covariance())
+    z, steps = eps[..., ~fields.island].reshape(3, -1) @ waves, 4000
+    for t in (np.arange(steps) + 0.5) / steps:  # midpoints of dz/dt = (x_hat - z) / (1 - t)
+        slope = (t * s - (1 - t)) / (t**2 * s + (1 - t) ** 2)
+        z = z * (1 + slope / steps / 2) / (1 - slope / steps / 2)
+    found = standardized(fields.from_noise(eps))[..., ~fields.island].reshape(3, -1)
+    np.testing.assert_allclose(found, z @ waves.T, atol=2e-3)
+
+
+def test_exact_fields_have_the_distribution(z: Array) -> None:
+    eps: Array = np.random.default_rng(5).standard_normal((2000, 2, 16, 32))
+    exact = standardized(FIELDS.from_noise(eps))
+    assert (np.isnan(exact) == FIELDS.island).all()
+    power = FIELDS.circle_power_of(exact)
+    assert np.abs((power.value - FIELDS.circle_power) / power.error).max() < 4
+
+
+def test_true_fields_meet_every_demand_and_others_do_not() -> None:
+    true, exact, other = (FIELDS.draw(1000, np.random.default_rng(seed)) for seed in (6, 7, 8))
+    assert all(row.met for row in compare(FIELDS, true, exact, other))
+    spoiled = {
+        "missing": np.nan_to_num(other, nan=0.0),
+        "standard deviation": (other - MEANS[:, None, None]) * 1.05 + MEANS[:, None, None],
+        "mean": other + 0.05 * STDS[:, None, None],
+        "correlation": np.stack([other[:, 0], np.roll(other[:, 1], 1, axis=0)], axis=1),
+        "seam": np.concatenate([other[..., :1], np.roll(other, 1, axis=0)[..., 1:]], axis=-1),
+        "circle": other + np.random.default_rng(9).standard_normal(other.shape) * 0.1 * STDS[1],
+    }
+    for what, values in spoiled.items():
+        broken = [row.name for row in compare(FIELDS, true, exact, values) if not row.met]
+        assert any(what in name for name in broken), (what, broken)
 
 
 def test_the_distance_of_distributions_is_that_of_kolmogorov_and_smirnov() -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from models import awake, layout
+from test_trainer import assert_same
 from torch import nn
 
 from jitkit.fields import Category
-from jitkit.optim import adamw, learning_rate
+from jitkit.optim import MuonAdamW, adamw, learning_rate, state_of
+from jitkit.trainer import train
 
 
 def rates(
@@ -94,3 +97,37 @@ def test_it_rises_first_and_never_after(
     rise, rest = found[: warmup_steps + 1], found[warmup_steps:]
     assert rise == sorted(rise) and rest == sorted(rest, reverse=True)
     assert min(found) >= 0 and max(found) <= 2
+
+
+def test_muon_turns_the_matrices_of_the_blocks_and_adamw_the_rest() -> None:
+    network = awake(layout((8, 2), channels=1), {"label": Category(3)}).network
+    optimizer = MuonAdamW(network, betas=(0.9, 0.95), weight_decay=0.1)
+    ids = {id(p): name for name, p in network.named_parameters()}
+    turned = {ids[id(p)] for p in optimizer.muon.param_groups[0]["params"]}
+    assert turned == {
+        f"blocks.{i}.{part}.weight"
+        for i in range(3)
+        for part in ("attn.qkv", "attn.proj", "mlp.w12", "mlp.w3")
+    }
+    others = [p for group in optimizer.adamw.param_groups for p in group["params"]]
+    assert {ids[id(p)] for p in others} == set(ids.values()) - turned
+    for p in network.parameters():
+        p.grad = torch.randn_like(p)
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
+    for group in optimizer.param_groups:
+        group["lr"] = 0.01
+    optimizer.step()
+    for name, p in network.named_parameters():
+        assert not torch.equal(p, before[name])
+        state, keys = state_of(optimizer, p)
+        assert sorted(state) == sorted(keys) and ("momentum_buffer" in keys) == (name in turned)
+    name = "blocks.0.mlp.w3.weight"
+    step = (dict(network.named_parameters())[name] - before[name] * (1 - 0.01 * 0.1)) / 0.01
+    assert step.square().mean().sqrt().item() == pytest.approx(0.2, rel=0.2)  # as large as AdamW's
+
+
+def test_a_run_with_muon_goes_on_bit_for_bit(tiny: dict[str, Any], tmp_path: Path) -> None:
+    tiny["train"] |= {"optimizer": "muon"}
+    through = train(tiny, run=tmp_path / "through")
+    broken = train(tiny, {"train.steps": 4}, run=tmp_path / "broken")
+    assert_same(through, train(tiny, run=broken))

@@ -88,8 +88,9 @@ class Stats:
 class ChunkCache:
     """Chunks by key, the least recently used dropped first when they pass ``capacity`` bytes.
 
-    Those that are being decoded count, each as large as the last one was. Two threads that want one chunk wait for one decode. A chunk larger than ``capacity`` is handed
-    out and not kept. A fork starts empty, since the threads that would fill it are gone.
+    Those that are being decoded count, each as large as the last one was. Two threads that want one
+    chunk wait for one decode. A chunk larger than ``capacity`` is handed out and not kept. A fork
+    starts empty, since the threads that would fill it are gone.
     """
 
     def __init__(self, capacity: int) -> None:
