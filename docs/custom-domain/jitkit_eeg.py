@@ -114,8 +114,8 @@ def drawn(items: Sequence[Epoch]) -> Image.Image:
 def frequency_distance(samples: Sequence[Epoch], train: Sequence[Epoch]) -> float:
     """How far apart the peak frequencies of samples and recordings are, Hz, mean over subjects.
 
-    Of each subject, the mean distance of equal quantiles (Wasserstein's): it sees a wrong mean and a
-    wrong spread.
+    Of each subject, the mean distance of equal quantiles (Wasserstein's): it sees a wrong mean and
+    a wrong spread.
     """
     (frequency, _), (real, _) = rhythm(samples), rhythm(train)
     levels = np.linspace(0.05, 0.95, 19)

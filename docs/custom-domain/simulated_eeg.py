@@ -4,7 +4,7 @@
 
 A travelling alpha wave and white noise. In channel c = 0..3 of a subject, at time t,
 
-    A cos(2 pi f t + p - c lag) + noise,    noise ~ N(0, (4 microvolts)²),
+    A cos(2 pi f t + p - c lag) + noise,    noise ~ N(0, (2 microvolts)²),
 
 f ~ N(frequency, (0.25 Hz)²), p uniform, A = 20 microvolts times exp of N(0, 0.2²), drawn anew for
 every epoch; frequency and lag belong to the subject.
@@ -33,7 +33,7 @@ def simulate(per_subject: int = 400, seed: int = 0) -> dict[str, np.ndarray[Any,
     lag = np.radians(LAG[subject])[:, None, None] * np.arange(len(CHANNELS))[:, None]
     time = np.arange(NUM_SAMPLES) / HZ
     wave = size * np.cos(2 * np.pi * frequency * time + start - lag)
-    eeg = wave + rng.normal(0, 4, wave.shape)
+    eeg = wave + rng.normal(0, 2, wave.shape)
     return {"eeg": eeg.astype(np.float32), "subject": subject}
 
 
