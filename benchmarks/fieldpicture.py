@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,20 @@ from benchmarks.gaussian import (
     standardized,
 )
 
-SHOWN = 3  # fields of each kind
+SHOWN = 2  # fields of each kind
+TITLES = ("true", "sampled", "exact, from the same noise")
 COLORS = ("tab:red", "tab:blue")
 
 
-def draw_picture(fields: GaussianFields, true: Array, sampled: Array, path: Path) -> None:
+def draw_picture(
+    fields: GaussianFields, true: Array, exact: Array, sampled: Array, path: Path
+) -> None:
     """Write the picture as PNG.
 
     Args:
         fields: the distribution.
-        true, sampled: fields in K and Pa, (N, 2, rows, columns).
+        true, exact, sampled: fields in K and Pa, (N, 2, rows, columns); the exact sampler's are
+            from the same noise as the samples.
         path: of the file.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -37,7 +42,7 @@ def draw_picture(fields: GaussianFields, true: Array, sampled: Array, path: Path
     FigureCanvasAgg(figure)
     parts: Any = figure.subfigures(2, 1, height_ratios=[1.1, 1])
     above, below = parts
-    _draw_fields(above, fields, true, sampled)
+    _draw_fields(above, fields, (true, sampled, exact))
     circle, line, seam = below.subplots(1, 3)
     k = np.arange(fields.columns // 2 + 1)
     found = fields.circle_power_of(standardized(sampled))
@@ -52,14 +57,14 @@ def draw_picture(fields: GaussianFields, true: Array, sampled: Array, path: Path
     aside.replace(path)
 
 
-def _draw_fields(figure: Any, fields: GaussianFields, true: Array, sampled: Array) -> None:
-    """Rows are channels; true fields left, samples right, the seam turned into the middle."""
-    axes = figure.subplots(2, 2 * SHOWN, sharex=True, sharey=True)
+def _draw_fields(figure: Any, fields: GaussianFields, kinds: Sequence[Array]) -> None:
+    """Rows are channels; some fields of each kind, the seam turned into the middle."""
+    axes = figure.subplots(2, len(kinds) * SHOWN, sharex=True, sharey=True)
     half = fields.columns // 2
     for c, (channel, unit) in enumerate(zip(CHANNELS, UNITS, strict=True)):
         low, high = MEANS[c] - 2.5 * STDS[c], MEANS[c] + 2.5 * STDS[c]
         shown = None
-        for i, item in enumerate([*true[:SHOWN], *sampled[:SHOWN]]):
+        for i, item in enumerate(item for kind in kinds for item in kind[:SHOWN]):
             ax = axes[c, i]
             ax.set_facecolor("0.7")
             turned = np.roll(item[c], half, axis=1)
@@ -67,7 +72,7 @@ def _draw_fields(figure: Any, fields: GaussianFields, true: Array, sampled: Arra
             ax.axvline(half - 0.5, color="k", lw=0.6, ls=":")
             ax.set(xticks=[], yticks=[])
             if c == 0:
-                ax.set_title("true" if i < SHOWN else "sampled", fontsize=10)
+                ax.set_title(TITLES[i // SHOWN], fontsize=10)
         figure.colorbar(shown, ax=axes[c], label=f"{channel} ({unit})", pad=0.01)
     figure.suptitle("The dotted line is the seam of the circle; grey: no data", fontsize=10)
 

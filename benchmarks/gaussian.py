@@ -37,6 +37,14 @@ class Estimate(NamedTuple):
         """From a number for each sample, (N, ...)."""
         return cls(each.mean(axis=0), each.std(axis=0, ddof=1) / sqrt(len(each)))
 
+    def part(self, *index: int) -> Estimate:
+        """One of several."""
+        return Estimate(self.value[index], self.error[index])
+
+    def over(self, known: float) -> Estimate:
+        """As a multiple of a known number."""
+        return Estimate(self.value / known, self.error / known)
+
 
 @dataclass(frozen=True)
 class GaussianFields:
@@ -104,6 +112,21 @@ class GaussianFields:
         """Of G2 alone."""
         g1, both = self.circle_power
         return (both - CORRELATION**2 * g1) / (1 - CORRELATION**2)
+
+    def from_noise(self, eps: Array) -> Array:
+        """Fields in K and Pa where the exact sampler ends: C^½ eps, C the covariance.
+
+        The conditional mean is linear and has the eigenvectors of C, so that dz/dt = v carries a
+        component of variance s from eps to √s eps.
+
+        Args:
+            eps: standard Gaussian noise, (n, 2, rows, columns); that on the island plays no part.
+        """
+        s, waves = np.linalg.eigh(self.covariance())
+        seen = eps[..., ~self.island].reshape(len(eps), -1)
+        z = np.full(eps.shape, np.nan)
+        z[..., ~self.island] = ((seen @ waves * np.sqrt(s)) @ waves.T).reshape(len(eps), 2, -1)
+        return (MEANS[:, None, None] + STDS[:, None, None] * z).astype(np.float32)
 
     def covariance(self) -> Array:
         """Of all cells with data, channel by channel, in standard deviations."""

@@ -17,7 +17,6 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from jitkit import checkpoint, posthoc
@@ -26,9 +25,8 @@ from jitkit.checkpoint import Checkpoint, DomainRecord
 from jitkit.data import Plan, batches
 from jitkit.domain import Chunked, Domain, is_installed, open_domain
 from jitkit.ema import mean_name
-from jitkit.errors import CheckpointError, DataError, JitkitError, RecipeError, Stopped, listed
+from jitkit.errors import CheckpointError, JitkitError, RecipeError, Stopped, listed
 from jitkit.evaluate import evaluate, table
-from jitkit.facts import unequal
 from jitkit.fields import Batch
 from jitkit.generate import conditions_for, generate
 from jitkit.learner import Learner, Taken
@@ -36,7 +34,8 @@ from jitkit.memory import free_bytes, training_bytes
 from jitkit.meter import Meter, peak_flops
 from jitkit.parallel import ALONE, Team, team, whole
 from jitkit.progress import bar, say, warn
-from jitkit.recipe import Recipe, differences, dump_recipe, load_recipe
+from jitkit.recipe import Recipe, dump_recipe, load_recipe
+from jitkit.resume import check_same, check_same_data
 from jitkit.run import (
     append_lines,
     choose_folder,
@@ -54,24 +53,6 @@ FLUSH_SECONDS = 1.0  # between readings of the loss from the device
 TELL_SECONDS = 60.0  # between lines of loss where there is no terminal to draw a bar on
 SPEED_SECONDS = 20.0  # between readings of how fast the run goes
 RETRY_SECONDS = 60.0  # between attempts to write to a full disk
-FREE_TO_CHANGE = (  # keys that change neither the model nor the data it has seen
-    "name",
-    "domain.path",  # data may move; whether they are the same is asked of themselves
-    "sample.",
-    "evaluate.",
-    "train.steps",
-    "train.save_every_steps",
-    "train.keep",
-    "train.max_bad_steps",
-    "train.preview_",
-    "train.validate_",
-    "train.workers",
-    "train.accumulate",
-    "train.parallel",
-    "train.compile",
-    "train.checkpoint_activations",
-    "train.log",
-)
 
 
 def train(
@@ -131,8 +112,8 @@ def _begun(recipe: Recipe, domain: Domain | None, folder: Path, ours: Team) -> T
             domain = domain or open_domain(recipe.domain)
         found = checkpoint.newest(folder)
         if found is not None:
-            _check_same(folder, recipe, type(domain))
-            _check_same_data(found, domain)
+            check_same(folder, recipe, type(domain))
+            check_same_data(found, domain)
             if found.step > recipe.train.steps:
                 raise RecipeError(
                     f"{folder} is at step {found.step}, past train.steps={recipe.train.steps}; "
@@ -680,40 +661,3 @@ def _save_picture(picture: Any, path: Path) -> None:
     aside = path.with_name(f".{path.name}.part")
     picture.save(aside, format="PNG")
     aside.replace(path)
-
-
-def _check_same(folder: Path, recipe: Recipe, domain: type[Domain]) -> None:
-    """Stop where the run's own recipe differs in what changes model or data; say the rest."""
-    changed = differences(load_recipe(folder / "recipe.yaml", domain=domain), recipe)
-    different = [line for line in changed if not line.startswith(FREE_TO_CHANGE)]
-    if different:
-        lines = "".join(f"\n  {line}" for line in different)
-        raise RecipeError(
-            f"{folder} holds a run that began otherwise:{lines}\n"
-            "start another with --new or --run DIR, or take these back to go on"
-        )
-    for line in changed:
-        say(f"changed from here on: {line}")
-
-
-def _check_same_data(found: Checkpoint, domain: Domain) -> None:
-    """Stop where the data are not those that the run has seen: its order and labels would shift."""
-    record = found.model.get("domain")
-    if not record:
-        return
-    before = {"facts": found.facts, "num_items": record.get("num_items")}
-    now = {"facts": domain.facts(), "num_items": len(domain.items("train"))}
-    different = [
-        f"\n  {path}: {_brief(old)} -> {_brief(new)}"
-        for path, old, new in unequal(before, now)
-        if (path, old) != ("num_items", None)
-    ]
-    if different:
-        raise DataError(
-            f"the data are not those that {found.path} was trained on:{''.join(different[:20])}\n"
-            "start another with --new or --run DIR, or take the data back to go on"
-        )
-
-
-def _brief(value: Any) -> str:
-    return f"array {value.shape}" if isinstance(value, np.ndarray) else json.dumps(value)

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 FLOORS = """
     door         cli
-    runs         trainer evaluate learner validation check generate
+    runs         trainer resume evaluate learner validation check generate
     borders      official posthoc checkpoint data testing facts run
     recipe       recipe mistakes written
     processes    tracking meter stop sampler optim ema parallel progress memory

@@ -13,7 +13,6 @@ every epoch; frequency and lag belong to the subject.
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,8 +22,10 @@ FREQUENCY = np.array([8.0, 9.5, 11.0, 12.5])  # Hz, of four subjects
 LAG = np.array([0.0, 30.0, 60.0, 90.0])  # degrees from one channel to the next
 
 
-def simulate(per_subject: int = 400, seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:
-    """``eeg`` (N, 4, 128) float32 in microvolts, and ``subject`` (N,), in turn 0, 1, 2, 3."""
+def simulate(
+    per_subject: int = 400, seed: int = 0
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """EEG (N, 4, 128) float32 in microvolts, and subjects (N,), in turn 0, 1, 2, 3."""
     rng = np.random.default_rng(seed)
     subject = np.tile(np.arange(len(FREQUENCY)), per_subject)
     frequency = rng.normal(FREQUENCY[subject], 0.25)[:, None, None]
@@ -34,8 +35,9 @@ def simulate(per_subject: int = 400, seed: int = 0) -> dict[str, np.ndarray[Any,
     time = np.arange(NUM_SAMPLES) / HZ
     wave = size * np.cos(2 * np.pi * frequency * time + start - lag)
     eeg = wave + rng.normal(0, 2, wave.shape)
-    return {"eeg": eeg.astype(np.float32), "subject": subject}
+    return eeg.astype(np.float32), subject
 
 
 if __name__ == "__main__":
-    np.savez(Path(sys.argv[1]), **simulate())
+    eeg, subject = simulate()
+    np.savez(sys.argv[1], eeg=eeg, subject=subject)
