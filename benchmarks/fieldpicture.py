@@ -20,7 +20,7 @@ from benchmarks.gaussian import (
 )
 
 SHOWN = 2  # fields of each kind
-TITLES = ("true", "sampled", "exact, from the same noise")
+TITLES = ("true", "sampled", "exact, same noise")
 COLORS = ("tab:red", "tab:blue")
 
 
@@ -38,9 +38,9 @@ def draw_picture(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 8.5), layout="constrained")
+    figure = Figure(figsize=(13, 7.6), layout="constrained")
     FigureCanvasAgg(figure)
-    parts: Any = figure.subfigures(2, 1, height_ratios=[1.1, 1])
+    parts: Any = figure.subfigures(2, 1, height_ratios=[0.85, 1])
     above, below = parts
     _draw_fields(above, fields, (true, sampled, exact))
     circle, line, seam = below.subplots(1, 3)

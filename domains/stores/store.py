@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Described", "Store"]
 
+FILLED = 0.85  # of the buffer with chunks: the C library keeps some of what is freed
 REQUESTS = 32  # chunks of one read that are fetched at once from an object store
 MARKED = 4  # chunks of a variable that a fingerprint looks into
 MARKED_NUMBERS = 2**14  # numbers of each that it takes
@@ -84,7 +85,7 @@ class Store:
         """
         self.path, self.group, self.options = str(path), group, dict(options or {})
         self._remote = "://" in self.path
-        self._cache = ChunkCache(buffer_bytes)
+        self._cache = ChunkCache(int(FILLED * buffer_bytes))
         self._pool = Lazy(partial(ThreadPoolExecutor, REQUESTS, "jitkit-store"))
         self._warned: set[str] = set()
         found = self._open()
