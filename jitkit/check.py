@@ -219,7 +219,7 @@ def _largest(
     elif not most:
         text = f"one sample fits with checkpointing alone (train.checkpoint_activations); {text}"
     if parts > 1:
-        text += f"; {section.accumulate} parts (train.accumulate) in {processes} processes"
+        text += f"; {section.accumulate} parts (train.accumulate) in each of {processes} processes"
     return {
         "memory_given_gib": memory / GIB,
         "largest_batch": most * parts,

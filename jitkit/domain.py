@@ -74,7 +74,11 @@ class Domain(Protocol):
         """An item as numbers of about unit variance; with ``rng``, randomly augmented."""
 
     def decode(self, field: Field) -> Any:
-        """Undo `encode`, up to the rounding that the adapter states."""
+        """Undo `encode`, up to the rounding that the adapter states.
+
+        Values of a sample may lie on a GPU. Its ``cond`` holds every condition; one that it was not
+        told is class ``n`` of a category, NaN of numbers.
+        """
 
     def write(self, items: Iterable[Any], path: Path) -> list[Path]:
         """Write items into folder ``path`` in the files that the field uses; return the files.

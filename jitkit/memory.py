@@ -225,9 +225,9 @@ def _sample_bytes(
         return always + sum(kept) + max(top, backward), holes
     # the input of each block; then the loss, or the largest block in full, whichever is more
     inputs, block = FLOAT * width * sum(lengths), max(kept) + backward
-    # the inputs stay in the midst of what the blocks have left, so that in the backward pass the
-    # first one finds no room for its largest tensors there: a second block's places
-    return always + inputs + max(top, block), holes + block
+    # the inputs stay in the midst of what the forward pass leaves, so that a block that is made
+    # again finds no room for its largest tensors there: the places of one block are lost
+    return always + inputs + max(top, block), holes + max(kept)
 
 
 def _dropping(network: Transformer) -> list[bool]:

@@ -21,6 +21,7 @@ from jitkit.check import (
 )
 from jitkit.domains.digits import Digits, DigitsSection
 from jitkit.fields import Axis, Category, Grid, Layout, PerToken, Scalars
+from jitkit.memory import parse_bytes
 from jitkit.recipe import load_recipe
 
 DIGITS = Digits(DigitsSection(name="digits"))
@@ -133,6 +134,68 @@ def test_activations_grow_with_the_batch_and_shrink_when_they_are_made_again() -
         pytest.approx(kept / 4)
     )
     assert activations() < kept / 5
+
+
+# The largest batch
+
+
+def fitted(memory: str, *overrides: str, processes: int = 1) -> dict[str, Any]:
+    asked = ["train.precision=float32", *overrides]
+    recipe = load_recipe("imagenet64-1gpu", asked)
+    return check(recipe, memory=parse_bytes(memory), processes=processes).found
+
+
+def test_the_largest_batch_fits_into_the_memory_that_is_given_and_a_tenth_is_kept_free() -> None:
+    largest = fitted("24GiB")["largest_batch"]
+    for batch_size, fits in ((largest, True), (largest + 1, False)):
+        asked = [f"train.batch_size={batch_size}", "train.checkpoint_activations=false"]
+        needed = fitted("24GiB", *asked)["memory_gib"] + 0.5 / 1.1  # torch itself takes 0.5
+        assert (1.1 * needed <= 24) is fits
+
+
+def test_both_ways_are_counted_whichever_the_recipe_takes() -> None:
+    again, kept = (
+        fitted("24GiB", f"train.checkpoint_activations={answer}") for answer in ("true", "false")
+    )
+    assert again["memory_gib"] == again["memory_with_checkpointing_gib"]
+    assert kept["memory_gib"] == again["memory_without_checkpointing_gib"] > again["memory_gib"]
+    for found in (again, kept):
+        assert 0 < found["largest_batch"] < found["largest_batch_checkpointing"]
+
+
+def test_parts_and_processes_make_the_largest_batch_larger_and_the_memory_smaller() -> None:
+    alone = fitted("24GiB", "train.batch_size=64")
+    parts = fitted("24GiB", "train.batch_size=64", "train.accumulate=4")
+    both = fitted("24GiB", "train.batch_size=64", "train.accumulate=4", processes=2)
+    assert parts["largest_batch"] == 4 * alone["largest_batch"]
+    assert both["largest_batch"] == 8 * alone["largest_batch"]
+    assert both["largest_batch_why"].endswith("; 4 parts (train.accumulate) in each of 2 processes")
+    kept, *fewer = (f["memory_parts_gib"]["activations"] for f in (alone, parts, both))
+    assert fewer == pytest.approx([kept / 4, kept / 8])
+
+
+def test_where_not_one_sample_fits_it_is_said() -> None:
+    found = fitted("800 MiB")
+    assert found["largest_batch"] == found["largest_batch_checkpointing"] == 0
+    assert found["largest_batch_why"].startswith("not even one sample fits: it takes 3.")
+
+
+def test_without_a_memory_no_batch_is_proposed() -> None:
+    assert not [key for key in found("digits") if key.startswith("largest")]
+
+
+def test_every_running_mean_and_narrow_arithmetic_are_counted() -> None:
+    plain = found("digits", "train.precision=float32")["memory_parts_gib"]
+    more = found("digits", "train.ema_sigma_rel=[0.05, 0.1]", "train.precision=bfloat16")
+    assert more["memory_parts_gib"]["ema"] == pytest.approx(2 * plain["ema"])
+    assert more["memory_parts_gib"]["activations"] < plain["activations"]
+    assert "half_weights" in more["memory_parts_gib"] and "half_weights" not in plain
+
+
+def test_a_model_is_spread_where_it_would_take_half_of_the_memory() -> None:
+    assert fitted("24GiB", processes=4)["memory_parts_gib"]["weights"] > (
+        2 * fitted("4GiB", processes=4)["memory_parts_gib"]["weights"]
+    )
 
 
 def test_checking_writes_nothing(tmp_path: Path) -> None:

@@ -15,8 +15,14 @@ from climate import as_netcdf, as_zarr, climate, smooth
 from conftest import Answer
 
 import jitkit as package
-from jitkit.domains.arrays.guesses import closes
-from jitkit.domains.arrays.inspection import Proposal, inspect
+from jitkit.domains.arrays.adapter import Arrays
+from jitkit.domains.arrays.data import open_data
+from jitkit.domains.arrays.dimensions import closes, part_of
+from jitkit.domains.arrays.guesses import candidates
+from jitkit.domains.arrays.inspection import _slow, inspect
+from jitkit.domains.arrays.looking import look
+from jitkit.domains.arrays.proposal import Proposal, as_yaml
+from jitkit.domains.arrays.section import ArraysSection
 from jitkit.domains.stores.store import Store
 from jitkit.errors import DataError
 from jitkit.recipe import load_recipe
@@ -25,6 +31,13 @@ from jitkit.sections import SampleSection
 Maker = Callable[[Path], str]
 LEAST: dict[str, Any] = {"model.width": 16, "model.depth": 1, "model.heads": 2, "train.steps": 2}
 LEAST |= {"train.preview_samples": 1, "sample.steps": 2, "train.log": []}
+Array = np.ndarray[Any, Any]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Statistics are kept with the test."""
+    monkeypatch.setenv("JITKIT_CACHE", str(tmp_path / "cache"))
 
 
 def chain(proposal: Proposal, folder: Path) -> xr.Dataset | np.ndarray[Any, Any]:
@@ -77,32 +90,122 @@ def many(folder: Path) -> str:
     return as_netcdf(data, folder / "many.nc")
 
 
-def record(folder: Path) -> str:
-    """One long record of four channels."""
-    with h5py.File(folder / "record.h5", "w") as file:
-        file["eeg"] = smooth(4, 4_000)
-    return str(folder / "record.h5")
+def signals(folder: Path) -> str:
+    """Trials of a few channels, whose time is the axis."""
+    data = xr.Dataset({"v": (("trial", "channel", "time"), smooth(80, 3, 50))})
+    return as_netcdf(data, folder / "signals.nc")
 
 
+def stations(folder: Path) -> str:
+    """One long record at named places."""
+    time = np.datetime64("2000-01-01", "ns") + np.arange(400) * np.timedelta64(1, "h")
+    coords = {"time": time, "station": ["Exeter", "Bonn", "Oslo"]}
+    data = xr.Dataset({"v": (("time", "station"), smooth(400, 3))}, coords)
+    return as_netcdf(data, folder / "stations.nc")
+
+
+def well(folder: Path) -> str:
+    """Five simulations of a volume as The Well stores them: a density and a velocity."""
+    shape, names = (8, 9, 10), ("x", "y", "z")
+    with h5py.File(folder / "well.h5", "w") as file:
+        file.attrs.update(n_spatial_dims=3, grid_type="cartesian", n_trajectories=5)
+        file["dimensions/time"] = np.linspace(0, 1, 6, dtype=np.float32)
+        file["dimensions"].attrs["spatial_dims"] = list(names)
+        for name, size in zip(names, shape, strict=True):
+            file[f"dimensions/{name}"] = np.linspace(0, 1, size, dtype=np.float32)
+        for order, (group, name) in enumerate((("t0_fields", "rho"), ("t1_fields", "v"))):
+            file[f"{group}/{name}"] = smooth(5, 6, *shape, *[3] * order)
+            file[f"{group}/{name}"].attrs.update(sample_varying=True, time_varying=True)
+    return str(folder / "well.h5")
+
+
+def columns(folder: Path) -> str:
+    """One long record of four unnamed columns: each step resembles the last."""
+    steps = np.random.default_rng(0).standard_normal((2_000, 4))
+    np.save(folder / "columns.npy", np.cumsum(steps, axis=0).astype(np.float32))
+    return str(folder / "columns.npy")
+
+
+def unordered(folder: Path) -> str:
+    """200 unnamed channels on a smooth grid, each with a level of its own."""
+    rng = np.random.default_rng(0)
+    levels = 9 * rng.standard_normal((1, 200, 1, 1))
+    values = smooth(30, 1, 12, 14) * rng.standard_normal((30, 200, 1, 1)) + levels
+    np.savez(folder / "unordered.npz", u=values.astype(np.float32))
+    return str(folder / "unordered.npz")
+
+
+def ocean(folder: Path) -> str:
+    """One field on a folded grid, its places in two dimensions, land in it, no rows but of land."""
+    y, x = np.mgrid[0:24, 0:36].astype(np.float32)
+    values = smooth(1, 24, 36)[0] + y / 9
+    values[:3] = np.nan
+    places = {
+        "nav_lat": (("y", "x"), 6 * y - 70, {"standard_name": "latitude"}),
+        "nav_lon": (("y", "x"), (73 + 10 * x + y / 9) % 360, {"standard_name": "longitude"}),
+    }
+    data = xr.Dataset({"tos": (("time_counter", "y", "x"), values[None])}, places)
+    return as_netcdf(data, folder / "ocean.nc")
+
+
+def deep(folder: Path) -> str:
+    """Uneven levels, the lowest of them below the sea floor everywhere, and a flag."""
+    data = climate(24)[["t2m"]]
+    water = np.stack([data["t2m"].values] * 4, axis=1) + smooth(24, 4, 6, 8)
+    water[:, 3] = np.nan
+    level = ("depth", np.array([5.0, 15.0, 40.0, 4000.0], np.float32), {"positive": "down"})
+    data["water"] = (("time", "depth", "latitude", "longitude"), water.astype(np.float32))
+    data["quality"] = data["t2m"].astype(np.int16).assign_attrs(flag_values=[0, 1])
+    return as_netcdf(data.assign_coords(depth=level), folder / "deep.nc")
+
+
+LINES, GLOBE = {"dim_1": "line", "dim_2": "line"}, {"latitude": "line", "longitude": "circle"}
 CASES: dict[str, tuple[Maker, dict[str, str], int, dict[str, Any]]] = {
     "globe": (
         lambda folder: as_netcdf(climate()[["t2m", "sst"]], folder / "globe.nc"),
-        {"latitude": "line", "longitude": "circle"},
+        GLOBE,
         2,
-        {"sample": ["time"]},
+        {"sample": ["time"], "gap": 2},
     ),
     "levels": (
         lambda folder: as_zarr(climate()[["z", "t2m"]], folder / "levels.zarr"),
-        {"latitude": "line", "longitude": "circle"},
+        GLOBE,
         3,
         {"unroll": ["level"]},
     ),
-    "members": (members, {"latitude": "line", "longitude": "circle"}, 1, {}),
+    "many variables": (
+        lambda folder: as_netcdf(climate(), folder / "everything.nc"),
+        GLOBE,
+        5,
+        {"variables": ["z", "t2m", "sst", "rain"], "unroll": ["level"]},
+    ),
+    "members": (members, GLOBE, 1, {"sample": ["time", "number"]}),
     "volumes": (volumes, {"z": "line", "y": "line", "x": "line"}, 1, {}),
     "many": (many, {"position": "line"}, 200, {"unroll": ["channel"]}),
-    "lines": (saved("lines.npy", smooth(30, 17)), {"dim_1": "line"}, 1, {}),
-    "films": (saved("films.npy", smooth(9, 4, 6, 5)), None, 1, {"sample": ["dim_0"]}),  # type: ignore[dict-item]
+    "lines": (saved("lines.npy", smooth(30, 17)), {"dim_1": "line"}, 1, {"sample": ["dim_0"]}),
+    "pictures": (saved("a.npy", smooth(30, 3, 12, 16)), {"dim_2": "line", "dim_3": "line"}, 3, {}),
+    "last channels": (saved("a.npy", smooth(30, 12, 16, 3)), LINES, 3, {"unroll": ["dim_3"]}),
+    "films": (
+        saved("films.npy", smooth(9, 6, 8, 9, 10)),
+        {f"dim_{i}": "line" for i in (1, 2, 3, 4)},
+        1,
+        {"sample": ["dim_0"]},
+    ),
     "series": (saved("series.npy", smooth(3_000)), {}, 1, {"window": 256, "stride": 64}),
+    "columns": (columns, {}, 4, {"unroll": ["dim_1"], "window": 128}),
+    "unordered": (unordered, {"dim_2": "line", "dim_3": "line"}, 200, {"unroll": ["dim_1"]}),
+    "signals": (signals, {"time": "line"}, 3, {"sample": ["trial"], "unroll": ["channel"]}),
+    "stations": (stations, {}, 3, {"unroll": ["station"], "window": 32}),
+    "well": (
+        well,
+        {"x": "line", "y": "line", "z": "line"},
+        4,
+        {"sample": ["sample", "time"], "unroll": ["component"], "val": 0.2},
+    ),
+    "ocean": (ocean, {"x": "circle"}, 1, {"sample": ["y"], "window": 4}),
+    "deep": (deep, GLOBE, 4, {"select": {"depth": [5.0, 15.0, 40.0]}}),
+    "three": (saved("a.npy", smooth(3, 9, 11)), LINES, 1, {"val": 0.3333}),
+    "two": (saved("a.npy", smooth(2, 9, 11)), LINES, 1, {"val": 0.0}),
 }
 
 
@@ -111,8 +214,7 @@ def test_a_proposed_recipe_trains_and_samples_as_it_is(name: str, tmp_path: Path
     make, axes, channels, keys = CASES[name]
     found = inspect(make(tmp_path))
     section = found.recipe["domain"]
-    if axes is not None:
-        assert section["axes"] == axes
+    assert section["axes"] == axes
     assert {key: section[key] for key in keys} == keys
     out = chain(found, tmp_path)
     if isinstance(out, xr.Dataset):
@@ -127,11 +229,15 @@ def test_a_proposed_recipe_trains_and_samples_as_it_is(name: str, tmp_path: Path
 @pytest.mark.parametrize(
     ("pattern", "axes", "count"),
     [
-        ("ostia_monthly.nc", {"latitude": "line", "longitude": "circle"}, 49),
-        ("A1B_north_america.nc", {"latitude": "line", "longitude": "line"}, 216),
-        ("E1_north_america.nc", {"latitude": "line", "longitude": "line"}, 216),
-        ("NEMO/*.nc", {"y": "line", "x": "line"}, 2),
-        ("SOI_Darwin.nc", {}, 46),
+        ("ostia_monthly.nc", {"latitude": "line", "longitude": "circle"}, 48),
+        ("A1B_north_america.nc", {"latitude": "line", "longitude": "line"}, 215),
+        ("E1_north_america.nc", {"latitude": "line", "longitude": "line"}, 215),
+        ("NEMO/*.nc", {"y": "line", "x": "circle"}, 2),
+        ("NEMO/nemo_1m_20150101-20150201_grid-T.nc", {"x": "circle"}, 12),
+        ("orca2_votemper.nc", {"dim1": "circle"}, 10),
+        ("SOI_Darwin.nc", {}, 44),
+        ("hybrid_height.nc", {"grid_latitude": "line", "grid_longitude": "line"}, 13),
+        ("space_weather.nc", {"rLat": "line", "rLon": "line"}, 26),
     ],
 )
 def test_real_files_of_the_field_train_and_come_back(
@@ -190,7 +296,7 @@ def test_a_longitude_closes_only_if_its_steps_make_a_circle(
     coords = {"lon": ("lon", values, {"units": "degrees_east"})}
     data = xr.Dataset({"a": (("time", "lon"), smooth(4, cells))}, coords)
     store = Store(as_netcdf(data, tmp_path / "a.nc"))
-    assert closes(store, "lon", values) is whole
+    assert bool(closes(store, "lon")) is whole
 
 
 @pytest.mark.parametrize(
@@ -219,17 +325,139 @@ def test_a_variable_that_never_changes_is_left_out(tmp_path: Path) -> None:
 def test_chunks_that_the_buffer_cannot_hold_are_warned_of(tmp_path: Path) -> None:
     data = climate(40)[["t2m"]]
     path = as_netcdf(data, tmp_path / "a.nc", chunk=40)
-    from jitkit.domains.arrays.data import open_data
-    from jitkit.domains.arrays.inspection import _slow
-    from jitkit.domains.arrays.section import ArraysSection
-
     keys = {"name": "arrays", "path": path, "axes": {"latitude": "line", "longitude": "circle"}}
     (told,) = _slow(open_data(ArraysSection(**keys, buffer="8KiB")))
     assert "40 times as much is decoded as is used" in told
-    assert _slow(open_data(ArraysSection(**keys))) == []
+    assert list(_slow(open_data(ArraysSection(**keys)))) == []
 
 
 def test_a_long_tail_is_pointed_out(tmp_path: Path) -> None:
     data = climate(40)[["rain"]]
     told = dict(inspect(as_netcdf(data, tmp_path / "a.nc")).unsure)
     assert any("rain has a long tail" in what for what in told)
+
+
+# What values tell
+
+
+def test_a_season_is_told_where_values_follow_it(tmp_path: Path) -> None:
+    time = np.arange("2001-01", "2007-01", dtype="M8[M]").astype("M8[ns]")
+    noise = smooth(72, 6, 8)
+    season = 3 * np.sin(2 * np.pi * np.arange(72) / 12)[:, None, None]
+    for name, values, told in (("with", noise + season, True), ("without", noise, False)):
+        data = xr.Dataset({"t": (("time", "y", "x"), values)}, {"time": time})
+        found = inspect(as_netcdf(data, tmp_path / f"{name}.nc"))
+        assert ("conditions" in found.recipe["domain"]) is told
+        (key,) = (key for what, key in found.unsure if "time.dayofyear" in what)
+        assert key == f"domain.conditions.scalars=[{'' if told else 'time.dayofyear'}]"
+
+
+def test_values_that_mean_missing_but_are_not_declared_are_warned_of(tmp_path: Path) -> None:
+    values = smooth(20, 6, 8)
+    values[:, :2] = -9999
+    (told,) = inspect(saved("a.npy", values)(tmp_path)).warnings
+    assert "values is -9999 in 33.3% of its cells" in told and "_FillValue" in told
+
+
+def test_ends_that_fit_together_are_pointed_out(tmp_path: Path) -> None:
+    phase = np.random.default_rng(0).uniform(0, 6, (40, 1))
+    around = np.sin(np.linspace(0, 2 * np.pi, 64, endpoint=False) + phase)
+    ends = inspect(saved("around.npy", around)(tmp_path)).unsure
+    assert any(key == "domain.axes.dim_1=circle" for _, key in ends)
+    half = np.cos(np.linspace(0, np.pi, 64) + phase)
+    ends = inspect(saved("half.npy", half)(tmp_path)).unsure
+    assert not any("circle" in key for _, key in ends)
+
+
+def test_a_look_reads_a_few_chunks_of_a_large_store(tmp_path: Path) -> None:
+    values = np.zeros((4_000, 8, 1_024), np.float32)
+    data = xr.Dataset({"a": (("time", "y", "x"), values)})
+    data.to_zarr(tmp_path / "a.zarr", zarr_format=2, encoding={"a": {"chunks": (1, 8, 1_024)}})
+    store = Store(tmp_path / "a.zarr")
+    seen = look(store, ["a"])["a"]
+    assert len(seen.boxes) == 8 and not seen.whole
+    assert store.stats.decoded_bytes <= 2**26
+    assert seen.missing == 0 and seen.range == (0, 0) and seen.flat
+
+
+# The recipe
+
+
+def test_every_doubt_names_an_override_that_loads(tmp_path: Path) -> None:
+    for name in ("many variables", "pictures", "films", "columns", "signals", "well", "ocean"):
+        folder = tmp_path / name.replace(" ", "-")
+        folder.mkdir()
+        found = inspect(CASES[name][0](folder))
+        (folder / "r.yaml").write_text(found.text())
+        for _, override in found.unsure:
+            if not override.startswith("domain.path"):
+                section: Any = load_recipe(folder / "r.yaml", override.split(" ")).domain
+                assert len(Arrays(section).items("train")), override
+
+
+def test_doubts_stand_beside_their_keys(tmp_path: Path) -> None:
+    text = inspect(volumes(tmp_path)).text()
+    lines = text.splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith("  axes:"))
+    assert "domain.axes.x=circle" in lines[at - 1] and lines[at - 1].startswith("  # unsure: ")
+    assert text.startswith("# Proposed by `jitkit inspect ")
+
+
+def test_a_recipe_keeps_names_and_paths_that_yaml_would_take_for_something_else(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "on: a # ${b}"
+    folder.mkdir()
+    data = xr.Dataset({"1e5": (("time", "y", "n m"), smooth(20, 6, 20))})
+    found = inspect(as_netcdf(data, folder / "no.nc"))
+    (tmp_path / "r.yaml").write_text(found.text())
+    section: Any = load_recipe(tmp_path / "r.yaml").domain
+    assert section.path == str(folder / "no.nc") and section.variables == ["1e5"]
+    assert section.axes == {"y": "line", "n m": "line"}
+    assert as_yaml([True, None, "null", "a"]) == '[true, null, "null", a]'
+
+
+def test_a_small_model_is_proposed_for_large_items_and_many(tmp_path: Path) -> None:
+    few = inspect(saved("few.npy", smooth(20, 16))(tmp_path)).recipe
+    many = inspect(saved("many.npy", smooth(4_000, 16))(tmp_path)).recipe
+    assert few["model"]["width"] < many["model"]["width"] <= 192
+    assert few["train"]["batch_size"] <= 10 and few["train"]["steps"] <= many["train"]["steps"]
+
+
+# Dimensions
+
+
+@pytest.mark.parametrize(
+    ("dim", "attrs", "part"),
+    [
+        ("time_counter", {"axis": "T"}, "time"),
+        ("rlon", {}, "x"),
+        ("south_north", {}, "y"),
+        ("a", {"units": "degrees_north"}, "y"),
+        ("a", {"standard_name": "air_pressure"}, "level"),
+        ("a", {"positive": "down"}, "level"),
+        ("a", {"units": "days since 2000-01-01"}, "time"),
+        ("realization", {}, "member"),
+        ("depth", {}, "level"),
+        ("channel", {}, "names"),
+        ("q", {}, "unknown"),
+    ],
+)
+def test_a_dimension_is_known_by_attributes_or_by_name(
+    dim: str, attrs: dict[str, str], part: str, tmp_path: Path
+) -> None:
+    coords = {dim: (dim, np.arange(4.0), attrs)} if attrs else {}
+    data = xr.Dataset({"v": ((dim, "other"), smooth(4, 5))}, coords)
+    assert part_of(Store(as_netcdf(data, tmp_path / "a.nc")), dim)[0] == part
+
+
+def test_tables_of_a_mesh_are_no_data(tmp_path: Path) -> None:
+    real = pytest.importorskip("iris_sample_data")
+    file = Path(real.__file__).parent / "sample_data" / "mesh_C4_synthetic_float.nc"
+    with pytest.raises(DataError, match="a mesh without rows and columns; interpolate"):
+        candidates(Store(file))
+
+
+def test_null_takes_an_axis_out_again() -> None:
+    text = json.dumps({"name": "arrays", "axes": {"y": None, "x": "line"}})
+    assert ArraysSection.model_validate_json(text, strict=True).axes == {"x": "line"}

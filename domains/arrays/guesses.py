@@ -1,48 +1,26 @@
-"""What the dimensions of a store probably are, and why.
-
-    time, members, runs            sample dimensions, time first
-    x, y                           axes; a longitude all round the globe is a circle
-    levels                         channels where few or uneven, else an axis
-    names of bands or channels     channels
-
-A dimension is known by its coordinate's attributes (CF: axis, standard_name, units), else by its
-name, else by its place: of dimensions of which nothing is known the first is drawn from.
-"""
+"""Which variables of a store are predicted together, and what its dimensions are in a recipe."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from math import prod
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from jitkit.domains.arrays.plan import FULL_CIRCLE, coordinate
+from jitkit.domains.arrays.dimensions import (
+    Part,
+    by_attributes,
+    closes,
+    numbers,
+    part_of,
+)
+from jitkit.domains.arrays.looking import Look
+from jitkit.domains.arrays.roles import Roles, Unsure, roles_of, stride_of
 from jitkit.errors import DataError, listed
 
 if TYPE_CHECKING:
     from jitkit.domains.stores.store import Described, Store
-
-Part = Literal["time", "member", "x", "y", "level", "names", "unknown"]
-
-NAMES: dict[Part, str] = {
-    "time": r"time|t|date|valid_time|init_time|forecast_reference_time|.*_time|time_counter|tau",
-    "member": r"member|number|realization|realisation|ensemble.*|ens|run|simulation|sample|samples|"
-    r"case|trajectory|batch|n|index|subject|trial|epoch|patient|record|obs",
-    "x": r"lon|longitude|x|xc|easting|rlon|grid_longitude|projection_x_coordinate|i|ni|nx|"
-    r"col|cols|column|width|xdim",
-    "y": r"lat|latitude|y|yc|northing|rlat|grid_latitude|projection_y_coordinate|j|nj|ny|"
-    r"row|rows|height_px|ydim",
-    "level": r"lev|level|levels|plev|pressure|pressure_level|isobaric.*|depth|depth[tuvw]|height|"
-    r"altitude|z|model_level.*|hybrid.*|sigma|layer|deptht?",
-    "names": r"channel|channels|band|bands|variable|variables|feature|features|sensor|electrode|"
-    r"species|component",
-}
-FEW_LEVELS = 40  # are channels where they are uneven
-EVEN_LEVELS = 8  # are channels though they are even
-RECORD = 256  # steps of an item that is a stretch of one long record
 
 
 @dataclass(frozen=True)
@@ -50,288 +28,235 @@ class Guess:
     """What a recipe says of a store's dimensions and variables.
 
     Attributes:
-        axes, sample, unroll, variables, conditions, window, stride: as in section ``domain``.
-        static: variables on the axes alone.
-        reasons: a line for each choice.
-        unsure: (what may be wrong, the override that changes it).
+        axes: dimension to line or circle.
+        sample, unroll, variables, window, stride: as in section ``domain``.
+        roles: of every variable, in words.
+        static: variables and coordinates on the axes alone.
+        along: the sample dimension of times, where there is one.
+        reasons: a line for each dimension.
+        unsure: (what may be otherwise, the override that makes it so).
     """
 
     axes: Mapping[str, str]
     sample: tuple[str, ...]
     unroll: tuple[str, ...]
     variables: tuple[str, ...]
+    roles: Mapping[str, str]
     static: tuple[str, ...] = ()
-    scalars: tuple[str, ...] = ()
+    along: str | None = None
     window: int = 1
     stride: int = 1
-    reasons: tuple[str, ...] = ()
-    unsure: tuple[tuple[str, str], ...] = ()
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    unsure: tuple[Unsure, ...] = ()
 
     def section(self) -> dict[str, Any]:
         """Keys of section ``domain``."""
-        keys: dict[str, Any] = {
-            "variables": list(self.variables),
-            "axes": dict(self.axes),
-            "sample": list(self.sample),
-        }
+        keys: dict[str, Any] = {"variables": list(self.variables), "axes": dict(self.axes)}
+        keys["sample"] = list(self.sample)
         if self.unroll:
             keys["unroll"] = list(self.unroll)
         if self.window > 1:
             keys |= {"window": self.window, "stride": self.stride}
-        if self.scalars:
-            keys["conditions"] = {"scalars": list(self.scalars)}
         return keys
 
-    def without(self, names: Iterable[str]) -> Guess:
-        """The same, with some variables not predicted.
 
-        Raises:
-            DataError: none would be left.
-        """
-        dropped = [name for name in self.variables if name in set(names)]
-        left = tuple(name for name in self.variables if name not in dropped)
-        if not left:
-            raise DataError(
-                f"nothing to train on: {listed(dropped)} is the same in every cell that was looked "
-                "at"
-            )
-        return replace(self, variables=left)
-
-    def role(self, name: str, *, constant: bool) -> str:
-        """What becomes of a variable, in a word or two."""
-        if name in self.variables:
-            return "predicted"
-        if constant:
-            return "left out: constant"
-        return "static" if name in self.static else "left out"
+# Variables
 
 
-def guess(store: Store) -> Guess:
-    """Guess what a store's dimensions are.
+def candidates(store: Store) -> dict[str, Described]:
+    """Numeric variables that hold data, not how cells are numbered, joined or placed.
 
     Raises:
-        DataError: it has no numeric variable with dimensions to make items of.
+        DataError: there is none; the text says what there is.
     """
-    numeric = {n: v for n, v in store.variables.items() if v.numeric and prod(v.shape) > 1}
-    if not numeric:
+    numeric = {n: v for n, v in store.variables.items() if v.dtype.kind in "iuf"}
+    several = {n: v for n, v in numeric.items() if prod(v.shape) > 1}
+    if not several:
         raise DataError(
             f"{store.path} has no numeric variable with more than one value; its variables are "
             f"{listed([f'{n} ({v.dtype})' for n, v in store.variables.items()], 12) or 'none'}"
         )
-    main = _main(numeric)
-    parts = {d: part_of(store, d, n) for d, n in zip(main.dims, main.shape, strict=True) if n > 1}
-    parts = _by_place(parts, store)
-    sizes = dict(zip(main.dims, main.shape, strict=True))
-    found = _assigned(store, parts, sizes)
-    whole = {*found.axes, *found.sample}
-    predicted = [
-        n
-        for n, v in numeric.items()
-        if whole <= set(v.dims) and set(_long(v)) <= whole | set(found.unroll)
-    ]
-    static = [
-        n
-        for n, v in numeric.items()
-        if found.axes and set(found.axes) <= set(v.dims) and not set(v.dims) & set(found.sample)
-    ]
-    return replace(
-        found, variables=tuple(predicted), static=tuple(static), scalars=_seasons(store, found)
-    )
-
-
-def _main(numeric: Mapping[str, Described]) -> Described:
-    """A variable of the dimensions that hold most numbers."""
-    held: dict[tuple[str, ...], int] = {}
-    for v in numeric.values():
-        held[_long(v)] = held.get(_long(v), 0) + prod(v.shape)
-    dims = max(held, key=lambda d: (held[d], len(d)))
-    return next(v for v in numeric.values() if _long(v) == dims)
-
-
-def _long(variable: Described) -> tuple[str, ...]:
-    """Its dimensions of more than one entry."""
-    return tuple(d for d, n in zip(variable.dims, variable.shape, strict=True) if n > 1)
-
-
-# What a dimension is
-
-
-def part_of(store: Store, dim: str, size: int) -> Part:
-    """What a dimension is by its coordinate's attributes, else by its name."""
-    coords = store.coords
-    if dim in coords.variables and coords[dim].dims == (dim,):
-        values, attrs = coords[dim].values, coords[dim].attrs
-        if values.dtype.kind in "US" or (
-            values.dtype.kind == "O" and isinstance(values.flat[0], str)
-        ):
-            return "names"
-        if values.dtype.kind in "MO":
-            return "time"
-        if (by_attrs := _by_attributes(attrs)) is not None:
-            return by_attrs
-    for part, pattern in NAMES.items():
-        if re.fullmatch(pattern, dim.lower()):
-            return part
-    # a 2-D latitude on (y, x) says that these two are the grid
-    for coord in coords.variables.values():
-        if coord.ndim == 2 and dim in coord.dims and "degrees" in str(coord.attrs.get("units")):
-            return "y" if coord.dims[0] == dim else "x"
-    return "unknown"
-
-
-def _by_attributes(attrs: Mapping[str, Any]) -> Part | None:
-    axis, name = str(attrs.get("axis", "")).upper(), str(attrs.get("standard_name", ""))
-    units = str(attrs.get("units", "")).lower()
-    if axis == "X" or name in ("longitude", "projection_x_coordinate", "grid_longitude"):
-        return "x"
-    if axis == "Y" or name in ("latitude", "projection_y_coordinate", "grid_latitude"):
-        return "y"
-    if axis == "T" or name in ("time", "forecast_reference_time", "forecast_period"):
-        return "time"
-    if name == "realization":
-        return "member"
-    if axis == "Z" or attrs.get("positive") or units in ("hpa", "mbar", "millibar", "pa"):
-        return "level"
-    if re.fullmatch(r"degrees?_?e(ast)?", units):
-        return "x"
-    return "y" if re.fullmatch(r"degrees?_?n(orth)?", units) else None
-
-
-def _by_place(parts: Mapping[str, Part], store: Store) -> dict[str, Part]:
-    """Of dimensions of which nothing is known: the first is drawn from, if none else is.
-
-    A single dimension is a record in time.
-    """
-    found = dict(parts)
-    drawn = [d for d, part in found.items() if part in ("time", "member")]
-    unknown = [d for d, part in found.items() if part == "unknown"]
-    if not drawn and unknown:
-        found[unknown[0]] = "member" if len(found) > 1 else "time"
+    found = {n: v for n, v in several.items() if not about_cells(n, v)}
+    mesh = any(v.attrs.get("cf_role") == "mesh_topology" for v in store.variables.values())
+    if mesh or not found:
+        raise DataError(
+            f"{store.path} has no variable on a grid: {listed(several)} "
+            + (
+                "belong to a mesh without rows and columns; interpolate the data to a grid first"
+                if mesh
+                else "tell of cells, and hold no data"
+            )  # fmt: skip
+        )
     return found
 
 
-def _assigned(store: Store, parts: Mapping[str, Part], sizes: Mapping[str, int]) -> Guess:
-    """Axes, sample dimensions and channels from what the dimensions are."""
-    axes: dict[str, str] = {}
-    sample: list[str] = []
-    unroll: list[str] = []
-    reasons: list[str] = []
-    unsure: list[tuple[str, str]] = []
-    for dim, part in parts.items():
-        values = coordinate(store, dim, sizes[dim])
-        told = f"{dim} ({sizes[dim]})"
-        if part in ("time", "member"):
-            sample.append(dim)
-            reasons.append(f"{told}: {'time' if part == 'time' else 'separate items'}, drawn from")
-        elif part == "names" or (part == "level" and _as_channels(values)):
-            unroll.append(dim)
-            reasons.append(f"{told}: few or uneven, each entry a channel")
-            if part == "level":
-                unsure.append((f"{dim} as an axis", f"domain.unroll=[] domain.axes.{dim}=line"))
-        else:
-            axes[dim] = "circle" if part == "x" and closes(store, dim, values) else "line"
-            reasons.append(f"{told}: axis, {axes[dim]}{_why(axes[dim], part)}")
-            other = "line" if axes[dim] == "circle" else "circle"
-            bare = dim not in store.coords.variables  # else its values have told
-            if bare and part in ("x", "unknown"):
-                unsure.append((f"{dim} as a {other}", f"domain.axes.{dim}={other}"))
-    sample.sort(key=lambda dim: parts[dim] != "time")
-    while len(axes) > 4:
-        dim = next(iter(axes))
-        del axes[dim]
-        sample.append(dim)
-        reasons.append(f"{dim}: drawn from, since an item has at most 4 axes")
-    found = Guess(axes, tuple(sample), tuple(unroll), (), reasons=tuple(reasons))
-    return _as_record(replace(found, unsure=tuple(unsure)), parts, sizes)
-
-
-def _as_record(found: Guess, parts: Mapping[str, Part], sizes: Mapping[str, int]) -> Guess:
-    """One long record in windows, where no axis or no dimension to draw from is left.
-
-    Raises:
-        DataError: there is one item, and no record to cut.
-    """
-    if found.axes and found.sample:
-        return found
-    if not found.axes and found.sample:
-        long = max(found.sample, key=lambda dim: sizes[dim])
-        steps = sizes[long]
-        window = min(RECORD, 2 ** int(np.log2(max(2, steps // 8))))
-        told = f"{long}: one record, cut into items of {window} steps, each {window // 4 or 1} on"
-        others = tuple(dim for dim in found.sample if dim != long)
-        return replace(
-            found,
-            sample=(long, *others),
-            window=window,
-            stride=max(1, window // 4),
-            reasons=(*found.reasons, told),
-            unsure=(*found.unsure, ("the length of an item", f"domain.window={window}")),
-        )
-    first = next(iter(found.axes), None)
-    if first is None or len(found.axes) < 2:
-        raise DataError(
-            f"nothing to draw items from: the dimensions are {listed(parts)}; an item needs a grid "
-            "and there must be many items (times, members), or one long record in time"
-        )
-    axes = {dim: kind for dim, kind in found.axes.items() if dim != first}
-    return replace(
-        found,
-        axes=axes,
-        sample=(first,),
-        reasons=(*found.reasons, f"{first}: drawn from after all, since nothing else is left"),
-        unsure=(*found.unsure, (f"whether the entries of {first} are items", "domain.sample")),
+def about_cells(name: str, variable: Described) -> bool:
+    """Whether a variable tells of cells: bounds, links of a mesh, codes with meanings."""
+    attrs = variable.attrs
+    return bool(
+        re.search(r"_(bnds|bounds|vertices)$", name)
+        or {"cf_role", "flag_meanings", "flag_values"} & set(attrs)
+        or (attrs.get("standard_name") in ("latitude", "longitude"))
     )
 
 
-def _as_channels(values: np.ndarray[Any, np.dtype[Any]]) -> bool:
-    """Levels are channels where they are few, or not many and uneven."""
-    if len(values) <= EVEN_LEVELS or values.dtype.kind not in "iuf":
-        return len(values) <= FEW_LEVELS
-    steps = np.diff(values.astype(np.float64))
-    even = bool(np.allclose(steps, steps[0], rtol=1e-3))
-    return len(values) <= FEW_LEVELS and not even
+def long_dims(variable: Described) -> tuple[str, ...]:
+    """Dimensions of more than one entry."""
+    return tuple(d for d, n in zip(variable.dims, variable.shape, strict=True) if n > 1)
 
 
-def closes(store: Store, dim: str, values: np.ndarray[Any, np.dtype[Any]]) -> bool:
-    """Whether even steps of longitude make 360 degrees."""
-    if dim not in store.coords.variables or values.dtype.kind not in "iuf" or len(values) < 3:
-        return False
-    if not str(store.coords[dim].attrs.get("units", "degrees")).startswith("degree"):
-        return False
-    steps = np.diff(values.astype(np.float64))
-    even = bool(np.allclose(steps, steps[0], rtol=1e-2, atol=1e-4))
-    step = abs(float(steps.mean()))
-    return even and abs(step * len(values) - FULL_CIRCLE) < step / 2
+def guess(store: Store, looks: Mapping[str, Look]) -> Guess:
+    """Guess what a store's dimensions and variables are.
+
+    Args:
+        store: the data.
+        looks: values of its `candidates`.
+
+    Raises:
+        DataError: there is nothing to make items of.
+    """
+    varying = {n: v for n, v in candidates(store).items() if not looks[n].flat}
+    if not varying:
+        raise DataError(
+            f"nothing to train on: {listed(looks)} is the same in every cell that was looked at"
+        )
+    roles: dict[tuple[str, ...], Roles] = {}
+    for name, v in varying.items():
+        if long_dims(v) not in roles:
+            roles[long_dims(v)] = roles_of(store, v, looks[name])
+    groups: dict[tuple[frozenset[str], ...], list[str]] = {}
+    for name, v in varying.items():
+        r = roles[long_dims(v)]
+        groups.setdefault((frozenset(r.axes), frozenset(r.sample)), []).append(name)
+    chosen = max(groups.values(), key=lambda names: sum(_numbers(varying[n]) for n in names))
+    main = max((roles[long_dims(varying[n])] for n in chosen), key=lambda r: len(r.sizes))
+    unroll = dict.fromkeys(d for n in chosen for d in roles[long_dims(varying[n])].unroll)
+    return _guessed(store, looks, main, chosen, tuple(unroll))
 
 
-def _why(kind: str, part: Part) -> str:
+def _numbers(variable: Described) -> int:
+    return prod(variable.shape)
+
+
+def _guessed(
+    store: Store, looks: Mapping[str, Look], main: Roles, chosen: Sequence[str], unroll: Any
+) -> Guess:
+    """The guess that the roles of the chosen variables come to."""
+    axes = {dim: "circle" if _closes(store, main, dim) else "line" for dim in main.axes}
+    told = dict(main.parts) | {d: part_of(store, d) for d in unroll if d not in main.parts}
+    sizes = {d: n for v in store.variables.values() for d, n in zip(v.dims, v.shape, strict=True)}
+    reasons = {
+        dim: f"{dim} ({sizes[dim]}): " + main.why.get(dim, "each entry a channel")
+        for dim in (*main.sizes, *(d for d in unroll if d not in main.sizes))
+    }
+    unsure = list(main.unsure)
+    for dim, kind in axes.items():
+        reasons[dim] = f"{dim} ({sizes[dim]}): axis, {kind}" + _why_axis(told[dim], kind)
+        unsure += _ends(store, looks[chosen[0]], dim, kind, told[dim][0])
+    static = [
+        n
+        for n in (*store.variables, *map(str, store.coords.variables))
+        if _is_map(store, n, main) and not (n in looks and looks[n].flat)
+    ]
+    along = main.drawn()[0]
+    stride = max(stride_of(main.window), sizes[along] // 100_000) if main.window > 1 else 1
+    return Guess(
+        axes=axes,
+        sample=tuple(main.drawn()),
+        unroll=tuple(unroll),
+        variables=tuple(chosen),
+        roles={n: _role(store, n, looks, chosen, static, main) for n in store.variables},
+        static=tuple(static),
+        along=next((dim for dim in main.drawn() if dim in main.of("time")), None),
+        window=main.window,
+        stride=stride,
+        reasons=reasons,
+        unsure=tuple(
+            (what, _among(override, store, unroll, chosen))
+            for what, override in dict.fromkeys(unsure)
+        ),
+    )
+
+
+def _among(override: str, store: Store, unroll: Sequence[str], chosen: Sequence[str]) -> str:
+    """An override that moves a dimension from the channels to the axes, or back, with the other
+    unrolled dimensions left as they are, and variables that lack the axis left out."""
+    if (match := re.fullmatch(r"(.*)domain\.axes\.(.+)=(line|null)(.*)", override)) is None:
+        return override
+    _, dim, kind, _ = match.groups()
+    kept = [other for other in unroll if other != dim] + [dim] * (kind == "null")
+    if "domain.unroll=[" in override:
+        override = re.sub(r"domain\.unroll=\[.*?\]", f"domain.unroll=[{','.join(kept)}]", override)
+    having = [name for name in chosen if dim in store.variables[name].dims]
+    if kind == "line" and len(having) < len(chosen):
+        override += f" domain.variables=[{','.join(having)}]"
+    return override
+
+
+def _closes(store: Store, main: Roles, dim: str) -> bool:
+    return main.parts[dim][0] in ("x", "unknown") and bool(closes(store, dim))
+
+
+def _why_axis(part: tuple[Part, str], kind: str) -> str:
     if kind == "circle":
         return ", since its steps make 360 degrees"
-    return "" if part != "unknown" else ", by its place among the dimensions"
+    return "" if part[0] != "unknown" else ", by its place among the dimensions"
 
 
-# Time
+SEAM = 1.5  # of both ends against neighbours, below which a dimension seems to close
 
 
-def hours_of_step(store: Store, dim: str) -> float | None:
-    """Hours between entries of a time coordinate, their median; None where it has no times."""
-    if dim not in store.coords.variables or store.coords[dim].dims != (dim,):
-        return None
-    values = store.coords[dim].values
-    if len(values) < 2 or values.dtype.kind not in "MO":
-        return None
-    steps = np.diff(values)
-    if values.dtype.kind == "M":
-        return float(np.median(steps / np.timedelta64(1, "h")))
-    return float(np.median([step.total_seconds() / 3600 for step in steps]))
+def _ends(store: Store, look: Look, dim: str, kind: str, part: Part) -> list[Unsure]:
+    """Whether an axis without degrees closes on itself, where its values say so."""
+    if kind == "circle" or closes(store, dim) is False or part in ("y", "level"):
+        return []
+    seam = look.seam(dim) if dim in look.dims else None
+    if seam is not None and seam < SEAM:
+        what = f"whether {dim} closes on itself: values at its ends are as alike as neighbours"
+        return [(what, f"domain.axes.{dim}=circle")]
+    if part == "x" and numbers(store, dim) is None:
+        return [(f"whether {dim} closes on itself", f"domain.axes.{dim}=circle")]
+    return []
 
 
-def _seasons(store: Store, found: Guess) -> tuple[str, ...]:
-    """Day of the year and hour, where times go round years and days in steps that tell them."""
-    dim = found.sample[0]
-    hours = hours_of_step(store, dim)
-    if hours is None:
-        return ()
-    span = hours * len(store.coords[dim].values)
-    year = span > 300 * 24 and hours < 200 * 24
-    return tuple([f"{dim}.dayofyear"] * year + [f"{dim}.hour"] * (hours <= 12 and span > 48))
+def _is_map(store: Store, name: str, main: Roles) -> bool:
+    """Whether a variable or coordinate lies on the axes alone."""
+    v = store.variables.get(name)
+    if v is not None:
+        dims, kind = long_dims(v), v.dtype.kind
+    else:
+        c = store.coords.variables[name]
+        dims, kind = tuple(map(str, c.dims)), c.dtype.kind
+        if len(dims) < 2 or _places(c.attrs):
+            return False
+    return len(dims) > 0 and set(dims) == set(main.axes) and kind in "iufb" and not main.window > 1
+
+
+def _places(attrs: Mapping[str, Any]) -> bool:
+    """Whether a coordinate says where cells lie, the same in every item."""
+    found = by_attributes(attrs)
+    return found is not None and found[0] in ("x", "y")
+
+
+def _role(
+    store: Store,
+    name: str,
+    looks: Mapping[str, Look],
+    chosen: Sequence[str],
+    static: Sequence[str],
+    main: Roles,
+) -> str:
+    """What becomes of a variable, and why."""
+    v = store.variables[name]
+    if name in chosen:
+        return "predicted"
+    if v.dtype.kind not in "iuf":
+        return "left out: no numbers"
+    if name in looks and looks[name].flat:
+        return "left out: constant" if looks[name].range else "left out: all missing"
+    if name in static:
+        return "static, not used"
+    if about_cells(name, v):
+        return "left out: codes or cells"
+    lacking = [dim for dim in (*main.axes, *main.sample) if dim not in v.dims]
+    return f"left out: no {listed(lacking)}" if lacking else "left out: other dimensions"

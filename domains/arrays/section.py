@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+from pydantic import BeforeValidator, model_validator
 from pydantic import Field as Limit
-from pydantic import model_validator
 
 from jitkit.domains.arrays.conditions import ConditionsSection
 from jitkit.domains.arrays.moments import Normalize
@@ -18,6 +18,16 @@ from jitkit.sections import Count, DomainSection, Natural
 Drop = Annotated[float, Limit(ge=0, lt=1)]
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 BINARY = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+
+
+def _without_null(axes: Any) -> Any:
+    """Axes without those that are null: an override can take one out that way."""
+    if isinstance(axes, dict):
+        return {dim: kind for dim, kind in axes.items() if kind is not None}
+    return axes
+
+
+Axes = Annotated[dict[str, Literal["line", "circle"]], BeforeValidator(_without_null)]
 
 
 class ArraysSection(DomainSection):
@@ -37,9 +47,9 @@ class ArraysSection(DomainSection):
     variables: list[str] | None = None
     """What is predicted; every numeric variable that has all axes and a sample dimension, and is
     no condition, where not given, in the order of their names."""
-    axes: dict[str, Literal["line", "circle"]] | None = None
+    axes: Axes | None = None
     """The grid of an item, one to four dimensions, each a line with two ends or a circle that
-    closes on itself: `{latitude: line, longitude: circle}`."""
+    closes on itself: `{latitude: line, longitude: circle}`. null takes one out again."""
     sample: list[str] | None = None
     """Dimensions that items are drawn from; all that are left where not given. The first is the
     one that is split."""
