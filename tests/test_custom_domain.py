@@ -1,129 +1,344 @@
-"""The example of docs/custom-domain.md: in Python, and as a package of its own."""
+"""A domain of one's own, as docs/custom-domain.md tells it: in Python, and as an installed package.
+
+The package is built as a wheel and installed into an environment in which nothing else is; there a
+line of a .pth file lets it see what is installed here, jitkit and torch among it.
+"""
 
 from __future__ import annotations
 
-import importlib
+import ast
 import json
 import os
 import re
+import shutil
+import site
 import subprocess
 import sys
-import sysconfig
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import torch
 from conftest import Answer
+from PIL import Image
 
-import jitkit as package
-from jitkit.fields import Field
-from jitkit.testing import check_domain
-from jitkit.trainer import train
+import jitkit
+from jitkit import testing
+from jitkit.domain import Measure, Split
+from jitkit.fields import Axis, Condition, Field, Layout, Scalars
+from jitkit.sections import DomainSection
 
-ROOT = Path(__file__).parents[1]
-FOLDER = ROOT / "docs" / "custom-domain"
-LEAST = {"model": {"width": 16, "depth": 1, "heads": 2}, "train": {"steps": 3, "batch_size": 8}}
+DOCS = Path(__file__).parents[1] / "docs"
+PACKAGE = DOCS / "custom-domain"
+TEXT = (DOCS / "custom-domain.md").read_text(encoding="utf-8")
 
-
-@pytest.fixture
-def eeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The module of the example, and recordings beside the test."""
-    monkeypatch.syspath_prepend(FOLDER)
-    simulated = importlib.import_module("simulated_eeg")
-    np.savez(tmp_path / "recordings.npz", **simulated.simulate(per_subject=40))
-    monkeypatch.chdir(tmp_path)
-    return importlib.import_module("jitkit_eeg")
+Array = np.ndarray[Any, np.dtype[np.float32]]
 
 
-def test_the_document_shows_the_code_that_is_there() -> None:
-    text = (ROOT / "docs" / "custom-domain.md").read_text(encoding="utf-8")
-    code = (FOLDER / "jitkit_eeg.py").read_text(encoding="utf-8")
-    shown = re.search(r"```python\n(class EEGSection.*?)```", text, flags=re.DOTALL)
-    assert shown is not None and shown[1].strip() in code
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", TEXT, flags=re.DOTALL)
 
 
-def test_the_example_answers_all_questions(eeg: Any) -> None:
-    section = eeg.EEGSection(name="eeg", path="recordings.npz")
-    check_domain(eeg.EEG(section), section)
+def of_package(block: str) -> bool:
+    """Whether a block is, word for word, a part of the package."""
+    files = ("jitkit_eeg.py", "pyproject.toml")
+    return any(block in (PACKAGE / file).read_text(encoding="utf-8") for file in files)
 
 
-def test_recordings_that_are_not_there_are_told(eeg: Any) -> None:
-    with pytest.raises(package.DataError, match="none.npz: no such file; say where it lies"):
-        eeg.EEG(eeg.EEGSection(name="eeg", path="none.npz"))
+def run(command: Sequence[object], folder: Path) -> str:
+    """What a command prints; a path of Python's, by which it would find this tree, is not set."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
+    result = subprocess.run(
+        [str(word) for word in command],
+        cwd=folder,
+        env=environment | {"OMP_WAIT_POLICY": "PASSIVE", "PIP_DISABLE_PIP_VERSION_CHECK": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
+    return result.stdout
 
 
-def test_the_scores_tell_recordings_from_noise_and_others_from_themselves(eeg: Any) -> None:
-    domain = eeg.EEG(eeg.EEGSection(name="eeg"))
-    real, held_out = domain.items("train"), domain.items("val")
-    rng = np.random.default_rng(0)
-    noise = [
-        eeg.Epoch(rng.normal(0, 10, item.microvolts.shape).astype(np.float32), item.subject)
-        for item in real
-    ]
-    for name, measure in domain.scores().items():
-        assert measure(held_out, real) < 0.2 * measure(noise, real), name
+# What the page says
 
 
-def test_a_domain_in_python_trains_goes_on_and_samples(
-    eeg: Any, tmp_path: Path, jitkit: Callable[..., Answer]
+def test_blocks_of_the_page_are_parts_of_the_package_or_of_its_script() -> None:
+    python, toml = blocks("python"), blocks("toml")
+    assert [of_package(block) for block in python] == [True, True, False, False]
+    assert [of_package(block) for block in toml] == [True]
+
+
+def test_the_class_of_the_page_has_thirty_lines() -> None:
+    (cls,) = (
+        node
+        for node in ast.parse((PACKAGE / "jitkit_eeg.py").read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef) and node.name == "EEG"
+    )
+    lines = set()
+    for node in cls.body[1:]:  # after the docstring
+        for part in node.body if isinstance(node, ast.FunctionDef) else [node]:
+            assert part.end_lineno is not None
+            lines |= {*range(part.lineno, part.end_lineno + 1)}
+    assert len(lines) == 30
+
+
+def test_links_of_the_page_lead_somewhere() -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", TEXT)
+    assert links and not [link for link in links if not (DOCS / link).exists()]
+
+
+def test_the_script_of_the_page_checks_trains_samples_writes_and_scores(tmp_path: Path) -> None:
+    for name in ("jitkit_eeg.py", "simulated_eeg.py"):
+        shutil.copy(PACKAGE / name, tmp_path)
+    run([sys.executable, "-m", "simulated_eeg", "recordings.npz"], tmp_path)
+    script = "".join(block for block in blocks("python") if not of_package(block))
+    assert script.count('"steps": 800, "batch_size": 64') == 1
+    short = script.replace('"steps": 800, "batch_size": 64', '"steps": 3, "batch_size": 8')
+    printed = run([sys.executable, "-W", "error", "-c", short], tmp_path)
+    assert "frequency_distance_hz" in printed.splitlines()[-1]
+    with np.load(tmp_path / "samples" / "samples.npz") as file:
+        assert file["eeg"].shape == (16, 4, 128) and file["subject"].tolist()[::4] == [0, 1, 2, 3]
+    assert Image.open(tmp_path / "samples.png").size == (800, 560)
+
+
+# A class in a script, made from arrays at hand
+
+
+class Spectra:
+    """Two lines on 24 wavelengths, their heights told; without a section, from arrays."""
+
+    conditions: ClassVar[dict[str, Condition]] = {"heights": Scalars(("first", "second"))}
+
+    def __init__(self, heights: Array, scale: Array) -> None:
+        """Made from heights (N, 2), and from the scale of each wavelength (24,)."""
+        self.heights, self.scale = heights, scale
+        self.layout = Layout((Axis("wavelength", 24, patch=4),), ("flux",))
+
+    def facts(self) -> dict[str, Any]:
+        return {"scale": self.scale}
+
+    def items(self, split: Split) -> Sequence[Array]:
+        return list(self.heights[:-8] if split == "train" else self.heights[-8:])
+
+    def encode(self, item: Array, rng: np.random.Generator | None = None) -> Field:
+        wavelength = np.arange(24, dtype=np.float32)
+        lines = np.exp(-(((wavelength - np.array([[6], [15]], np.float32)) / 2) ** 2))
+        flux = (item @ lines * self.scale).astype(np.float32)
+        return Field(torch.from_numpy(flux)[None], cond={"heights": torch.from_numpy(item)})
+
+    def decode(self, field: Field) -> Array:
+        flux = field.values[0].numpy() / self.scale
+        return np.asarray(flux[[6, 15]], np.float32)
+
+    def write(self, items: Iterable[Array], path: Path) -> list[Path]:
+        path.mkdir(parents=True, exist_ok=True)
+        np.savetxt(path / "heights.csv", np.stack(list(items)), delimiter=",")
+        return [path / "heights.csv"]
+
+    def preview(self, items: Sequence[Array]) -> Image.Image:
+        return Image.fromarray((np.stack(items) * 50).clip(0, 255).astype(np.uint8))
+
+    def scores(self) -> dict[str, Measure]:
+        return {"mean_height": lambda samples, train: float(abs(np.mean(samples)))}
+
+
+class NamedSpectra(Spectra):
+    """The same with a section of keys that were never asked for."""
+
+    class Section(DomainSection):
+        path: Path = Path("spectra.csv")
+        """Where they would lie."""
+
+
+RECIPE: dict[str, Any] = {
+    "model": {"width": 16, "depth": 2, "heads": 2, "bottleneck": 8},
+    "train": {"steps": 6, "batch_size": 8, "lr": 1e-2, "ema": [0.5], "precision": "float32"}
+    | {"preview_samples": 2, "save_every_steps": 3},
+    "sample": {"steps": 2},
+    "evaluate": {"samples": 8, "after_training": True},
+}
+
+
+def spectra(cls: type[Spectra] = Spectra, scale: float = 1.5) -> Any:
+    heights = np.random.default_rng(0).uniform(0, 4, (40, 2)).astype(np.float32)
+    return cls(heights, np.full(24, scale, np.float32))
+
+
+@pytest.fixture(scope="module")
+def by_hand(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a domain that was given in Python, under a recipe without section domain."""
+    folder = tmp_path_factory.mktemp("runs") / "spectra"
+    return jitkit.train(RECIPE, run=folder, domain=spectra())
+
+
+def test_a_domain_in_python_needs_neither_a_section_nor_a_name(by_hand: Path) -> None:
+    written = jitkit.load_recipe(by_hand / "recipe.yaml", domain=Spectra)
+    assert (written.name, written.domain.name) == ("spectra", "spectra")
+    scored = json.loads((by_hand / "evaluation.json").read_text())
+    assert set(scored["scores"]) == {"mean_height"}
+    assert (by_hand / "samples" / "step-0.png").is_file()
+
+
+def test_a_model_is_loaded_with_its_domain_sampled_decoded_and_written(
+    by_hand: Path, tmp_path: Path
 ) -> None:
-    domain = eeg.EEG(eeg.EEGSection(name="eeg"))
-    run = train(LEAST, domain=domain, run=tmp_path / "run")
-    train(LEAST, {"train.steps": 5}, domain=domain, run=run)
-    denoiser = package.load(run, domain=domain)
-    x = package.sample(denoiser, n=4, cond={"subject": [0, 1, 2, 3]}, steps=2)
-    items = [
-        denoiser.domain.decode(Field(values, cond={"subject": i})) for i, values in enumerate(x)
-    ]
-    (file,) = denoiser.domain.write(items, tmp_path / "out")
-    assert np.load(file)["eeg"].shape == (4, 4, 128)
-    refused = jitkit("sample", run)
-    assert refused.code == 2 and "jitkit.load(" in refused.err and "domain=..." in refused.err
+    domain = spectra()
+    denoiser = jitkit.load(by_hand, domain=domain)
+    assert denoiser.domain is domain
+    heights = torch.tensor([[1.0, 2.0], [3.0, 0.5]])
+    x = jitkit.sample(denoiser, n=2, cond={"heights": heights}, steps=2)
+    items = [denoiser.domain.decode(Field(values)) for values in x]
+    (file,) = denoiser.domain.write(items, tmp_path / "new")
+    assert np.loadtxt(file, delimiter=",").shape == (2, 2)
+
+
+def test_a_run_of_a_domain_in_python_goes_on_as_if_unbroken(by_hand: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    for steps in (3, 6):
+        jitkit.train(RECIPE, {"train.steps": steps}, run=broken, domain=spectra())
+    whole, mended = (jitkit.load(path, domain=spectra()) for path in (by_hand, broken))
+    for name, weight in whole.state_dict().items():
+        assert torch.equal(weight, mended.state_dict()[name]), name
+
+
+def test_facts_that_are_arrays_are_compared_when_a_run_goes_on(by_hand: Path) -> None:
+    with pytest.raises(jitkit.DataError, match="facts.scale: array"):
+        jitkit.train(RECIPE, {"train.steps": 7}, run=by_hand, domain=spectra(scale=2.0))
+
+
+@pytest.mark.parametrize("command", ["sample", "evaluate"])
+def test_a_command_on_such_a_run_is_refused_with_what_to_do(
+    command: str, by_hand: Path, jitkit: Callable[..., Answer]
+) -> None:
+    answer = jitkit(command, by_hand)
+    assert answer.code == 2
+    assert "was trained with a domain that was given in Python" in answer.err
+    assert f"jitkit.load({str(by_hand)!r}, domain=...)" in answer.err
+
+
+def test_a_class_with_a_section_of_its_own_may_be_given_too(tmp_path: Path) -> None:
+    domain = spectra(NamedSpectra)
+    run = jitkit.train(RECIPE, {"train.steps": 1}, run=tmp_path / "run", domain=domain)
+    written = jitkit.load_recipe(run / "recipe.yaml", domain=NamedSpectra)
+    assert written.domain.model_dump() == {"name": "namedspectra", "path": Path("spectra.csv")}
+
+
+def test_questions_that_need_no_section_can_be_asked_singly() -> None:
+    domain = spectra()
+    items = testing.spread(domain, "train")
+    testing.layout_fits_what_is_encoded(domain, items)
+    testing.values_are_finite_and_of_unit_variance(domain, items)
+    testing.conditions_are_as_declared(domain, items)
+    testing.decode_undoes_encode(domain, items)
+    testing.encode_depends_on_its_rng_alone(domain, items)
+    testing.pickled_domain_still_reads(domain)
+    testing.write_makes_files(domain, items)
+    testing.preview_is_a_picture(domain, items)
+
+
+# The package
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package of the page, built from a copy, with the setuptools that torch brings."""
+    folder = tmp_path_factory.mktemp("build")
+    shutil.copytree(PACKAGE, folder / "source")
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    run([*pip, "--wheel-dir", folder, folder / "source"], folder)
+    (found,) = folder.glob("*.whl")
+    return found
+
+
+@pytest.fixture(scope="module")
+def clean(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of an environment that holds the wheel, and sees what is installed here."""
+    folder = tmp_path_factory.mktemp("clean")
+    run([sys.executable, "-m", "venv", "--without-pip", folder], folder)
+    python = folder / "bin" / "python"
+    places = run([python, "-c", "import site; print(site.getsitepackages()[0])"], folder)
+    here = "".join(f"; site.addsitedir({place!r})" for place in site.getsitepackages())
+    (Path(places.strip()) / "here.pth").write_text(f"import site{here}\n")
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-index"]
+    run([*pip, wheel], folder)  # that jitkit, which it needs, is there is for pip to find
+    return python
+
+
+@pytest.fixture(scope="module")
+def work(clean: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the recipe and recordings, and a short run of it: 200 steps."""
+    folder = tmp_path_factory.mktemp("work")
+    shutil.copy(PACKAGE / "eeg.yaml", folder)
+    run([clean, "-m", "simulated_eeg", "recordings.npz"], folder)
+    few = ["train.steps=200", "evaluate.samples=80", "train.preview_every_steps=200"]
+    run([clean, "-m", "jitkit", "train", "eeg.yaml", *few], folder)
+    return folder
 
 
 @pytest.mark.slow
-def test_the_package_is_built_installed_found_trained_and_scored(tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    subprocess.run(["cp", "-r", FOLDER, source], check=True)
-    pip = [sys.executable, "-m", "pip", "-q"]
-    subprocess.run([*pip, "wheel", "--no-deps", "-w", str(tmp_path), str(source)], check=True)
-    place = tmp_path / "venv"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", place], check=True)
-    (site,) = place.glob("lib/python*/site-packages")
-    (site / "running.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")  # torch and jitkit
-    (file,) = tmp_path.glob("jitkit_eeg-*.whl")
-    subprocess.run([*pip, "install", "--target", str(site), "--no-deps", str(file)], check=True)
-    where = tmp_path / "work"
-    where.mkdir()
+def test_the_wheel_holds_two_modules_and_an_entry_point(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name for name in names if ".dist-info/" not in name} == {
+        "jitkit_eeg.py",
+        "simulated_eeg.py",
+    }
+    (points,) = (name for name in names if name.endswith("entry_points.txt"))
+    assert b"[jitkit.domains]\neeg = jitkit_eeg:EEG" in zipfile.ZipFile(wheel).read(points)
 
-    def run(*words: object) -> str:
-        done = subprocess.run(
-            [place / "bin" / "python", "-m", *map(str, words)],
-            cwd=where,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
 
-    run("simulated_eeg", "recordings.npz")
-    assert "eeg          EEG of several subjects" in run("jitkit", "domains")
-    short = ("train.steps=30", "model.width=32", "evaluate.samples=40", "sample.steps=4")
-    run("jitkit", "train", source / "eeg.yaml", *short)
-    run("jitkit", "sample", "runs/eeg", "--n", 8, "--cond", "subject=0-3", "--out", "epochs")
-    found = np.load(where / "epochs" / "samples.npz")
-    assert found["eeg"].shape == (8, 4, 128) and found["subject"].tolist() == [
-        0,
-        0,
-        1,
-        1,
-        2,
-        2,
-        3,
-        3,
-    ]
-    scores = json.loads(run("jitkit", "evaluate", "runs/eeg", "--json"))["scores"]
-    assert scores["frequency_distance_hz"]["floor"] < 0.3 < scores["frequency_distance_hz"]["value"]
+@pytest.mark.slow
+def test_the_installed_package_is_found_by_its_entry_point(clean: Path, tmp_path: Path) -> None:
+    lines = run([clean, "-m", "jitkit", "domains"], tmp_path).splitlines()
+    (line,) = (line for line in lines if line.startswith("eeg "))
+    assert "EEG of several subjects" in line and "(jitkit_eeg:EEG)" in line
+    code = "import jitkit_eeg, sys; print(jitkit_eeg.__file__, 'torch' in sys.modules)"
+    file, has_torch = run([clean, "-c", code], tmp_path).split()
+    assert Path(file).is_relative_to(clean.parents[1]) and has_torch == "False"
+    with pytest.raises(ModuleNotFoundError):
+        __import__("jitkit_eeg")
+
+
+@pytest.mark.slow
+def test_jitkit_train_of_the_package_learns_rhythm_and_lag(work: Path) -> None:
+    """Untrained, frequency_distance_hz is 10 and lag_error_degrees 45."""
+    scored = json.loads((work / "runs" / "eeg" / "evaluation.json").read_text())["scores"]
+    assert scored["frequency_distance_hz"]["value"] < 2
+    assert scored["lag_error_degrees"]["value"] < 10
+    assert scored["frequency_distance_hz"]["floor"] < 0.1
+    assert scored["lag_error_degrees"]["floor"] < 0.1
+    assert Image.open(work / "runs" / "eeg" / "samples" / "step-200.png").size == (800, 560)
+
+
+@pytest.mark.slow
+def test_jitkit_sample_of_the_package_needs_no_recordings(
+    work: Path, clean: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(work / "runs", tmp_path / "runs")
+    command = [clean, "-m", "jitkit", "sample", "runs/eeg", "--n", "8", "--out", "eight"]
+    told = run([*command, "--cond", "subject=2"], tmp_path)
+    assert "8 samples of step 200: 1 files in eight" in told
+    with np.load(tmp_path / "eight" / "samples.npz") as file:
+        assert file["eeg"].shape == (8, 4, 128) and file["subject"].tolist() == [2] * 8
+        assert 5 < file["eeg"].std() < 30  # microvolts
+
+
+@pytest.mark.slow
+def test_jitkit_evaluate_of_the_package_scores_the_run_again(work: Path, clean: Path) -> None:
+    command = [clean, "-m", "jitkit", "evaluate", "runs/eeg", "evaluate.samples=40", "--json"]
+    result = json.loads(run(command, work))
+    assert set(result["scores"]) == {"frequency_distance_hz", "lag_error_degrees"}
+    assert (result["samples"], result["held_out"]) == (40, 160)
+
+
+@pytest.mark.slow
+def test_the_package_passes_its_own_tests_where_it_is_installed(
+    clean: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(PACKAGE / "tests", tmp_path / "tests")
+    (tmp_path / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\n")
+    told = run([clean, "-m", "pytest", "-q", "tests"], tmp_path)
+    assert re.search(r"^8 passed", told, re.MULTILINE), told

@@ -1,7 +1,6 @@
 """EEG as a kind of data for jitkit: one second of four channels, and whose brain it is.
 
-Four methods carry the numbers (`items`, `encode`, `decode`, `write`), two judge them (`preview`,
-`scores`), and what was found in the data is kept as `facts`.
+`EEG` is the contract; how an epoch is drawn and what the scores measure stands below it.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from jitkit import Axis, Category, DataError, DomainSection, Field, Layout
+from jitkit.domain import Measure, Split
 
 HZ, NUM_SAMPLES = 128, 128
 CHANNELS = ("Fz", "Cz", "Pz", "Oz")  # from the forehead to the back of the head
@@ -55,22 +55,23 @@ class EEG:
         self.conditions = {"subject": Category(self.found["num_subjects"], drop=0.1)}
 
     def measured(self) -> dict[str, Any]:
-        if not self.path.is_file():
-            raise DataError(f"{self.path}: no such file; say where it lies: domain.path=FILE")
         epochs = self.items("train")
-        eeg = np.stack([epoch.microvolts for epoch in epochs])
-        mean, std = (f(eeg, axis=(0, 2), keepdims=True)[0] for f in (np.mean, np.std))  # (4, 1)
+        eeg = np.stack([epoch.microvolts for epoch in epochs])  # (N, 4, 128)
         num_subjects = 1 + max(epoch.subject for epoch in epochs)
+        mean, std = eeg.mean(axis=(0, 2))[:, None], eeg.std(axis=(0, 2))[:, None]  # (4, 1)
         return {"mean": mean, "std": std, "num_subjects": num_subjects}
 
     def facts(self) -> dict[str, Any]:
         return self.found
 
-    def items(self, split: str) -> Sequence[Epoch]:
+    def items(self, split: Split) -> Sequence[Epoch]:
+        if not self.path.is_file():
+            raise DataError(f"{self.path}: no such file; domain.path=FILE points elsewhere")
         with np.load(self.path, allow_pickle=False) as file:
-            pairs = list(zip(file["eeg"].astype(np.float32), file["subject"].tolist(), strict=True))
-        cut = len(pairs) * 9 // 10
-        return [Epoch(*pair) for pair in (pairs[:cut] if split == "train" else pairs[cut:])]
+            pairs = zip(file["eeg"].astype(np.float32), file["subject"].tolist(), strict=True)
+            epochs = [Epoch(eeg, subject) for eeg, subject in pairs]
+        cut = len(epochs) * 9 // 10
+        return epochs[:cut] if split == "train" else epochs[cut:]
 
     def encode(self, item: Epoch, rng: np.random.Generator | None = None) -> Field:
         import torch
@@ -79,19 +80,20 @@ class EEG:
         return Field(torch.from_numpy(values), cond={"subject": torch.tensor(item.subject)})
 
     def decode(self, field: Field) -> Epoch:
-        microvolts = field.values.numpy() * self.found["std"] + self.found["mean"]
+        microvolts = field.values.cpu().numpy() * self.found["std"] + self.found["mean"]
         return Epoch(microvolts, int(field.cond["subject"]))
 
     def write(self, items: Iterable[Epoch], path: Path) -> list[Path]:
         path.mkdir(parents=True, exist_ok=True)
-        eeg, subject = zip(*((item.microvolts, item.subject) for item in items), strict=True)
-        np.savez(path / "samples.npz", eeg=np.stack(eeg), subject=np.array(subject))
-        return [path / "samples.npz"]
+        kept, file = list(items), path / "samples.npz"
+        eeg, subject = np.stack([item.microvolts for item in kept]), [item.subject for item in kept]
+        np.savez(file, eeg=eeg, subject=np.array(subject))  # as the recordings are stored
+        return [file]
 
     def preview(self, items: Sequence[Epoch]) -> Image.Image:
         return drawn(items)
 
-    def scores(self) -> Mapping[str, Any]:
+    def scores(self) -> Mapping[str, Measure]:
         return {"frequency_distance_hz": frequency_distance, "lag_error_degrees": lag_error}
 
 

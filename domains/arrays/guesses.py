@@ -16,7 +16,7 @@ from jitkit.domains.arrays.dimensions import (
     part_of,
 )
 from jitkit.domains.arrays.looking import Look
-from jitkit.domains.arrays.roles import Roles, Unsure, roles_of, stride_of
+from jitkit.domains.arrays.roles import Roles, Unsure, roles_of
 from jitkit.errors import DataError, listed
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def _guessed(
         if _is_map(store, n, main) and not (n in looks and looks[n].flat)
     ]
     along = main.drawn()[0]
-    stride = max(stride_of(main.window), sizes[along] // 100_000) if main.window > 1 else 1
+    stride = max(main.stride, sizes[along] // 100_000) if main.window > 1 else 1
     return Guess(
         axes=axes,
         sample=tuple(main.drawn()),

@@ -44,7 +44,7 @@ class Roles:
     Attributes:
         sizes: its dimensions, in order.
         parts: what each is, and by what it is known.
-        axes, sample, unroll, window: as in a recipe.
+        axes, sample, unroll, window, stride: as in a recipe.
         why: a reason for each.
         first: sample dimensions that come before times.
         unsure: (what may be otherwise, the override that makes it so).
@@ -56,6 +56,7 @@ class Roles:
     sample: list[str] = field(default_factory=list)
     unroll: list[str] = field(default_factory=list)
     window: int = 1
+    stride: int = 1
     why: dict[str, str] = field(default_factory=dict)
     first: list[str] = field(default_factory=list)
     unsure: list[Unsure] = field(default_factory=list)
@@ -245,18 +246,14 @@ def _record(found: Roles) -> None:
         )
     found.first = [long]
     found.window = min(RECORD, _power_of_two(max(2, steps // 8)))
-    told = f"one record, cut into items of {found.window} steps, each {stride_of(found.window)} on"
+    found.stride = max(1, found.window // 4)
+    told = f"one record, cut into items of {found.window} steps, each {found.stride} on"
     found.why[long] = told
     found.unsure.append(("the length of an item", f"domain.window={found.window}"))
 
 
 def _power_of_two(most: int) -> int:
     return 1 << (most.bit_length() - 1)
-
-
-def stride_of(window: int) -> int:
-    """Steps from one window to the next."""
-    return max(1, window // 4)
 
 
 def _field(found: Roles) -> None:
@@ -268,13 +265,15 @@ def _field(found: Roles) -> None:
         what = f"whether the entries of {first[0]} are items: there is one field alone"
         found.unsure.append((what, "domain.path=DATA_WITH_TIMES_OR_MEMBERS"))
     elif found.axes:
-        rows = found.axes[0]
+        rows = next((dim for dim in found.axes if dim in found.of("y")), found.axes[0])
         found.put(found.sample, [rows], "")
         found.window = min(ROWS, _power_of_two(max(2, found.sizes[rows] // 4)))
+        found.stride = max(1, found.window // 16)
         found.why[rows] = f"cut into windows of {found.window}, since there is one field alone"
         what = "whether parts of a single field are items: they are much alike"
         found.unsure.append((what, "domain.path=DATA_WITH_TIMES_OR_MEMBERS"))
         found.unsure.append(("the size of an item", f"domain.window={found.window}"))
+        found.unsure.append(("whether to hold out the last rows of the field", "domain.val=0"))
     if not found.axes and found.window == 1:
         raise DataError(
             f"nothing to make items of: the dimensions are {listed(found.sizes)}; an item needs a "
