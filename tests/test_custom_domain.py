@@ -102,7 +102,8 @@ def test_the_script_of_the_page_checks_trains_samples_writes_and_scores(tmp_path
     assert "frequency_distance_hz" in printed.splitlines()[-1]
     with np.load(tmp_path / "samples" / "samples.npz") as file:
         assert file["eeg"].shape == (16, 4, 128) and file["subject"].tolist()[::4] == [0, 1, 2, 3]
-    assert Image.open(tmp_path / "samples.png").size == (800, 560)
+    with Image.open(tmp_path / "samples.png") as picture:
+        assert picture.size == (800, 560)
 
 
 # A class in a script, made from arrays at hand
@@ -176,7 +177,7 @@ def by_hand(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_domain_in_python_needs_neither_a_section_nor_a_name(by_hand: Path) -> None:
-    written = jitkit.load_recipe(by_hand / "recipe.yaml", domain=Spectra)
+    written = jitkit.load_recipe(by_hand / "recipe.yaml", domain=Spectra)  # type: ignore[arg-type]
     assert (written.name, written.domain.name) == ("spectra", "spectra")
     scored = json.loads((by_hand / "evaluation.json").read_text())
     assert set(scored["scores"]) == {"mean_height"}
@@ -223,7 +224,7 @@ def test_a_command_on_such_a_run_is_refused_with_what_to_do(
 def test_a_class_with_a_section_of_its_own_may_be_given_too(tmp_path: Path) -> None:
     domain = spectra(NamedSpectra)
     run = jitkit.train(RECIPE, {"train.steps": 1}, run=tmp_path / "run", domain=domain)
-    written = jitkit.load_recipe(run / "recipe.yaml", domain=NamedSpectra)
+    written = jitkit.load_recipe(run / "recipe.yaml", domain=NamedSpectra)  # type: ignore[arg-type]
     assert written.domain.model_dump() == {"name": "namedspectra", "path": Path("spectra.csv")}
 
 
