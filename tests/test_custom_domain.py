@@ -311,7 +311,8 @@ def test_jitkit_train_of_the_package_learns_rhythm_and_lag(work: Path) -> None:
     assert scored["lag_error_degrees"]["value"] < 10
     assert scored["frequency_distance_hz"]["floor"] < 0.1
     assert scored["lag_error_degrees"]["floor"] < 0.1
-    assert Image.open(work / "runs" / "eeg" / "samples" / "step-200.png").size == (800, 560)
+    with Image.open(work / "runs" / "eeg" / "samples" / "step-200.png") as opened:
+        assert opened.size == (800, 560)
 
 
 @pytest.mark.slow
