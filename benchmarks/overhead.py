@@ -1,11 +1,11 @@
-"""What the engine costs: a step of a run against a bare step of the same model on the same batch.
+"""What the engine costs: a step of a run against a bare step of the same model on the same data.
 
     python -m benchmarks.overhead [--size digits|B] [--rounds 20]
 
-The bare step is forward, backward and AdamW on a batch that is there. The engine's step has beside
-these: reading the batch, noise that does not depend on how the batch is cut, the norm of the
-gradient and the check that it is finite, two running means, metrics and TensorBoard, and looking
-for signals. Both take turns in one process, so that what else the machine does falls on both.
+The bare step reads a batch and does forward, backward and AdamW. The engine's step has beside
+these: noise that does not depend on how the batch is cut, the norm of the gradient and the check
+that it is finite, two running means, metrics and TensorBoard, and looking for signals. Both take
+turns in one process, so that what else the machine does falls on both.
 """
 
 from __future__ import annotations
@@ -61,10 +61,11 @@ def bare(recipe: Recipe) -> Callable[[], None]:
     for group in optimizer.param_groups:
         group["lr"] = 1e-5
     items = domain.items("train")
-    plan = Plan(len(items), section.batch_size, section.seed, 0, 1)
-    batch = next(batches(domain, items, plan))
+    plan = Plan(len(items), section.batch_size, section.seed, 0, 10**8)
+    read = batches(domain, items, plan)
 
     def step() -> None:
+        batch = next(read)
         n = len(batch.x)
         t = logit_normal_t(n, P_mean=-0.8, P_std=0.8)
         cond = drop(denoiser.conditions, batch.cond, {k: torch.rand(n) for k in batch.cond})

@@ -355,6 +355,21 @@ def main() -> None:
 
     75 after a signal, when all is saved and the same command goes on (EX_TEMPFAIL).
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        _run()
+        return
+    os.environ["JITKIT_COMMAND"] = "1"
+    code = 0
+    try:
+        _run()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # threads of gloo abort a process that takes itself apart, now and then
+
+
+def _run() -> None:
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = "1000"  # long spins starve a shared machine (docs/log.md)
     try:

@@ -25,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from jitkit.errors import JitkitError, Stopped
 from jitkit.progress import quiet
 
+COMMAND = "JITKIT_COMMAND"  # in the environment of a process that is one of our commands
 PATIENCE = timedelta(hours=2)  # rank 0 may have data to measure or samples to score meanwhile
 
 
@@ -146,7 +147,8 @@ def team() -> Iterator[Team]:
         found.wait()
         raise
     finally:
-        dist.destroy_process_group()
+        if COMMAND not in os.environ:  # a command leaves at once, see `cli.main`
+            dist.destroy_process_group()
 
 
 class Shared:
