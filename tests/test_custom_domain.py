@@ -63,6 +63,12 @@ def run(command: Sequence[object], folder: Path) -> str:
     return result.stdout
 
 
+def size_of(picture: Path) -> tuple[int, int]:
+    """Width and height of a picture, in pixels."""
+    with Image.open(picture) as image:
+        return image.size
+
+
 # What the page says
 
 
@@ -299,8 +305,6 @@ def test_the_installed_package_is_found_by_its_entry_point(clean: Path, tmp_path
     code = "import jitkit_eeg, sys; print(jitkit_eeg.__file__, 'torch' in sys.modules)"
     file, has_torch = run([clean, "-c", code], tmp_path).split()
     assert Path(file).is_relative_to(clean.parents[1]) and has_torch == "False"
-    with pytest.raises(ModuleNotFoundError):
-        __import__("jitkit_eeg")
 
 
 @pytest.mark.slow
