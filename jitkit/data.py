@@ -16,6 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from jitkit.domain import Chunked, Domain
+from jitkit.domain import Chunked, Domain, Sized
 from jitkit.errors import BadItem, DataError, RecipeError, listed
 from jitkit.fields import Batch, Category, Condition, Field, Grid, Layout, PerToken, Scalars
 from jitkit.patches import extend_coords
@@ -33,6 +34,8 @@ from jitkit.seeds import mix
 
 SUBSTITUTES = 16  # items in a row that may be unreadable before a run stops
 READ_AHEAD = 1  # batches that threads prepare while one is in use
+POOL = 64  # batches whose items are sorted by size together
+PADDED_SIZES = 32  # that batches are padded to along an axis, at most
 
 Key = tuple[int, int]
 """An epoch and the index of an item."""
@@ -219,6 +222,7 @@ class Plan:
         start: number of the first batch; a run that goes on starts where it was.
         stop: number after the last batch.
         shuffle: one epoch's permutation from its generator; an even one where not given.
+        sizes: of the items, where those of like size are to share a batch (`by_size`).
         accumulate: parts of a batch that a process takes one after the other.
         rank: this process, counted from 0.
         world: processes.
@@ -230,9 +234,29 @@ class Plan:
     start: int
     stop: int
     shuffle: Callable[[np.random.Generator], Indices] | None = None
+    sizes: Indices | None = None
     accumulate: int = 1
     rank: int = 0
     world: int = 1
+
+    @classmethod
+    def over(
+        cls,
+        items: Sequence[Any],
+        batch_size: int,
+        seed: int,
+        *,
+        start: int = 0,
+        stop: int,
+        accumulate: int = 1,
+        rank: int = 0,
+        world: int = 1,
+    ) -> Plan:
+        """The plan for a split: in the order that `Chunked` items ask for, `Sized` ones by size."""
+        shuffle = items.order if isinstance(items, Chunked) else None
+        sizes = items.sizes if isinstance(items, Sized) and shuffle is None else None
+        shares = (shuffle, sizes, accumulate, rank, world)
+        return cls(len(items), batch_size, seed, start, stop, *shares)
 
     def __post_init__(self) -> None:
         parts = self.accumulate * self.world
@@ -279,17 +303,49 @@ class Plan:
 
     def _order(self, epoch: int) -> Indices:
         rng = np.random.default_rng(mix(self.seed, "order", epoch))
-        return self.shuffle(rng) if self.shuffle else rng.permutation(self.size)
+        if self.shuffle:
+            return self.shuffle(rng)
+        if self.sizes is not None:
+            return by_size(self.sizes, rng, self.batch_size, first=-epoch * self.size)
+        return rng.permutation(self.size)
+
+
+def by_size(sizes: Indices, rng: np.random.Generator, batch_size: int, first: int = 0) -> Indices:
+    """A permutation of items in which those of a batch are of like size; one epoch's order.
+
+    Items are shuffled, those of `POOL` batches at a time are sorted by size, and the batches are
+    shuffled. The items of a batch that reaches into a neighbouring epoch are any.
+
+    Args:
+        sizes: of the items, (items,).
+        rng: of the epoch.
+        batch_size: items of a batch.
+        first: the place of a batch's first item, counted from the epoch's; batches repeat, so that
+            any multiple of the batch size more or less is the same place.
+    """
+    order = rng.permutation(len(sizes))
+    first = min(first % batch_size, len(sizes))
+    count = (len(sizes) - first) // batch_size
+    middle = order[first : first + count * batch_size]
+    for at in range(0, len(middle), POOL * batch_size):
+        pool = middle[at : at + POOL * batch_size]
+        pool[:] = pool[np.argsort(sizes[pool], kind="stable")]
+    rows = middle.reshape(count, batch_size)
+    rows[:] = rows[rng.permutation(count)]
+    return order
 
 
 def collate(layout: Layout, conditions: Mapping[str, Condition], fields: Sequence[Field]) -> Batch:
     """Fields side by side, padded to the largest grid among them.
 
+    Where that falls short of the layout's, each axis is rounded up so that it has one of at most
+    `PADDED_SIZES` numbers of tokens: `torch.compile` meets few shapes.
+
     Cells without data are zero in ``x`` and False in the mask; there is no mask where all cells
     of all fields have data. Conditions on the grid are padded with what stands for "not told".
     """
     grids = [tuple(field.values.shape[1:]) for field in fields]
-    grid = tuple(max(sizes) for sizes in zip(*grids, strict=True))
+    grid = _rounded(layout, tuple(max(sizes) for sizes in zip(*grids, strict=True)))
     known = [_known(layout, field) for field in fields]
     mask = None
     if any(own != grid for own in grids) or any(each is not None for each in known):
@@ -312,6 +368,16 @@ def collate(layout: Layout, conditions: Mapping[str, Condition], fields: Sequenc
         cond=cond,
         coords=torch.stack([_coords(field, grid) for field in fields]) if given else None,
     )
+
+
+def _rounded(layout: Layout, grid: tuple[int, ...]) -> tuple[int, ...]:
+    """A grid with the axes that fall short of the layout's rounded up."""
+    sizes = []
+    for size, axis in zip(grid, layout.axes, strict=True):
+        patches = ceil(axis.tokens / PADDED_SIZES)
+        step = axis.patch * patches if patches > 1 and size < axis.size else 1
+        sizes.append(min(max(axis.size, size), ceil(size / step) * step))
+    return tuple(sizes)
 
 
 def _collate(

@@ -27,7 +27,7 @@ class Axis:
         size: cells along it; the largest size where samples differ.
         patch: cells of a token along it.
         kind: ``"line"`` has two ends, ``"circle"`` closes on itself (longitude, angle), ``"set"``
-            has no order (atoms).
+            has no order.
     """
 
     name: str
@@ -65,20 +65,32 @@ class Layout:
 
     ``missing`` says that cells may be absent (NaN) inside a sample. The network then gets a
     learned fill for each channel and a mask beside the values.
+
+    ``centred`` is a linear constraint: in every sample the observed cells of each of these groups
+    of channels, taken together, have mean zero. Data come so from the domain; noise, what the
+    network says and so every step of the sampler are projected onto it (`jitkit.centring`).
     """
 
     axes: tuple[Axis, ...]
     channels: tuple[str, ...]
     missing: bool = False
+    centred: tuple[tuple[str, ...], ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "axes", tuple(self.axes))
         object.__setattr__(self, "channels", tuple(self.channels))
+        object.__setattr__(self, "centred", tuple(tuple(group) for group in self.centred))
         if not 1 <= len(self.axes) <= 4:
             raise JitkitError(f"a layout has 1 to 4 axes, not {len(self.axes)}")
         for what, names in (("axes", [a.name for a in self.axes]), ("channels", self.channels)):
             if len(set(names)) != len(names) or not names:
                 raise JitkitError(f"{what} need different names, and at least one: {listed(names)}")
+        grouped = [name for group in self.centred for name in group]
+        if unknown := [name for name in grouped if name not in self.channels]:
+            raise JitkitError(f"centred {unknown[0]!r} is no channel; they are "
+                              f"{listed(self.channels)}")  # fmt: skip
+        if len(set(grouped)) != len(grouped) or not all(self.centred):
+            raise JitkitError("a channel is centred in one group, and no group is empty")
 
     @property
     def grid(self) -> tuple[int, ...]:

@@ -1,0 +1,1 @@
+"""Molecules as sets of atoms in space."""

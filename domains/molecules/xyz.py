@@ -1,0 +1,123 @@
+"""XYZ files: one molecule or many one after the other, plain, extended, or as QM9 has them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from itertools import takewhile
+from pathlib import Path
+
+import numpy as np
+
+from jitkit.domains.molecules.elements import number_of
+from jitkit.domains.molecules.molecule import Molecule
+from jitkit.errors import BadItem
+
+QM9 = ("A", "B", "C", "mu", "alpha", "homo", "lumo", "gap", "r2", "zpve", "U0", "U", "H", "G", "Cv")
+"""What the numbers of QM9's second line are (Ramakrishnan et al. 2014, table 3)."""
+
+_PAIR = re.compile(r"([A-Za-z_][\w.\-]*)=(?:\"([^\"]*)\"|'([^']*)'|(\S+))")
+_CHARGES = ("formal_charge", "formal_charges")  # columns of an extended file
+
+
+def read_xyz(path: Path) -> Iterator[Molecule | BadItem]:
+    """Molecules of a file in its own unit, and what is wrong with those that cannot be read."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    at, count = _next_count(lines, 0), 0
+    while at < len(lines):
+        name = path.stem if _next_count(lines, at + 1) == len(lines) and not count else (
+            f"{path.stem}:{count}")  # fmt: skip
+        after = at + 2 + int(lines[at])
+        try:
+            found = _molecule(lines, at, name)
+            at = _after(lines, after, name, lines[at + 1])
+            yield found
+        except BadItem as bad:
+            yield bad
+            at = _next_count(lines, at + 1)
+        count += 1
+
+
+def _next_count(lines: Sequence[str], at: int) -> int:
+    """The line from ``at`` on that holds a number of atoms; the end where none does."""
+    while at < len(lines) and not lines[at].strip().isdecimal():
+        at += 1
+    return at
+
+
+def _after(lines: Sequence[str], at: int, name: str, comment: str) -> int:
+    """Where the next molecule begins; more lines than atoms are an error, but QM9's own."""
+    following = _next_count(lines, at)
+    if not comment.startswith("gdb"):
+        extra = [line for line in lines[at:following] if line.strip()]
+        if extra:
+            raise BadItem(name, f"more lines than atoms: {extra[0].strip()[:40]!r} follows them")
+    return following
+
+
+def _molecule(lines: Sequence[str], at: int, name: str) -> Molecule:
+    count = int(lines[at])
+    comment = lines[at + 1].strip() if at + 1 < len(lines) else ""
+    rows = [line.split() for line in lines[at + 2 : at + 2 + count]]
+    there = list(takewhile(lambda row: len(row) > 1, rows))
+    if len(there) < count:
+        raise BadItem(name, f"{count} atoms are announced, and there are {len(there)}")
+    pairs = {key: a or b or c for key, a, b, c in _PAIR.findall(comment)}
+    if "Lattice" in pairs and pairs.get("pbc", "T T T").replace(" ", "").strip("F0"):
+        raise BadItem(name, "a periodic cell (Lattice), which is no molecule")
+    columns = _columns(pairs.get("Properties", "species:S:1:pos:R:3"), name)
+    numbers = [_number(row, columns["species"], name) for row in rows]
+    positions = [[_float(row, columns["pos"] + k, name) for k in range(3)] for row in rows]
+    charge = next((columns[key] for key in _CHARGES if key in columns), None)
+    charges = [0 if charge is None else round(_float(row, charge, name)) for row in rows]
+    smiles, properties = None, _scalars(pairs)
+    if comment.startswith("gdb"):
+        values = comment.split()[2:]
+        properties = dict(zip(QM9, (float(v.replace("*^", "e")) for v in values), strict=False))
+        words = lines[at + 3 + count].split() if at + 3 + count < len(lines) else []
+        smiles = words[0] if words else None
+    return Molecule(
+        np.array(numbers, np.int64),
+        np.array(positions, np.float64).reshape(-1, 3),
+        np.array(charges, np.int64),
+        properties,
+        smiles,
+        name,
+    )
+
+
+def _columns(text: str, name: str) -> dict[str, int]:
+    """The first column of each property of an extended file: ``species:S:1:pos:R:3``."""
+    words, columns, at = text.split(":"), dict[str, int](), 0
+    for key, size in zip(words[::3], words[2::3], strict=False):
+        columns[key] = at
+        at += int(size) if size.isdecimal() else 0
+    if not {"species", "pos"} <= set(columns):
+        raise BadItem(name, f"Properties={text} has no species or pos")
+    return columns
+
+
+def _number(row: Sequence[str], column: int, name: str) -> int:
+    number = number_of(row[column]) if column < len(row) else None
+    if number is None:
+        raise BadItem(name, f"{' '.join(row)[:40]!r} begins with no element")
+    return number
+
+
+def _float(row: Sequence[str], column: int, name: str) -> float:
+    try:
+        return float(row[column].replace("*^", "e"))
+    except (IndexError, ValueError):
+        raise BadItem(
+            name, f"{' '.join(row)[:40]!r} has no number in column {column + 1}"
+        ) from None
+
+
+def _scalars(pairs: dict[str, str]) -> dict[str, float]:
+    found = {}
+    for key, value in pairs.items():
+        try:
+            found[key] = float(value)
+        except ValueError:
+            continue
+    return found
