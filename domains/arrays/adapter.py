@@ -8,7 +8,8 @@ domain: {name: arrays, path: sst.nc, axes: {latitude: line, longitude: circle}}
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -18,7 +19,7 @@ from jitkit.domains.arrays import conditions as told
 from jitkit.domains.arrays import writing as arraywrite
 from jitkit.domains.arrays.data import FORMAT, Data, check_transforms, measure, open_data
 from jitkit.domains.arrays.items import ArrayItems, Sample
-from jitkit.domains.arrays.output import Column, class_column, number_column
+from jitkit.domains.arrays.output import Column, class_column, columns, number_column
 from jitkit.domains.arrays.plan import make_axes
 from jitkit.domains.arrays.section import ArraysSection
 from jitkit.domains.arrays.splits import Array
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
+    from jitkit.domains.stores.fetching import Read
+
 MOST_IN_PREVIEW = 4
 
 
@@ -41,13 +44,43 @@ class Arrays:
     Section: ClassVar[type[DomainSection]] = ArraysSection
 
     def __init__(self, section: ArraysSection, facts: Mapping[str, Any] | None = None) -> None:
-        self._section = section
+        self.section: DomainSection = section
+        self._begin(partial(open_data, section), section.drop, facts)
+
+    @classmethod
+    def of(
+        cls,
+        section: DomainSection,
+        opened: Callable[[], Data],
+        drop: Callable[[str], float],
+        facts: Mapping[str, Any] | None = None,
+    ) -> Arrays:
+        """Arrays that another adapter finds.
+
+        Args:
+            section: what a recipe says.
+            opened: opens the data; must survive pickling.
+            drop: how often a condition is hidden in training, by its name.
+            facts: of a trained model, with which the data are not needed at first.
+        """
+        arrays = cls.__new__(cls)
+        arrays.section = section
+        arrays._begin(opened, drop, facts)
+        return arrays
+
+    def _begin(
+        self,
+        opened: Callable[[], Data],
+        drop: Callable[[str], float],
+        facts: Mapping[str, Any] | None,
+    ) -> None:
+        self._opened, self._drop = opened, drop
         self._data: Data | None = None
-        self._known: _Known | None = None
+        self._known: Known | None = None
         if facts is None:
-            self._open()
+            self.data()
         else:
-            self._known = _Known(section, facts)
+            self._known = Known(drop, facts)
 
     @staticmethod
     def inspect(
@@ -62,16 +95,16 @@ class Arrays:
     def layout(self) -> Layout:
         """Axes and channels, with a patch for at most 512 tokens; may measure the training split,
         since it says whether cells are missing."""
-        return self._learned().layout
+        return self.known().layout
 
     @property
     def conditions(self) -> Mapping[str, Condition]:
         """static, grids, past (maps), scalars, and the categories by name."""
-        return self._learned().conditions
+        return self.known().conditions
 
     def facts(self) -> dict[str, Any]:
         """Axes, statistics, coordinates, attributes: JSON, and numpy arrays as leaves."""
-        return dict(self._learned().facts)
+        return dict(self.known().facts)
 
     def items(self, split: Split) -> ArrayItems:
         """Items in the order of the data, the last sample dimension fastest.
@@ -79,7 +112,7 @@ class Arrays:
         Raises:
             DataError: where a model was loaded, and the data are not those of its recipe.
         """
-        return self._open().items(split)
+        return self.data().items(split)
 
     def encode(self, item: Sample, rng: np.random.Generator | None = None) -> Field:
         """Transformed and normalized values, a mask where cells may be missing, conditions.
@@ -89,7 +122,7 @@ class Arrays:
         """
         import torch
 
-        known = self._learned()
+        known = self.known()
         try:
             values = torch.from_numpy(known.statistics.encode(item.values))
         except DataError as error:  # a value that a transform does not take
@@ -112,7 +145,7 @@ class Arrays:
 
         NaN where the mask says that there are no data, and where training never observed any.
         """
-        known = self._learned()
+        known = self.known()
         values = known.statistics.decode(field.values.detach().float().cpu().numpy())
         if field.mask is not None:
             values[~np.broadcast_to(field.mask.cpu().numpy(), values.shape)] = np.nan
@@ -123,15 +156,15 @@ class Arrays:
     def write(self, items: Iterable[Sample], path: Path) -> list[Path]:
         """Write ``samples.nc``, .zarr, .h5, .npy or .npz, as the data came, with their coordinates,
         attributes and types; dimensions are ``sample`` and those of an item."""
-        known = self._learned()
+        known = self.known()
         spec = {key: known.facts[key] for key in ("axes", "missing")} | known.facts["output"]
-        return arraywrite.write(items, path, spec, known.columns())
+        return arraywrite.write(items, path, spec, columns(spec, known.columns()))
 
     def preview(self, items: Sequence[Sample]) -> Image:
         """Real items on the left, where the data are at hand, and these on the right."""
         from jitkit.domains.panels.panels import panels
 
-        known = self._learned()
+        known = self.known()
         coords, units = known.coordinates()
         return panels(
             [item.values for item in items[:MOST_IN_PREVIEW]],
@@ -148,8 +181,20 @@ class Arrays:
         """Distributions, spectra and correlations of samples against the training items."""
         from jitkit.domains.scores.scores import measures
 
-        layout = self._learned().layout
+        layout = self.known().layout
         return measures(layout.channels, [(axis.name, axis.kind) for axis in layout.axes])
+
+    def reads(self) -> list[Read]:
+        """What the recipe reads of its store."""
+        from jitkit.domains.arrays.reads import reads
+
+        return reads(self.data())
+
+    def fetch(self, folder: Path) -> list[str]:
+        """Copy what the recipe reads, see `jitkit.domain.Fetchable`."""
+        from jitkit.domains.arrays.reads import copy_of
+
+        return copy_of(self, folder, threads=self.data().items("train").threads)
 
     def _real(self, count: int) -> list[Array]:
         """Held-out items for a picture, evenly spread; none where the data are not at hand."""
@@ -165,24 +210,30 @@ class Arrays:
                 continue
         return found
 
-    def _open(self) -> Data:
+    def data(self) -> Data:
+        """The data, opened.
+
+        Raises:
+            DataError: they are not there, or not those that the model was trained on.
+        """
         if self._data is None:
-            self._data = open_data(self._section)
+            self._data = self._opened()
             check_transforms(self._data)
             if self._known is not None:
                 self._known.check(self._data)
         return self._data
 
-    def _learned(self) -> _Known:
+    def known(self) -> Known:
+        """What a model needs of the data; may measure the training split."""
         if self._known is None:
-            self._known = _Known(self._section, measure(self._open()))
+            self._known = Known(self._drop, measure(self.data()))
         return self._known
 
 
-class _Known:
+class Known:
     """What a model needs, made from facts alone."""
 
-    def __init__(self, section: ArraysSection, facts: Mapping[str, Any]) -> None:
+    def __init__(self, drop: Callable[[str], float], facts: Mapping[str, Any]) -> None:
         if facts.get("format") != FORMAT:
             raise DataError(
                 f"facts of format {facts.get('format')!r}, and this version reads {FORMAT}; train "
@@ -203,15 +254,13 @@ class _Known:
             "past": told.past_channels(self.layout.channels, facts["past"]),
         }
         conditions: dict[str, Condition] = {
-            name: Grid(tuple(channels), section.drop(name))
-            for name, channels in maps.items()
-            if channels
+            name: Grid(tuple(channels), drop(name)) for name, channels in maps.items() if channels
         }
         if self.numbers:
             names = tuple(name for number in self.numbers for name in number.names)
-            conditions["scalars"] = Scalars(names, section.drop("scalars"))
+            conditions["scalars"] = Scalars(names, drop("scalars"))
         for c in self.classes:
-            conditions[c.name] = Category(len(c.classes), section.drop(c.name))
+            conditions[c.name] = Category(len(c.classes), drop(c.name))
         self.conditions: Mapping[str, Condition] = conditions
         self.never = self._never()
 

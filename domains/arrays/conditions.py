@@ -21,7 +21,7 @@ from jitkit.errors import DataError, listed, nearest
 from jitkit.sections import Natural, Section
 
 if TYPE_CHECKING:
-    from jitkit.domains.stores.store import Store
+    from jitkit.domains.stores.store import Readable
 
 MOST_CLASSES = 10_000
 
@@ -131,7 +131,7 @@ class Classes:
 # Along sample dimensions
 
 
-def series(store: Store, plan: Plan, name: str, key: str) -> Series:
+def series(store: Readable, plan: Plan, name: str, key: str) -> Series:
     """Values of a variable or coordinate at every place; text stays text, times stay times.
 
     Raises:
@@ -156,7 +156,7 @@ def series(store: Store, plan: Plan, name: str, key: str) -> Series:
     return Series(kept, values.reshape([len(plan.entries[dim]) for dim in kept]))
 
 
-def find_number(store: Store, plan: Plan, name: str, train: Array) -> tuple[Number, Series]:
+def find_number(store: Readable, plan: Plan, name: str, train: Array) -> tuple[Number, Series]:
     """A number of a recipe and its values; standardized over the training split.
 
     Args:
@@ -168,7 +168,7 @@ def find_number(store: Store, plan: Plan, name: str, train: Array) -> tuple[Numb
     head, _, part = name.rpartition(".")
     if part in PARTS and name not in store.variables:
         times = _times(store, plan, head, key)
-        found = Series(times.dims, _part_of_time(times.values, part))
+        found = Series(times.dims, part_of_time(times.values, part))
         if part in CYCLES:
             start, length = CYCLES[part](times.values)
             return Number(name, start, length, cyclic=True), found
@@ -199,7 +199,7 @@ def standardized(name: str, values: Series, plan: Plan, train: Array) -> Number:
     return Number(name, float(seen.mean()), float(seen.std()))
 
 
-def find_classes(store: Store, plan: Plan, name: str) -> tuple[Classes, Series]:
+def find_classes(store: Readable, plan: Plan, name: str) -> tuple[Classes, Series]:
     """A category of a recipe and the class of every place, None where it is missing."""
     key = "domain.conditions.categories"
     found = series(store, plan, name, key)
@@ -232,7 +232,7 @@ CYCLES: dict[str, Callable[[Array], tuple[float, float]]] = {
 """Where a cycle begins and how long it is, for times of a calendar."""
 
 
-def _times(store: Store, plan: Plan, name: str, key: str) -> Series:
+def _times(store: Readable, plan: Plan, name: str, key: str) -> Series:
     found = series(store, plan, name, key)
     if is_time(found.values):
         return found
@@ -243,7 +243,7 @@ def _times(store: Store, plan: Plan, name: str, key: str) -> Series:
     )
 
 
-def _part_of_time(times: Array, part: str) -> Array:
+def part_of_time(times: Array, part: str) -> Array:
     """Day of the year (1.0 is the beginning of January 1), hour of the day, or year."""
     year, day, hour = (_of_numpy if times.dtype.kind == "M" else _of_cftime)(times.ravel())
     values = {"dayofyear": 1 + day + hour / 24, "hour": hour, "year": year}[part]
@@ -270,7 +270,7 @@ def _of_cftime(times: Array) -> tuple[Array, Array, Array]:
 
 
 def find_maps(
-    store: Store, plan: Plan, names: Sequence[str], *, key: str, sample: Sequence[str]
+    store: Readable, plan: Plan, names: Sequence[str], *, key: str, sample: Sequence[str]
 ) -> tuple[Variable, ...]:
     """Variables that are told as maps.
 
@@ -302,7 +302,7 @@ def find_maps(
     return tuple(as_channels(store, name, plan.unroll, plan.entries) for name in names)
 
 
-def read_static(store: Store, plan: Plan, variables: Sequence[Variable]) -> Array:
+def read_static(store: Readable, plan: Plan, variables: Sequence[Variable]) -> Array:
     """Static maps in physical units, (C, X1..Xn)."""
     return read_channels(store, variables, plan.cuts(), (), plan.axes)
 

@@ -28,7 +28,7 @@ from jitkit.errors import DataError, RecipeError, listed, nearest
 from jitkit.progress import bar
 
 if TYPE_CHECKING:
-    from jitkit.domains.stores.store import Store
+    from jitkit.domains.stores.store import Readable, Store
 
 FORMAT = 1
 MOST_VALUES = 2**33  # that statistics look at unless told: half an hour where a core reads 20 MB/s
@@ -44,10 +44,11 @@ class Data:
         splits: positions along the first sample dimension.
         static, grids: variables that are told as maps.
         numbers, classes: what is told of a place, and its values by name.
+        spacing: entries from one step of an item, or of its past, to the next.
     """
 
     section: ArraysSection
-    store: Store
+    store: Readable
     plan: Plan
     splits: Mapping[Split, Array]
     static: tuple[Variable, ...]
@@ -55,6 +56,7 @@ class Data:
     numbers: tuple[told.Number, ...]
     classes: tuple[told.Classes, ...]
     series: Mapping[str, told.Series]
+    spacing: int = 1
 
     def items(self, part: Split) -> ArrayItems:
         """The items of a split."""
@@ -67,6 +69,7 @@ class Data:
             window=section.window,
             past=section.conditions.past,
             stride=section.stride,
+            spacing=self.spacing,
         )
         reading = Reading(
             store=self.store,
@@ -75,17 +78,18 @@ class Data:
             told=self.series,
             window=section.window,
             past=section.conditions.past,
+            spacing=self.spacing,
             buffer_bytes=section.buffer_bytes,
             threads=section.threads or (16 if "://" in self.store.path else 4),
         )
         return ArrayItems(reading, Places(begins))
 
 
-def open_data(section: ArraysSection) -> Data:
-    """Find what a section says in the data that it names; nothing but coordinates is read.
+def open_store(section: ArraysSection) -> Store:
+    """The store that a section names.
 
     Raises:
-        DataError, RecipeError: it is not there; the text says what there is.
+        DataError: it is not there, or cannot be read.
     """
     from jitkit.domains.stores.store import Store
 
@@ -95,12 +99,27 @@ def open_data(section: ArraysSection) -> Data:
             "NetCDF file or a pattern of them (data/*.nc), an HDF5, .npy or .npz file"
         )
     path = section.path if "://" in section.path else str(Path(section.path).expanduser())
-    store = Store(
+    return Store(
         path,
         group=section.group,
         options=section.options,
         buffer_bytes=section.buffer_bytes,
+        fill=section.fill,
     )
+
+
+def open_data(section: ArraysSection, store: Readable | None = None, *, spacing: int = 1) -> Data:
+    """Find what a section says in the data that it names; nothing but coordinates is read.
+
+    Args:
+        section: of a recipe.
+        store: what to read, in place of what the section's path names.
+        spacing: entries from one step of an item, or of its past, to the next.
+
+    Raises:
+        DataError, RecipeError: it is not there; the text says what there is.
+    """
+    store = store or open_store(section)
     conditions = section.conditions
     plan = make_plan(
         store,
@@ -133,6 +152,7 @@ def open_data(section: ArraysSection) -> Data:
         tuple(number for number, _ in numbers.values()),
         tuple(found for found, _ in classes.values()),
         {name: series for name, (_, series) in (numbers | classes).items()},
+        spacing,
     )
     _check_splits(data)
     return data
@@ -145,7 +165,7 @@ def _check_splits(data: Data) -> None:
     for name in names:
         if len(data.items(name)) or (name == "val" and not section.val and not section.splits):
             continue
-        span = section.window + section.conditions.past
+        span = (section.window + section.conditions.past - 1) * data.spacing + 1
         steps = data.splits[name]
         values = plan.values[plan.sample[0]]
         within = f" ({label(values[steps[0]])} to {label(values[steps[-1]])})" if len(steps) else ""

@@ -16,7 +16,7 @@ from jitkit.domains.arrays.plan import FULL_CIRCLE, coordinate
 from jitkit.domains.arrays.splits import Array, in_seconds, is_time
 
 if TYPE_CHECKING:
-    from jitkit.domains.stores.store import Store
+    from jitkit.domains.stores.store import Readable
 
 Part = Literal["time", "member", "x", "y", "level", "names", "unknown"]
 
@@ -75,7 +75,7 @@ BY_UNITS: tuple[tuple[str, Part], ...] = (
 )
 
 
-def part_of(store: Store, dim: str) -> tuple[Part, str]:
+def part_of(store: Readable, dim: str) -> tuple[Part, str]:
     """What a dimension is, and by what it is known."""
     own = [c for name, c in store.coords.variables.items() if name == dim and c.dims == (dim,)]
     beside = [c for name, c in store.coords.variables.items() if name != dim and c.dims == (dim,)]
@@ -117,7 +117,7 @@ def by_attributes(attrs: Mapping[str, Any]) -> tuple[Part, str] | None:
 # Its coordinate
 
 
-def numbers(store: Store, dim: str) -> Array | None:
+def numbers(store: Readable, dim: str) -> Array | None:
     """Numeric coordinate of a dimension, float64; None where it has none."""
     if dim not in store.coords.variables or store.coords[dim].dims != (dim,):
         return None
@@ -133,7 +133,7 @@ def even(values: Array | None) -> bool:
     return bool(steps[0]) and bool(np.allclose(steps, steps.mean(), rtol=1e-2, atol=1e-6))
 
 
-def closes(store: Store, dim: str) -> bool | None:
+def closes(store: Readable, dim: str) -> bool | None:
     """Whether a dimension goes once round the globe: 360 degrees of longitude, within a cell.
 
     None where no coordinate tells.
@@ -174,7 +174,7 @@ def _wrapped(rows: Array) -> Array:
     return np.concatenate([rows[:, :1], rows[:, :1] + np.cumsum(steps, axis=1)], axis=1)
 
 
-def hours_of_step(store: Store, dim: str) -> float | None:
+def hours_of_step(store: Readable, dim: str) -> float | None:
     """Hours between entries of a time coordinate, their median; None where it holds no times."""
     if dim not in store.coords.variables or store.coords[dim].dims != (dim,):
         return None

@@ -54,11 +54,17 @@ def inspect(
     named = path if "://" in path else str(Path(path).expanduser().absolute())
     store = Store(named, group=group, options=options)
     looks = look(store, candidates(store))
+    fills = {name: seen.filler for name, seen in looks.items() if seen.filler is not None}
+    if fills:
+        fill = {name: value for name, (value, _) in fills.items()}
+        store = Store(named, group=group, options=options, fill=fill)
+        looks = looks | {name: looks[name].without(value) for name, value in fill.items()}
     found = guess(store, looks)
     asked: dict[str, Any] = {"name": "arrays", "path": named}
     asked |= {key: value for key, value in {"group": group, "options": options}.items() if value}
     asked |= found.section()
     told = _Told(asked, list(found.reasons.values()), list(found.unsure))
+    _tell_fills(told, fills)
     _leave_out_flat(told, store, found, looks)
     _tell_cycles(told, store, found, looks)
     data = _split(told, store, found)
@@ -119,6 +125,18 @@ def _looked(looks: Mapping[str, Look]) -> list[str]:
     numbers = sum(box.size for seen in part.values() for box in seen.boxes)
     total = sum(prod(seen.shape) for seen in part.values())
     return [f"looked at {numbers:.3g} of {total:.3g} values of {listed(part, 4)}, in a few chunks"]
+
+
+def _tell_fills(told: _Told, fills: Mapping[str, tuple[float, float]]) -> None:
+    """Values that probably mean "missing" do so in the recipe."""
+    for name, (value, share) in fills.items():
+        told.section.setdefault("fill", {})[name] = value
+        told.reasons.append(
+            f"{name} is {value:g} in {share:.1%} of its cells, far from all others: missing ones, "
+            "which nothing declares"
+        )
+        what = f"whether cells of {name} are missing where they are {value:g}"
+        told.unsure.append((what, f"domain.fill.{name}=null"))
 
 
 # Channels and conditions
@@ -315,7 +333,7 @@ def _warnings(data: Data, looks: Mapping[str, Look]) -> list[str]:
             value, share = seen.filler
             found.append(
                 f"{v.name} is {value:g} in {share:.1%} of its cells, far from all others: missing "
-                "ones, probably, which nothing declares; write the data again with _FillValue, as "
+                "ones, probably, beside those of domain.fill; write the data again without it, as "
                 f"ds[{v.name!r}].where(ds[{v.name!r}] != {value:g}) of xarray does"
             )
         elif seen.infinite:

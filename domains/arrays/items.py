@@ -12,11 +12,12 @@ import numpy as np
 
 from jitkit.domains.arrays.conditions import Series
 from jitkit.domains.arrays.plan import Plan
-from jitkit.domains.arrays.reading import Cut, Variable, read_channels, stretches
+from jitkit.domains.arrays.reading import Cut, Variable, read_channels
 from jitkit.domains.arrays.splits import Array, Places, label, shuffled_in_blocks
+from jitkit.domains.stores.chunks import stretches
 
 if TYPE_CHECKING:
-    from jitkit.domains.stores.store import Store
+    from jitkit.domains.stores.store import Readable
 
 BLOCK_BYTES = 2**26  # of statistics, as float32; several are in memory at once
 RUN_OF_SPANS = 8  # windows' lengths in a group: neighbours that share steps are read together
@@ -50,39 +51,42 @@ class Reading:
         told: numbers and classes of a place, by name.
         window: steps of an item.
         past: steps before it.
+        spacing: entries from one step to the next.
         buffer_bytes: decoded chunks that the store keeps.
         threads: threads that may read at once.
     """
 
-    store: Store
+    store: Readable
     plan: Plan
     grids: tuple[Variable, ...]
     told: Mapping[str, Series]
     window: int
     past: int
+    spacing: int
     buffer_bytes: int
     threads: int
 
     @property
     def span(self) -> int:
-        """Steps that are read for an item."""
-        return self.window + self.past
+        """Entries from the first step that is read for an item to the last."""
+        return (self.window + self.past - 1) * self.spacing + 1
 
 
 class ArrayItems(Sequence[Sample]):
     """The items of a split. Safe for threads; pickles without open files.
 
     Attributes:
+        places: where they begin.
         threads: threads that may read at once.
     """
 
     def __init__(self, reading: Reading, places: Places) -> None:
-        self._reading, self._places = reading, places
+        self._reading, self.places = reading, places
         self._cuts = reading.plan.cuts()
         self.threads = reading.threads
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self.places)
 
     @overload
     def __getitem__(self, index: int) -> Sample: ...
@@ -91,7 +95,7 @@ class ArrayItems(Sequence[Sample]):
     def __getitem__(self, index: int | slice) -> Sample | Sequence[Sample]:
         if isinstance(index, slice):
             return [self[i] for i in range(len(self))[index]]
-        return self._read(self._places[range(len(self))[index]])
+        return self._read(self.places[range(len(self))[index]])
 
     def order(self, rng: np.random.Generator) -> Array:
         """The items of one epoch in the order to read them: a permutation, a function of ``rng``.
@@ -104,17 +108,19 @@ class ArrayItems(Sequence[Sample]):
         return shuffled_in_blocks(groups, per_block, rng)
 
     def _read(self, at: Mapping[str, int]) -> Sample:
-        plan, past = self._reading.plan, self._reading.past
+        reading = self._reading
+        plan, past = reading.plan, reading.past
         entries = {dim: int(plan.entries[dim][at[dim]]) for dim in plan.sample}
         begin = at[plan.along]
-        cond: dict[str, Any] = {name: s.at(at) for name, s in self._reading.told.items()}
-        if self._reading.grids:
-            cond["grids"] = self._channels(self._reading.grids, entries, begin, 0)
-        steps = self._steps(plan.variables, entries, begin - past, self._reading.span)
+        cond: dict[str, Any] = {name: s.at(at) for name, s in reading.told.items()}
+        if reading.grids:
+            cond["grids"] = self._channels(reading.grids, entries, begin)
+        first = begin - past * reading.spacing
+        steps = self._steps(plan.variables, entries, first, past + reading.window)
         values = steps[:, past:]
         if past:
             cond["past"] = self._past(steps[:, :past])
-        if self._reading.window == 1:
+        if reading.window == 1:
             values = values[:, 0]
         return Sample(values, cond, entries, self._name(at))
 
@@ -122,13 +128,14 @@ class ArrayItems(Sequence[Sample]):
         self, variables: Sequence[Variable], entries: Mapping[str, int], begin: int, count: int
     ) -> Array:
         """Steps from a position on, (C, count, X1..Xn)."""
-        plan = self._reading.plan
+        plan, spacing = self._reading.plan, self._reading.spacing
         cuts: dict[str, Cut] = {**self._cuts, **entries}
-        cuts[plan.along] = stretches(plan.entries[plan.along][begin : begin + count])
+        steps = begin + spacing * np.arange(count)
+        cuts[plan.along] = stretches(plan.entries[plan.along][steps])
         return read_channels(self._reading.store, variables, cuts, (plan.along,), plan.axes)
 
     def _channels(
-        self, variables: Sequence[Variable], entries: Mapping[str, int], begin: int, past: int
+        self, variables: Sequence[Variable], entries: Mapping[str, int], begin: int
     ) -> Array:
         values = self._steps(variables, entries, begin, self._reading.window)
         return values[:, 0] if self._reading.window == 1 else values
@@ -159,9 +166,9 @@ class ArrayItems(Sequence[Sample]):
             size = decoded_bytes(reading.store, variables, plan, together)
         keys = {
             dim: chunks[dim].number(plan.entries[dim][starts]) // together[dim]
-            for dim, starts in self._places.starts.items()
+            for dim, starts in self.places.starts.items()
         }
-        groups, _ = self._places.groups(keys)
+        groups, _ = self.places.groups(keys)
         return groups, max(1, half // max(1, size))
 
 
@@ -176,7 +183,7 @@ class Chunks:
     starts: Array
 
     @classmethod
-    def of(cls, store: Store, variables: Sequence[Variable], dim: str) -> Chunks:
+    def of(cls, store: Readable, variables: Sequence[Variable], dim: str) -> Chunks:
         """Along a dimension that at least one of the variables has."""
         return cls(min((store.starts(v.name, dim) for v in variables if dim in v.dims), key=len))
 
@@ -199,7 +206,7 @@ class Chunks:
 
 
 def decoded_bytes(
-    store: Store, variables: Sequence[Variable], plan: Plan, together: Mapping[str, int]
+    store: Readable, variables: Sequence[Variable], plan: Plan, together: Mapping[str, int]
 ) -> int:
     """Memory of the chunks that are read for some neighbouring ones along sample dimensions.
 
@@ -223,7 +230,11 @@ def decoded_bytes(
 
 
 def block_places(
-    store: Store, plan: Plan, variables: Sequence[Variable], train: Array, most_values: int | None
+    store: Readable,
+    plan: Plan,
+    variables: Sequence[Variable],
+    train: Array,
+    most_values: int | None,
 ) -> list[dict[str, Array]]:
     """Where to read the training split once, each chunk of it together.
 
@@ -271,7 +282,10 @@ def _block_lengths(chunks: Mapping[str, int], item_bytes: int, most_bytes: int) 
 
 
 def read_blocks(
-    store: Store, plan: Plan, variables: Sequence[Variable], places: Sequence[Mapping[str, Array]]
+    store: Readable,
+    plan: Plan,
+    variables: Sequence[Variable],
+    places: Sequence[Mapping[str, Array]],
 ) -> Iterator[Array]:
     """Physical values (n, C, X1..Xn) of each block."""
     for place in places:

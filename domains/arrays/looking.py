@@ -59,6 +59,11 @@ class Look:
         """Whether there are infinite values."""
         return any(bool(np.isinf(box).any()) for box in self.boxes)
 
+    def without(self, value: float) -> Look:
+        """The same values, missing where they are this one."""
+        boxes = tuple(np.where(box == np.float32(value), np.nan, box) for box in self.boxes)
+        return Look(self.dims, self.shape, boxes)
+
     @cached_property
     def known(self) -> Array:
         """The finite values, float64."""

@@ -17,7 +17,7 @@ from jitkit.domains.arrays.plan import Plan
 from jitkit.domains.arrays.splits import Array, in_seconds, is_time
 
 if TYPE_CHECKING:
-    from jitkit.domains.stores.store import Store
+    from jitkit.domains.stores.store import Readable
 
 SUFFIXES = {"netcdf": ".nc", "hdf5": ".h5", "zarr": ".zarr", "npy": ".npy", "npz": ".npz"}
 
@@ -34,7 +34,7 @@ def source_kind(path: str) -> str:
     return "hdf5" if suffix in (".h5", ".hdf5", ".hdf", ".he5") else "netcdf"
 
 
-def describe(store: Store, plan: Plan, *, window: int) -> dict[str, Any]:
+def describe(store: Readable, plan: Plan, *, window: int) -> dict[str, Any]:
     """All that a file of samples needs from the data: plain JSON, and numpy arrays as leaves."""
     kept = {*plan.axes, *plan.unroll}
     variables = []
@@ -63,7 +63,7 @@ def describe(store: Store, plan: Plan, *, window: int) -> dict[str, Any]:
     }
 
 
-def _coords(store: Store, plan: Plan) -> dict[str, Any]:
+def _coords(store: Readable, plan: Plan) -> dict[str, Any]:
     """Coordinates that no item moves along, as they are stored, by name."""
     from xarray import conventions
 

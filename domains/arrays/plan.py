@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jitkit.domains.arrays.reading import Cut, Variable, stretches
+from jitkit.domains.arrays.reading import Cut, Variable
 from jitkit.domains.arrays.splits import Array, Selection, label, matching
+from jitkit.domains.stores.chunks import stretches
 from jitkit.errors import DataError, RecipeError, listed, nearest
 from jitkit.fields import Axis, Kind
 
 if TYPE_CHECKING:
-    from jitkit.domains.stores.store import Described, Store
+    from jitkit.domains.stores.store import Described, Readable
 
 MOST_TOKENS = 512
 
@@ -69,7 +70,7 @@ class Plan:
 
 
 def make_plan(
-    store: Store,
+    store: Readable,
     *,
     axes: Mapping[str, Kind] | None,
     sample: Sequence[str] | None,
@@ -120,7 +121,7 @@ def make_plan(
     )
 
 
-def coordinate(store: Store, dim: str, size: int) -> Array:
+def coordinate(store: Readable, dim: str, size: int) -> Array:
     """The values of a dimension's coordinate, (size,); 0, 1, 2, ... where it has none."""
     if dim in store.coords.variables and store.coords[dim].dims == (dim,):
         return np.asarray(store.coords[dim].values)
@@ -128,7 +129,7 @@ def coordinate(store: Store, dim: str, size: int) -> Array:
 
 
 def as_channels(
-    store: Store, name: str, unroll: Sequence[str], entries: Mapping[str, Array]
+    store: Readable, name: str, unroll: Sequence[str], entries: Mapping[str, Array]
 ) -> Variable:
     """A variable of a store and the channels that it makes."""
     dims, shape = described(store, name)
@@ -147,7 +148,7 @@ def as_channels(
     return Variable(name, dims, unrolled, channels)
 
 
-def described(store: Store, name: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
+def described(store: Readable, name: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Dimensions and shape of a variable or a coordinate."""
     found: Described | Any = store.variables.get(name)
     if found is None and name in store.coords.variables:
@@ -161,7 +162,7 @@ def described(store: Store, name: str) -> tuple[tuple[str, ...], tuple[int, ...]
 
 
 def _axes(
-    store: Store, sizes: Mapping[str, int], axes: Mapping[str, Kind] | None
+    store: Readable, sizes: Mapping[str, int], axes: Mapping[str, Kind] | None
 ) -> Mapping[str, Kind]:
     if axes is not None:  # none at all is for a record whose window is the axis
         for dim in axes:
@@ -190,7 +191,7 @@ def _with_sizes(sizes: Mapping[str, int]) -> str:
 
 
 def _predicted(
-    store: Store, axes: Mapping[str, Kind], asked: Sequence[str] | None, spoken_for: set[str]
+    store: Readable, axes: Mapping[str, Kind], asked: Sequence[str] | None, spoken_for: set[str]
 ) -> list[str]:
     """Names of the variables that are predicted."""
     if asked is None:
@@ -229,12 +230,12 @@ def _predicted(
     return list(asked)
 
 
-def _with_dims(store: Store, names: Iterable[str]) -> str:
+def _with_dims(store: Readable, names: Iterable[str]) -> str:
     return listed([f"{name}({', '.join(store.variables[name].dims)})" for name in names], 12)
 
 
 def _sample(
-    store: Store,
+    store: Readable,
     names: Sequence[str],
     axes: Mapping[str, Kind],
     unroll: Sequence[str],
@@ -257,7 +258,7 @@ def _sample(
 
 
 def _check_dims(
-    store: Store,
+    store: Readable,
     names: Sequence[str],
     axes: Mapping[str, Kind],
     sample: Sequence[str],
@@ -288,7 +289,7 @@ FULL_CIRCLE = 360.0
 
 
 def _check_circles(
-    store: Store,
+    store: Readable,
     axes: Mapping[str, Kind],
     sizes: Mapping[str, int],
     entries: Mapping[str, Array],

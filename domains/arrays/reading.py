@@ -11,7 +11,7 @@ import numpy as np
 from jitkit.domains.arrays.splits import Array
 
 if TYPE_CHECKING:
-    from jitkit.domains.stores.store import Store
+    from jitkit.domains.stores.store import Readable
 
 Cut = int | tuple[slice, ...]
 """What is read along a dimension: one entry, which drops it, or stretches of it in order."""
@@ -34,26 +34,8 @@ class Variable:
     channels: tuple[str, ...]
 
 
-def stretches(entries: Array) -> tuple[slice, ...]:
-    """Indices as the fewest slices with positive steps, read one after the other.
-
-    >>> stretches(np.array([0, 1, 2, 5, 7, 9]))
-    (slice(0, 3, 1), slice(5, 10, 2))
-    """
-    found: list[slice] = []
-    at = 0
-    while at < len(entries):
-        step = int(entries[at + 1] - entries[at]) if at + 1 < len(entries) else 1
-        end = at + 1
-        while step > 0 and end < len(entries) and entries[end] - entries[end - 1] == step:
-            end += 1
-        found.append(slice(int(entries[at]), int(entries[end - 1]) + 1, max(1, step)))
-        at = end
-    return tuple(found)
-
-
 def fetch(
-    store: Store,
+    store: Readable,
     name: str,
     dims: Sequence[str],
     cuts: Mapping[str, Cut],
@@ -84,7 +66,7 @@ def _several(cut: Cut) -> bool:
 
 
 def read_channels(
-    store: Store,
+    store: Readable,
     variables: Sequence[Variable],
     cuts: Mapping[str, Cut],
     leading: Sequence[str],

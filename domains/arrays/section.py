@@ -13,20 +13,21 @@ from jitkit.domains.arrays.moments import Normalize
 from jitkit.domains.arrays.splits import Selection, SplitsSection
 from jitkit.domains.arrays.transforms import Transform
 from jitkit.errors import RecipeError
-from jitkit.sections import Count, DomainSection, Natural
+from jitkit.sections import Count, DomainSection, Finite, Natural
 
 Drop = Annotated[float, Limit(ge=0, lt=1)]
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 BINARY = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 
-def _without_null(axes: Any) -> Any:
-    """Axes without those that are null: an override can take one out that way."""
-    if isinstance(axes, dict):
-        return {dim: kind for dim, kind in axes.items() if kind is not None}
-    return axes
+def _without_null(given: Any) -> Any:
+    """A mapping without what is null: an override can take an entry out that way."""
+    if isinstance(given, dict):
+        return {name: value for name, value in given.items() if value is not None}
+    return given
 
 
+Fill = Annotated[Finite | dict[str, Finite], BeforeValidator(_without_null)]
 Axes = Annotated[dict[str, Literal["line", "circle"]], BeforeValidator(_without_null)]
 
 
@@ -84,6 +85,9 @@ class ArraysSection(DomainSection):
     missing: Literal["auto"] | bool = "auto"
     """Whether cells may be missing (NaN, fill values); auto is whether some are in the training
     split. false passes over items with missing cells."""
+    fill: Fill | None = None
+    """A value that means "missing" though the file does not declare it, as it is read (unpacked):
+    one for all variables, or one for each, `{rain: -999}`. null takes one out again."""
     val: Annotated[float, Limit(ge=0, lt=1)] = 0.1
     """Share held out, at the end of the first sample dimension."""
     gap: Natural = 0

@@ -70,9 +70,9 @@ def matching(values: Array, asked: Range | Sequence[Value], key: str) -> Array:
         return np.concatenate(found)
     chosen = np.ones(len(values), bool)
     if asked.start is not None:
-        chosen &= values_for(values) >= _edges(values, asked.start, key)[0]
+        chosen &= values_for(values) >= edges(values, asked.start, key)[0]
     if asked.stop is not None:
-        chosen &= values_for(values) < _edges(values, asked.stop, key)[1]
+        chosen &= values_for(values) < edges(values, asked.stop, key)[1]
     if not chosen.any():
         raise DataError(f"{key}: nothing lies {asked}; {extent(values)}")
     return np.flatnonzero(chosen)
@@ -122,7 +122,7 @@ def in_seconds(difference: Any) -> float:
 
 def _indices_of(values: Array, value: Value, key: str) -> Array:
     if is_time(values):
-        low, high = _edges(values, value, key)
+        low, high = edges(values, value, key)
         hit = (values_for(values) >= low) & (values_for(values) < high)
     elif values.dtype.kind in "iufb" and isinstance(value, int | float):
         hit = np.isclose(values.astype(np.float64), value, rtol=1e-6, atol=0)
@@ -141,12 +141,12 @@ def _near(values: Array, value: Value) -> str:
     return nearest(str(value), [label(entry) for entry in values[:1000]])
 
 
-def _edges(values: Array, value: Value, key: str) -> tuple[Any, Any]:
+def edges(values: Array, value: Value, key: str) -> tuple[Any, Any]:
     """Where a value begins, and where what comes after it does."""
     if is_time(values):
-        edges = _numpy_edges if values.dtype.kind == "M" else _cftime_edges
+        find = _numpy_edges if values.dtype.kind == "M" else _cftime_edges
         try:
-            return edges(str(value), values)
+            return find(str(value), values)
         except ValueError as error:
             example = label(values[0])
             raise RecipeError(
@@ -257,7 +257,9 @@ def _distance(entries: Array, others: Array) -> Array:
     return np.minimum(abs(right - entries), abs(left - entries))
 
 
-def starts(values: Array, members: Array, *, window: int, past: int, stride: int) -> Array:
+def starts(
+    values: Array, members: Array, *, window: int, past: int, stride: int, spacing: int = 1
+) -> Array:
     """First positions of the windows that lie, with their past, wholly among ``members``.
 
     A window does not reach over a hole in the coordinate, which is a step more than half as long
@@ -269,12 +271,13 @@ def starts(values: Array, members: Array, *, window: int, past: int, stride: int
         window: steps of an item.
         past: steps before it that it is told.
         stride: steps from one window to the next.
+        spacing: entries from one step of a window, or of its past, to the next.
     """
     if window + past == 1:
         return members[::stride]
     cut = np.flatnonzero((np.diff(members) != 1) | holes(values)[members[1:] - 1]) + 1
     found = [
-        run[0] + np.arange(past, len(run) - window + 1, stride)
+        run[0] + np.arange(past * spacing, len(run) - (window - 1) * spacing, stride)
         for run in np.split(members, cut)
         if len(run)
     ]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 import numpy as np
 
 from jitkit.domains.arrays.items import Sample
-from jitkit.domains.arrays.output import SUFFIXES, Column, as_stored, columns
+from jitkit.domains.arrays.output import SUFFIXES, Column, as_stored
 from jitkit.domains.arrays.splits import Array
 from jitkit.errors import DataError
 
@@ -29,7 +29,7 @@ NUMBERS_IN_CHUNK = 1024  # of what is one number an item
 
 
 def write(
-    items: Iterable[Sample], path: Path, facts: Mapping[str, Any], told: Sequence[Column] = ()
+    items: Iterable[Sample], path: Path, facts: Mapping[str, Any], parts: Sequence[Column]
 ) -> list[Path]:
     """Write items to ``samples.nc`` (or .zarr, .h5, .npy, .npz) in a folder.
 
@@ -37,14 +37,13 @@ def write(
         items: made as they are asked for.
         path: the folder; made where it is not there.
         facts: of `describe`, with ``axes`` (name, size) of an item and ``missing``.
-        told: further variables.
+        parts: the variables.
     """
     path.mkdir(parents=True, exist_ok=True)
     kind = facts["kind"]
     final = path / f"samples{SUFFIXES[kind]}"
     aside = final.with_name(f".{final.name}.part")
     _remove(aside)
-    parts = columns(facts, told)
     writer: Writer = WRITERS[kind](aside, parts, facts)
     count = 0
     try:

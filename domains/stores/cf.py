@@ -26,12 +26,14 @@ class Decoding:
         scale: factor; None is 1.
         offset: what is added afterwards; None is 0.
         fills: stored values that mean "missing", beside NaN.
+        blanks: physical values that do, by the user's word.
     """
 
     stored: np.dtype[Any]
     scale: float | None = None
     offset: float | None = None
     fills: tuple[Any, ...] = ()
+    blanks: tuple[np.float32, ...] = ()
 
     @property
     def plain(self) -> bool:
@@ -52,8 +54,12 @@ class Decoding:
 
     def __call__(self, raw: Array) -> Array:
         """Physical values, float32, NaN where missing; ``raw`` is of ``reads_as`` and used up."""
-        if self.plain:
-            return raw
+        values = raw if self.plain else self._unpacked(raw)
+        for blank in self.blanks:
+            values[values == blank] = np.nan
+        return values
+
+    def _unpacked(self, raw: Array) -> Array:
         missing = [raw == fill for fill in self.fills]
         if self.scale is not None or self.offset is not None:
             values = raw.astype(np.float64)  # five digits of an offset would be lost in float32

@@ -203,6 +203,24 @@ def parts(starts: Array, cut: slice) -> list[tuple[int, slice, slice]]:
     return found
 
 
+def stretches(entries: Array) -> tuple[slice, ...]:
+    """Indices as the fewest slices with positive steps, read one after the other.
+
+    >>> stretches(np.array([0, 1, 2, 5, 7, 9]))
+    (slice(0, 3, 1), slice(5, 10, 2))
+    """
+    found: list[slice] = []
+    at = 0
+    while at < len(entries):
+        step = int(entries[at + 1] - entries[at]) if at + 1 < len(entries) else 1
+        end = at + 1
+        while step > 0 and end < len(entries) and entries[end] - entries[end - 1] == step:
+            end += 1
+        found.append(slice(int(entries[at]), int(entries[end - 1]) + 1, max(1, step)))
+        at = end
+    return tuple(found)
+
+
 def block(shape: tuple[int, ...], itemsize: int, most: int = 2**22) -> tuple[int, ...]:
     """A chunk of at most ``most`` bytes for data that have none: whole trailing axes.
 

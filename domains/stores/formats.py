@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import xarray
 
 HEAD = 2**12  # bytes that are looked at to tell a format
+CHECK_PATH = "check the path (in a recipe it is domain.path)"
 
 REFUSED: tuple[tuple[bytes, str, str], ...] = (
     (b"GRIB", "GRIB", "xarray.open_dataset(path, engine='cfgrib').to_netcdf('new.nc')"),
@@ -69,6 +70,9 @@ class Opened:
 def opened(path: str, group: str | None, options: Mapping[str, Any]) -> Iterator[Opened]:
     """The contents of one file or store.
 
+    ``options`` are for addresses; on disk they say nothing, so that a recipe for a bucket reads a
+    copy of it when its path alone is changed.
+
     Raises:
         DataError: nothing there, an unknown format, a group that is not there, a file cut short.
     """
@@ -78,10 +82,6 @@ def opened(path: str, group: str | None, options: Mapping[str, Any]) -> Iterator
         with opened_remote(path, group, options) as found:
             yield found
         return
-    if options:
-        raise DataError(
-            f"options {listed(options)} are for addresses such as s3://bucket/data.zarr"
-        )
     with _opened_local(path, group) as found:
         yield found
 
@@ -90,7 +90,7 @@ def opened(path: str, group: str | None, options: Mapping[str, Any]) -> Iterator
 def _opened_local(path: str, group: str | None) -> Iterator[Opened]:
     where = Path(path).expanduser()
     if not where.exists():
-        raise DataError(f"{path}: no such file or folder; domain.path says where the data are")
+        raise DataError(f"{path}: no such file or folder; {CHECK_PATH}")
     if where.is_dir():
         with _opened_folder(where, group) as found:
             yield found

@@ -25,10 +25,21 @@ T = TypeVar("T")
 SCHEMES = ("s3", "gs", "az", "http", "https")
 OPTIONS = ("anonymous", "endpoint", "region", "allow_http", "retries")
 RETRIES = 6
+FIRST_CONTACT = 3  # tries of a host that has not answered yet: a machine may have no network
 FIRST_WAIT = 0.2  # seconds before the second try; doubled each time, and varied by half
 LONGEST_WAIT = 10.0
 _process: int | None = None  # the process that runs obstore's threads
 NO_STORE = "pip install 'jitkit[remote]'"
+CAUSES = (
+    ("dns error", "the name of the host is not found"),
+    ("ConnectionRefused", "the connection is refused"),
+    ("TimedOut", "no answer came in time"),
+)
+"""What obstore's state says of a failure beside its message."""
+ELSEWHERE = (
+    "where there is a network, `jitkit fetch RECIPE --to FOLDER` copies what a recipe reads; bring "
+    "the folder here and point at it with domain.path=FOLDER"
+)
 
 
 class Remote:
@@ -44,6 +55,7 @@ class Remote:
         self.url, self.options = url.rstrip("/"), dict(options)
         self.retries = int(options.get("retries", RETRIES))
         self._store = Lazy(partial(_connect, self.url, self.options, 0))
+        self._answered = False
 
     def __repr__(self) -> str:
         return f"Remote({self.url!r}, {sorted(self.options.items())})"
@@ -52,7 +64,8 @@ class Remote:
         """As `places.Place.read`.
 
         Raises:
-            DataError: refused, or failed ``retries`` times; the text names the key.
+            DataError: refused, or failed ``retries`` times, or the host does not answer at all; the
+                text names the key.
         """
         return self._patiently(key, partial(self._read, key, start, length))
 
@@ -89,15 +102,26 @@ class Remote:
         """What ``ask`` gives, asked again while the connection fails; None for a missing key."""
         for attempt in range(self.retries + 1):
             try:
-                return ask()
+                found = ask()
+                self._answered = True
+                return found
             except FileNotFoundError:
+                self._answered = True
                 return None
             except BaseException as error:
                 why = _final(error)
-                if why is None and attempt == self.retries:
+                unheard = not self._answered and "kind: Connect" in str(error)
+                most = min(self.retries, FIRST_CONTACT - 1) if unheard else self.retries
+                if why is None and attempt >= most:
                     why = f"failed {attempt + 1} times, at last with: {_short(error)}"
+                if why is not None and unheard:
+                    tries = f"failed {attempt + 1} times, since {_cause(error) or _short(error)}"
+                    raise DataError(
+                        f"{self.url}: cannot be reached: {tries}; {ELSEWHERE}"
+                    ) from error
                 if why is not None:
                     raise DataError(f"{self.url}/{key}: {why}") from error
+                self._answered |= not unheard
             time.sleep(_wait(attempt))
         raise AssertionError("not reached")
 
@@ -110,6 +134,11 @@ def _wait(attempt: int) -> float:
 def _short(error: BaseException) -> str:
     told = str(error).partition("Debug source")[0]  # what follows is obstore's own state
     return " ".join(told.split())[:300] or type(error).__name__
+
+
+def _cause(error: BaseException) -> str:
+    """Why a connection was not made, where obstore's state says so."""
+    return next((what for sign, what in CAUSES if sign in str(error)), "")
 
 
 def _final(error: BaseException) -> str | None:
@@ -187,9 +216,9 @@ def _connect(url: str, options: Mapping[str, Any], retries: int) -> Any:
     more: dict[str, Any] = {}
     if scheme in ("s3", "gs", "az") and options.get("anonymous"):
         config["skip_signature"] = True
+    if scheme in ("s3", "gs", "az") and "endpoint" in options:
+        config["base_url" if scheme == "gs" else "endpoint"] = options["endpoint"]
     if scheme == "s3":
-        if "endpoint" in options:
-            config["endpoint"] = options["endpoint"]
         config["region"] = options.get("region") or os.environ.get("AWS_REGION", "us-east-1")
         more = {} if options.get("anonymous") else _shared_credentials()
     http = options.get("allow_http", scheme == "http")

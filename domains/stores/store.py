@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -28,6 +28,8 @@ from jitkit.domains.stores.chunks import (
     read_box,
 )
 from jitkit.domains.stores.contents import Contents, Described, Piece, Variable, contents
+from jitkit.domains.stores.fills import Fill, fills_by_name, with_fill
+from jitkit.domains.stores.formats import CHECK_PATH
 from jitkit.domains.stores.joining import joined
 from jitkit.domains.stores.places import Lazy
 from jitkit.errors import DataError, listed, nearest
@@ -36,13 +38,47 @@ from jitkit.progress import warn
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["Described", "Store"]
+__all__ = ["Described", "Readable", "Store"]
 
 FILLED = 0.85  # of the buffer with chunks: the C library keeps some of what is freed
 REQUESTS = 32  # chunks of one read that are fetched at once from an object store
 MARKED = 4  # chunks of a variable that a fingerprint looks into
 MARKED_NUMBERS = 2**14  # numbers of each that it takes
 MARKED_BYTES = {False: 2**28, True: 2**25}  # of chunks that it decodes, on disk and from afar
+
+
+class Readable(Protocol):
+    """What is read like a `Store`: one itself, or variables that are made of those of others.
+
+    Safe for threads; pickles without open files.
+    """
+
+    path: str
+    attrs: dict[str, Any]
+
+    @property
+    def variables(self) -> Mapping[str, Described]:
+        """Data variables by name."""
+
+    @property
+    def coords(self) -> xarray.Dataset:
+        """As `Store.coords`."""
+
+    def read(self, variable: str, where: Mapping[str, int | slice] | None = None) -> Array:
+        """As `Store.read`."""
+
+    def read_raw(self, variable: str, where: Mapping[str, int | slice] | None = None) -> Array:
+        """As `Store.read_raw`."""
+
+    def starts(self, variable: str, dim: str) -> Array:
+        """As `Store.starts`."""
+
+    def fingerprint(self, variables: Iterable[str] | None = None, *, times: bool = True) -> str:
+        """As `Store.fingerprint`."""
+
+    @property
+    def stats(self) -> Stats:
+        """As `Store.stats`."""
 
 
 class Store:
@@ -68,6 +104,7 @@ class Store:
         group: str | None = None,
         options: Mapping[str, Any] | None = None,
         buffer_bytes: int = 2**30,
+        fill: Fill | None = None,
     ) -> None:
         """Open a store, read its metadata and coordinates, and close it.
 
@@ -78,6 +115,8 @@ class Store:
             group: of a Zarr store or an HDF5 file, such as ``"forecast/surface"``.
             options: for addresses: anonymous, endpoint, region, allow_http, retries.
             buffer_bytes: of decoded chunks that are kept.
+            fill: physical values that mean "missing" beside those that are declared: one for all
+                data variables, or one for each by name.
 
         Raises:
             DataError: nothing there, an unknown format (the text says what to convert with), a
@@ -91,8 +130,11 @@ class Store:
         found = self._open()
         self._coords: xarray.Dataset | None = found.coords
         self.attrs = found.attrs
-        self.variables = {name: v.described for name, v in found.variables.items()}
-        self._variables = found.inner | found.variables
+        variables = dict(found.variables)
+        self._fills = {} if fill is None else fills_by_name(fill, variables, self.path)
+        variables |= {name: with_fill(variables[name], f) for name, f in self._fills.items()}
+        self.variables = {name: v.described for name, v in variables.items()}
+        self._variables = found.inner | variables
 
     def _open(self) -> Contents:
         paths = _paths(self.path)
@@ -165,6 +207,12 @@ class Store:
         ]
         return np.concatenate([*each, [found.described.shape[axis]]])
 
+    def alike(self, variable: str) -> bool:
+        """Whether one dtype, scale, offset and set of fill values hold for all of its files."""
+        return (
+            len({(piece.source.dtype, piece.decode) for piece in self._found(variable).pieces}) == 1
+        )
+
     def fingerprint(self, variables: Iterable[str] | None = None, *, times: bool = True) -> str:
         """A hash that changes when the data do, from metadata, sizes and numbers of a few chunks.
 
@@ -182,6 +230,8 @@ class Store:
             d = self._found(name).described
             told = [name, d.dims, d.shape, str(d.dtype), d.chunks, d.attrs, d.encoding]
             digest.update(repr(told).encode())
+            if name in self._fills:
+                digest.update(repr(self._fills[name]).encode())
             marks += [(turn, name, *at) for turn, at in enumerate(self._found(name).spread(MARKED))]
         marks.sort()  # the first chunk of every variable, then the second, while there is leave
         if times:
@@ -300,7 +350,7 @@ def _paths(path: str) -> list[str]:
         return [path]
     found = sorted(glob.glob(str(Path(path).expanduser()), recursive=True))
     if not found:
-        raise DataError(f"{path}: no file matches; domain.path says where the data are")
+        raise DataError(f"{path}: no file matches; {CHECK_PATH}")
     return found
 
 

@@ -1,0 +1,1 @@
+"""Forecasts of fields against what came: scores, baselines, pictures."""

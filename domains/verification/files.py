@@ -1,0 +1,168 @@
+"""Forecasts in a file, as a system to score: Zarr or NetCDF by the names of WeatherBench 2.
+
+    VARIABLE (time, number, prediction_timedelta, [level,] latitude, longitude)
+
+which is what `jitkit forecast` writes. Without ``number`` there is one member.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from jitkit.domains.verification.seasons import States
+from jitkit.errors import DataError, listed
+
+if TYPE_CHECKING:
+    import xarray
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+TIME, NUMBER, LEAD = "time", "number", "prediction_timedelta"
+CLOSE = 1e-3  # degrees that a grid may be off
+
+
+class Placed(States, Protocol):
+    """States of known step and place."""
+
+    @property
+    def step_seconds(self) -> float:
+        """Length of a lead."""
+
+    @property
+    def latitude(self) -> Array | None:
+        """Degrees north of the rows, (n,)."""
+
+    @property
+    def longitude(self) -> Array | None:
+        """Degrees east of the columns, (m,)."""
+
+
+class ForecastFile:
+    """The forecasts of a file that the states can be held against.
+
+    Attributes:
+        members: of each ensemble.
+        starts: positions of the initial times, in order.
+        leads: steps ahead, rising; leads of the file that are no whole steps are left out.
+    """
+
+    def __init__(self, path: Path, states: Placed, name: str) -> None:
+        """Open a file.
+
+        Args:
+            path: of the store or file.
+            states: the truth.
+            name: of the system.
+
+        Raises:
+            DataError: it is not there, lacks a channel, lies on another grid, or has no time or
+                lead that the states have.
+        """
+        self.name, self._path = name, path
+        self._data = _opened(path)
+        self._channels = [self._find(channel) for channel in states.channels]
+        self._check_grid(states)
+        self.members = self._data.sizes.get(NUMBER, 1)
+        self._row = self._starts(states)
+        self._column = self._leads(states.step_seconds)
+        self.starts, self.leads = list(self._row), list(self._column)
+
+    def forecast(self, start: int, steps: int) -> Array:
+        """(members, C, rows, columns), as `System`."""
+        at = {TIME: self._row[start], LEAD: self._column[steps]}
+        found = [self._read(name, at | level) for name, level in self._channels]
+        return np.stack(found, axis=1)
+
+    def _read(self, name: str, at: dict[str, int]) -> Array:
+        """One channel, (members, rows, columns)."""
+        values = np.asarray(self._data[name].isel(at).values, np.float32)
+        return values if NUMBER in self._data[name].dims else values[None]
+
+    def _find(self, channel: str) -> tuple[str, dict[str, int]]:
+        """Variable of a channel, and where its level lies."""
+        if channel in self._data:
+            return channel, {}
+        name, _, level = channel.rpartition(".")
+        if name in self._data:
+            for dim in map(str, self._data[name].dims):
+                if dim not in (TIME, NUMBER, LEAD, "latitude", "longitude"):
+                    texts = [f"{value:g}" for value in self._data[dim].values.astype(float)]
+                    if level in texts:
+                        return name, {dim: texts.index(level)}
+        raise DataError(
+            f"{self._path}: no forecast of {channel}; it has {listed(map(str, self._data))}"
+        )
+
+    def _check_grid(self, states: Placed) -> None:
+        for name, own in (("latitude", states.latitude), ("longitude", states.longitude)):
+            if own is None or name not in self._data.coords:
+                continue
+            theirs = np.asarray(self._data[name].values, float)
+            if theirs.shape != own.shape or np.abs(theirs - own).max() > CLOSE:
+                raise DataError(
+                    f"{self._path}: its {name} is not that of the truth "
+                    f"({len(theirs)} from {theirs[0]:g} to {theirs[-1]:g}, and {len(own)} from "
+                    f"{own[0]:g} to {own[-1]:g}); put both on one grid first"
+                )
+
+    def _starts(self, states: Placed) -> dict[int, int]:
+        """Rows of the file by the positions of their times."""
+        known = {_plain(time): i for i, time in enumerate(states.times)}
+        times = [_plain(time) for time in self._data[TIME].values]
+        found = {known[time]: row for row, time in enumerate(times) if time in known}
+        if not found:
+            raise DataError(
+                f"{self._path}: the truth has none of its {len(times)} initial times "
+                f"({times[0]} to {times[-1]})"
+            )
+        return dict(sorted(found.items()))
+
+    def _leads(self, step_seconds: float) -> dict[int, int]:
+        """Columns of the file by steps ahead."""
+        ahead = np.asarray(self._data[LEAD].values)
+        seconds = (
+            ahead / np.timedelta64(1, "s")
+            if ahead.dtype.kind == "m"
+            else ahead.astype(float) * 3600
+        )
+        steps = seconds / step_seconds
+        found = {round(s): column for column, s in enumerate(steps) if s >= 1 and _is_whole(s)}
+        if not found:
+            raise DataError(f"{self._path}: none of its leads is a multiple of the truth's step")
+        return dict(sorted(found.items()))
+
+
+def _opened(path: Path) -> xarray.Dataset:
+    import xarray
+
+    if not path.exists():
+        raise DataError(
+            f"no file of forecasts at {path}; jitkit forecast RUN --out {path} makes it"
+        )
+    try:
+        if path.is_dir():
+            found = xarray.open_zarr(path, chunks=None, decode_timedelta=True)
+        else:
+            found = xarray.open_dataset(path, decode_timedelta=True)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as forecasts: {error}") from error
+    lacking = [dim for dim in (TIME, LEAD) if dim not in found.dims]
+    if lacking:
+        raise DataError(
+            f"{path}: no dimension {listed(lacking)}; forecasts lie on {TIME}, {LEAD} and, for "
+            f"ensembles, {NUMBER}"
+        )
+    return found
+
+
+def _plain(time: Any) -> str:
+    """A time as text, the same for numpy's and cftime's."""
+    text = str(time.astype("M8[s]")) if isinstance(time, np.datetime64) else time.isoformat()
+    return text[:19]
+
+
+def _is_whole(number: float) -> bool:
+    return abs(number - round(number)) < 1e-6

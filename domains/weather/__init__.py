@@ -1,0 +1,1 @@
+"""Domain weather: states of the atmosphere and the ocean, forecasts, downscaling."""

@@ -1,0 +1,200 @@
+"""A Zarr store of forecasts that grows, by the names of WeatherBench 2.
+
+    VARIABLE (time, number, prediction_timedelta, [level,] latitude, longitude)
+
+time is when a forecast starts, number its member, prediction_timedelta how far it goes; valid_time
+(time, prediction_timedelta) is the sum. A chunk is one state, so that each is written once and for
+good. Zarr version 2, which every reader of Zarr knows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jitkit.domains.arrays.items import Sample
+
+if TYPE_CHECKING:
+    import xarray
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+TIME, NUMBER, LEAD, VALID = "time", "number", "prediction_timedelta", "valid_time"
+RECORD = "jitkit_forecast"  # global attribute
+
+
+@dataclass(frozen=True, eq=False)
+class Field:
+    """A variable of the file.
+
+    Attributes:
+        name: as in the data.
+        channels: indices among an item's.
+        levels: their places along the file's levels; None where the variable has none.
+        attrs: units and so on.
+    """
+
+    name: str
+    channels: Sequence[int]
+    levels: Sequence[int] | None
+    attrs: Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """What all states of a file have in common.
+
+    Attributes:
+        fields: its variables.
+        grid: dimensions (y, x) and their sizes.
+        level: name, values and attributes of the dimension of levels; None where there is none.
+        coords: further coordinates as `output.describe` has them: dims, values, attrs.
+        attrs: global attributes.
+    """
+
+    fields: Sequence[Field]
+    grid: Mapping[str, int]
+    level: tuple[str, Array, Mapping[str, Any]] | None
+    coords: Mapping[str, Any]
+    attrs: Mapping[str, Any]
+
+
+class Forecasts:
+    """The file; made where it is not there."""
+
+    def __init__(
+        self,
+        path: Path,
+        frame: Frame,
+        starts: Mapping[str, Any],
+        valid: Array,
+        leads: Array,
+        members: int,
+        record: Mapping[str, Any],
+    ) -> None:
+        """Open a file, or make it.
+
+        Args:
+            path: folder of the store.
+            frame: what all states have in common.
+            starts: time of each start, by its name.
+            valid: times of the states, (starts, leads).
+            leads: seconds from the start, (leads,).
+            members: of each start.
+            record: how the states are made; kept as an attribute.
+        """
+        self.path, self._frame, self._record = path, frame, record
+        self._row = {name: row for row, name in enumerate(starts)}
+        self._shape = (len(starts), members, len(leads))
+        if not (path / ".zgroup").is_file():
+            self._make(list(starts.values()), valid, leads)
+
+    def write(self, start: str, member: int, step: int, state: Sample) -> None:
+        """Put a state in."""
+        for field in self._frame.fields:
+            self._group[field.name][self._row[start], member, step - 1] = self._part(field, state)
+
+    def read(self, start: str, member: int, step: int) -> Sample:
+        """A state that was put in."""
+        count = sum(len(field.channels) for field in self._frame.fields)
+        values = np.empty((count, *self._frame.grid.values()), np.float32)
+        for field in self._frame.fields:
+            found = self._group[field.name][self._row[start], member, step - 1]
+            rows = found[None] if field.levels is None else found[list(field.levels)]
+            values[list(field.channels)] = rows
+        return Sample(values)
+
+    def finish(self) -> None:
+        """Gather the metadata in one place."""
+        import zarr
+
+        zarr.consolidate_metadata(self.path, zarr_format=2)
+
+    @cached_property
+    def _group(self) -> Any:
+        import zarr
+
+        return zarr.open_group(self.path, mode="r+", zarr_format=2, use_consolidated=False)
+
+    def _part(self, field: Field, state: Sample) -> Array:
+        values = state.values[list(field.channels)]
+        if field.levels is None or self._frame.level is None:
+            return values[0]
+        whole = np.full((len(self._frame.level[1]), *values.shape[1:]), np.nan, np.float32)
+        whole[list(field.levels)] = values
+        return whole
+
+    def _make(self, starts: list[Any], valid: Array, leads: Array) -> None:
+        self._coords(starts, valid, leads).to_zarr(self.path, zarr_format=2, consolidated=False)
+        level, grid = self._frame.level, self._frame.grid
+        for field in self._frame.fields:
+            over = {} if field.levels is None or level is None else {level[0]: len(level[1])}
+            cell = {**over, **grid}
+            self._group.create_array(
+                field.name,
+                shape=(*self._shape, *cell.values()),
+                chunks=(1, 1, 1, *cell.values()),
+                dtype="float32",
+                fill_value=float("nan"),
+                attributes={
+                    **field.attrs,
+                    "_ARRAY_DIMENSIONS": [TIME, NUMBER, LEAD, *cell],
+                    "coordinates": VALID,
+                },
+            )
+
+    def _coords(self, starts: list[Any], valid: Array, leads: Array) -> xarray.Dataset:
+        import xarray
+
+        frame = self._frame
+        found: dict[str, Any] = {
+            name: xarray.Variable(c["dims"], np.asarray(c["values"]), c["attrs"])
+            for name, c in frame.coords.items()
+            if set(c["dims"]) <= set(frame.grid)
+            and name not in (TIME, NUMBER, LEAD, VALID)
+            and c["dims"]
+        }
+        if frame.level is not None:
+            name, values, attrs = frame.level
+            found[name] = xarray.Variable((name,), values, dict(attrs))
+        said = {"standard_name": "forecast_reference_time", "long_name": "initial time"}
+        times = np.asarray(starts) if hasattr(starts[0], "calendar") else np.array(starts, "M8[ns]")
+        units = {"units": _units(np.append(times, valid)), "dtype": "int64"}
+        found[TIME] = xarray.Variable((TIME,), times, said, units)
+        said = {"standard_name": "time", "long_name": "time of the state"}
+        found[VALID] = xarray.Variable((TIME, LEAD), valid, said, units)
+        said = {"standard_name": "realization", "long_name": "member"}
+        found[NUMBER] = xarray.Variable((NUMBER,), np.arange(self._shape[1]), said)
+        said = {"standard_name": "forecast_period", "long_name": "lead time"}
+        coarsest = "seconds" if (leads % 3600).any() else "hours"
+        apart = np.rint(leads).astype("m8[s]").astype("m8[ns]")
+        found[LEAD] = xarray.Variable((LEAD,), apart, said, {"units": coarsest, "dtype": "int64"})
+        told = {"source": f"jitkit {version('jitkit')}", RECORD: json.dumps(self._record)}
+        attrs = {"Conventions": "CF-1.8", **frame.attrs, **told}
+        return xarray.Dataset(coords=found, attrs=attrs)
+
+
+def recorded(path: Path) -> Mapping[str, Any] | None:
+    """How the forecasts of a store were made; None where it holds none."""
+    try:
+        attrs = json.loads((path / ".zattrs").read_text(encoding="utf-8"))
+        found: Mapping[str, Any] = json.loads(attrs[RECORD])
+    except (OSError, ValueError, KeyError):
+        return None
+    return found
+
+
+def _units(times: Array) -> str:
+    """Units in which all of the times are whole numbers."""
+    if times.dtype.kind == "M":
+        odd = (times - times.astype("M8[h]")).astype("m8[s]").astype(np.int64).any()
+    else:
+        odd = any(t.minute or t.second for t in times.ravel().tolist())
+    return f"{'seconds' if odd else 'hours'} since 1900-01-01"

@@ -1,0 +1,172 @@
+"""Cells on the sphere: their edges and areas, coarser cells, values between cells.
+
+The area of a cell between latitudes a and b and longitudes l and m is (sin b - sin a)(m - l) on the
+unit sphere, exactly, poles included.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+POLE = 90.0
+CIRCLE = 360.0
+
+
+def latitude_edges(latitudes: Array) -> Array:
+    """Edges of rows whose centres are given, in degrees, (n + 1,), in their order.
+
+    Halfway between centres. The outer ones lie half a row further on; where the pole is no more
+    than another half row away, as on Gaussian grids, or nearer than that, as where a row lies on
+    the pole itself, they are the pole.
+    """
+    rows = np.asarray(latitudes, np.float64)
+    if len(rows) == 1:
+        return np.array([rows[0] - 0.5, rows[0] + 0.5]).clip(-POLE, POLE)
+    inner = (rows[:-1] + rows[1:]) / 2
+    first, last = rows[0] - (inner[0] - rows[0]), rows[-1] + (rows[-1] - inner[-1])
+    outer = [
+        _to_pole(edge, abs(inside - centre))
+        for edge, centre, inside in ((first, rows[0], inner[0]), (last, rows[-1], inner[-1]))
+    ]
+    return np.concatenate([outer[:1], inner, outer[1:]])
+
+
+def _to_pole(edge: float, half: float) -> float:
+    return float(np.copysign(POLE, edge)) if abs(edge) + half > POLE else edge
+
+
+def longitude_widths(longitudes: Array) -> Array:
+    """Widths of columns whose centres are given, in degrees, (n,); each reaches halfway to its
+    neighbours, and round the globe where they go all the way."""
+    columns = np.asarray(longitudes, np.float64)
+    if len(columns) < 2:
+        return np.ones(len(columns))
+    steps = np.abs((np.diff(columns) + CIRCLE / 2) % CIRCLE - CIRCLE / 2)
+    rest = CIRCLE - steps.sum()
+    closes = rest <= 1.5 * steps.max()
+    before = np.concatenate([[rest if closes else steps[0]], steps])
+    after = np.concatenate([steps, [rest if closes else steps[-1]]])
+    return (before + after) / 2
+
+
+def cell_areas(latitudes: Array, longitudes: Array) -> Array:
+    """Areas of the cells of a grid on the unit sphere, (n, m); of a whole one they sum to 4 pi.
+
+    Args:
+        latitudes: of the rows' centres, in degrees, (n,), either way round.
+        longitudes: of the columns' centres, in degrees, (m,).
+    """
+    rows = np.abs(np.diff(np.sin(np.radians(latitude_edges(latitudes)))))
+    return rows[:, None] * np.radians(longitude_widths(longitudes))[None]
+
+
+def weights(areas: Array) -> Array:
+    """Areas as weights of mean 1, float32."""
+    return (areas / areas.mean()).astype(np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Blocks:
+    """A grid in blocks of ``factor`` cells along each side; the last ones may be smaller.
+
+    Attributes:
+        areas: of the cells, (n, m).
+        factor: cells along each side of a block.
+    """
+
+    areas: Array
+    factor: int
+
+    def __call__(self, values: Array) -> Array:
+        """Area-weighted means of blocks, as fine as the grid: each cell has its block's.
+
+        The integral over each block stays what it was (first-order conservative; Jones 1999, Mon.
+        Weather Rev. 127: 2204-2210). Of cells without data only the others count; a block without
+        any has none.
+
+        Args:
+            values: (..., n, m), NaN where missing.
+        """
+        known = np.isfinite(values)
+        areas = np.where(known, self.areas, 0.0)
+        sums = self._sums(np.where(known, values, 0.0) * areas)
+        share = self._sums(areas)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            means = np.where(share > 0, sums / share, np.nan)
+        rows, columns = (np.arange(n) // self.factor for n in self.areas.shape)
+        return means[..., rows[:, None], columns[None]].astype(np.float32)
+
+    def _sums(self, values: Array) -> Array:
+        for axis in (-2, -1):
+            starts = np.arange(0, values.shape[axis], self.factor)
+            values = np.add.reduceat(values, starts, axis=axis)
+        return values
+
+
+@dataclass(frozen=True, eq=False)
+class Between:
+    """Bilinear interpolation from one latitude-longitude grid to another.
+
+    A longitude that goes round the globe has no seam. Beyond the first and the last row or column
+    their values are taken. Of four neighbours those with data count.
+
+    Attributes:
+        rows, columns: of each target row (column) the two source ones beside it, (n, 2).
+        row_shares, column_shares: how much each of them counts, (n, 2).
+    """
+
+    rows: Array
+    row_shares: Array
+    columns: Array
+    column_shares: Array
+
+    @classmethod
+    def grids(cls, source: tuple[Array, Array], target: tuple[Array, Array]) -> Between:
+        """From (latitudes, longitudes) to (latitudes, longitudes), in degrees."""
+        circle = abs(longitude_widths(source[1]).sum() - CIRCLE) < 1e-3
+        return cls(
+            *_beside(source[0], target[0], None),
+            *_beside(source[1], target[1], CIRCLE if circle else None),
+        )
+
+    def __call__(self, values: Array) -> Array:
+        """Source (..., n, m) to target (..., N, M), float32, NaN where none of four has data."""
+        total = weight = np.zeros(())
+        for i in range(2):
+            for j in range(2):
+                part = values[..., self.rows[:, i, None], self.columns[None, :, j]]
+                share = self.row_shares[:, i, None] * self.column_shares[None, :, j]
+                share = np.where(np.isfinite(part), share, 0.0)
+                total = total + share * np.nan_to_num(part)
+                weight = weight + share
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.where(weight > 1e-6, total / weight, np.nan).astype(np.float32)
+
+
+def _beside(source: Array, target: Array, period: float | None) -> tuple[Array, Array]:
+    """The two source entries beside each target, and how much each counts."""
+    centres = np.asarray(source, np.float64)
+    wanted = np.asarray(target, np.float64)
+    if period is not None:
+        centres = centres % period
+        wanted = wanted % period
+    order = np.argsort(centres)
+    points = centres[order]
+    if period is not None:  # one more on each side
+        order = np.concatenate([order[-1:], order, order[:1]])
+        points = np.concatenate([[points[-1] - period], points, [points[0] + period]])
+    if len(points) == 1:
+        zeros = np.zeros((len(wanted), 2), np.int64)
+        return zeros, np.tile([1.0, 0.0], (len(wanted), 1))
+    right = np.clip(np.searchsorted(points, wanted), 1, len(points) - 1)
+    share = (wanted - points[right - 1]) / (points[right] - points[right - 1])
+    share = np.clip(share, 0.0, 1.0)
+    return (
+        np.stack([order[right - 1], order[right]], axis=1),
+        np.stack([1 - share, share], axis=1),
+    )

@@ -1,0 +1,178 @@
+"""States in their order in time: what forecasts begin with and are held against."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from jitkit.domain import Split
+from jitkit.domains.arrays.reading import Cut, read_channels
+from jitkit.domains.arrays.splits import Array, edges, extent, holes, in_seconds, label
+from jitkit.domains.weather.durations import duration
+from jitkit.domains.weather.opening import Weather
+from jitkit.errors import DataError, RecipeError
+
+
+class States:
+    """The states of opened data; positions are their numbers in order.
+
+    Attributes:
+        times: of all that the recipe uses, numpy's or cftime's, (n,).
+        train, val: positions of each split.
+        channels: names, C of them.
+        spacing: positions from one state of a forecast to the next.
+        inputs: states that a model is told.
+    """
+
+    def __init__(self, opened: Weather, *, inputs: int = 1) -> None:
+        self._opened, self.inputs = opened, inputs
+        data = opened.data
+        self.times = opened.times
+        self.train, self.val = data.splits["train"], data.splits["val"]
+        self.channels = tuple(channel.name for channel in opened.channels)
+        self.spacing = data.spacing
+        self._broken = np.concatenate([[0], np.cumsum(holes(self.times))])
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    @property
+    def step_seconds(self) -> float:
+        """Length of a lead."""
+        return self.spacing * self._opened.step
+
+    @cached_property
+    def units(self) -> dict[str, str]:
+        """Units of the channels that have them."""
+        channels = self._opened.channels
+        found = {c.name: str(c.source.described.attrs.get("units", "")) for c in channels}
+        return {name: unit for name, unit in found.items() if unit}
+
+    @property
+    def latitude(self) -> Array | None:
+        """Of the rows, in degrees, (n,) float64; None where rows are no latitudes."""
+        return self._degrees(0)
+
+    @property
+    def longitude(self) -> Array | None:
+        """Of the columns, in degrees, (m,) float64; None where columns are no longitudes."""
+        return self._degrees(1)
+
+    def _degrees(self, axis: int) -> Array | None:
+        if self._opened.areas() is None:
+            return None
+        found = self._opened.places()
+        return None if found is None else found[axis].ravel()
+
+    def read(self, position: int) -> Array:
+        """A state, (C, y, x) float32 in physical units, NaN where missing. Safe for threads."""
+        data = self._opened.data
+        plan = data.plan
+        others = {dim: int(plan.entries[dim][0]) for dim in plan.sample}
+        cuts: dict[str, Cut] = {**plan.cuts(), **others}
+        cuts[plan.along] = int(plan.entries[plan.along][position])
+        return read_channels(data.store, plan.variables, cuts, (), plan.axes)
+
+    def after(self, position: int, steps: int) -> int | None:
+        """The position so many leads later (earlier, below 0); None where the data have none, or a
+        gap lies between."""
+        there = position + steps * self.spacing
+        if not 0 <= there < len(self.times) or self._broken[there] != self._broken[position]:
+            return None
+        return there
+
+    def starts(self, split: Split) -> Array:
+        """Positions of a split at which a forecast can begin: what the model is told and the first
+        state to come are in the split as well."""
+        members = self.val if split == "val" else self.train
+        own = np.zeros(len(self.times), bool)
+        own[members] = True
+        offsets = (1, *range(0, -self.inputs, -1))
+        found = [
+            position
+            for position in members.tolist()
+            if all((at := self.after(position, k)) is not None and own[at] for k in offsets)
+        ]
+        return np.array(found, np.int64)
+
+    def time(self, position: int, steps: int) -> Any:
+        """When the state so many leads after a position is, also where the data have none."""
+        there = self.after(position, steps)
+        if there is not None:
+            return self.times[there]
+        seconds = round(steps * self.step_seconds)
+        if self.times.dtype.kind == "M":
+            return self.times[position] + np.timedelta64(seconds, "s")
+        from datetime import timedelta
+
+        return self.times[position] + timedelta(seconds=seconds)
+
+    # Names of starts
+
+    def name(self, position: int) -> str:
+        """A start's name, as ``2020-01-01T00``."""
+        text = label(self.times[position]).replace(" ", "T")
+        text = text if "T" in text else f"{text}T00"
+        return re.sub(r"(:00)+$", "", text)
+
+    def position(self, name: str) -> int:
+        """The state that a start begins with.
+
+        Raises:
+            DataError: no state of that time.
+        """
+        low, _ = edges(self.times, name, "--init")
+        times = self.times.astype("M8[s]") if self.times.dtype.kind == "M" else self.times
+        hit = np.flatnonzero(times == low)
+        if not len(hit):
+            raise DataError(f"--init: no state of {name}; {extent(self.times)}")
+        return int(hit[0])
+
+    def named(self, words: Sequence[str]) -> list[str]:
+        """Starts, in order: by their time, ``2020-01-01T00``; as first/last/every,
+        ``2020-01/2020-12/24h``; or so many of the held-out ones, ``val:16``.
+
+        Raises:
+            DataError: a time that is not there, or before which the model lacks states.
+            RecipeError: words that cannot be meant.
+        """
+        found = sorted(at for word in words for at in self._asked(word))
+        for at in found:
+            if any(self.after(at, -k) is None for k in range(1, self.inputs)):
+                raise DataError(
+                    f"--init: before {self.name(at)} the data lack some of the {self.inputs} "
+                    "states that the model is told; begin later"
+                )
+        return [self.name(at) for at in found]
+
+    def _asked(self, word: str) -> list[int]:
+        split, colon, count = word.partition(":")
+        if colon and split in ("val", "train") and count.isdigit():
+            return self._spread(split, int(count))  # type: ignore[arg-type]
+        first, *rest = word.split("/")
+        if not rest:
+            return [self.position(word)]
+        if len(rest) != 2:
+            raise RecipeError(f"--init {word!r}: a range is first/last/every, as 2020/2020/24h")
+        begin = edges(self.times, first, "--init")[0]
+        end = edges(self.times, rest[0], "--init")[1]
+        times = self.times.astype("M8[s]") if self.times.dtype.kind == "M" else self.times
+        inside = np.flatnonzero((times >= begin) & (times < end))
+        if not len(inside):
+            raise DataError(f"--init {word!r}: no state lies there; {extent(self.times)}")
+        every = duration(rest[1], f"--init {word!r}")
+        if every.unit == "steps":
+            return inside[:: every.amount].tolist()
+        every.in_steps(self._opened.step, f"--init {word!r}")
+        apart = [round(in_seconds(times[i] - times[inside[0]])) for i in inside]
+        return [int(i) for i, s in zip(inside, apart, strict=True) if s % every.seconds == 0]
+
+    def _spread(self, split: Split, count: int) -> list[int]:
+        known = self.starts(split)
+        if not 1 <= count <= len(known):
+            raise DataError(f"--init {split}:{count}: split {split} has {len(known)} starts")
+        return [int(known[i * len(known) // count]) for i in range(count)]

@@ -1,0 +1,389 @@
+"""Copies of what a recipe reads: the same items, resumed after a kill, mended, and refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+from climate import GLOBE, TOLD, as_netcdf, as_zarr, climate, everything, films, levels, made, sea
+from conftest import Answer
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from jitkit.domain import Split, open_domain
+from jitkit.domains.arrays.adapter import Arrays
+from jitkit.domains.stores import copies, fetching
+from jitkit.domains.stores.fetching import copied
+from jitkit.errors import DataError
+from jitkit.recipe import load_recipe
+
+SPLITS: tuple[Split, ...] = ("train", "val")
+THERE = "of it are in"
+
+
+def check_same_items(ours: Any, theirs: Any) -> None:
+    """Every item of both splits, to the last bit, with all that it is told."""
+    for part in SPLITS:
+        a, b = ours.items(part), theirs.items(part)
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert x.name == y.name
+            np.testing.assert_array_equal(x.values, y.values)
+            assert x.cond.keys() == y.cond.keys()
+            for name, told in x.cond.items():
+                np.testing.assert_array_equal(told, y.cond[name])
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """All of a copy but its notes."""
+    found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")}
+    return {
+        name: path.read_bytes()
+        for name, path in sorted(found.items())
+        if path.is_file() and not name.startswith(copies.NOTES)
+    }
+
+
+def recipe_of(folder: Path, keys: str) -> Path:
+    """A recipe for arrays."""
+    path = folder / "a.yaml"
+    model = "{width: 16, depth: 1, heads: 2}"
+    path.write_text(f"domain: {{name: arrays, {keys}}}\nmodel: {model}\n", encoding="utf-8")
+    return path
+
+
+def chosen(folder: Path) -> dict[str, Any]:
+    """One level, some years by value, a gap, earlier steps."""
+    path = as_zarr(climate(), folder / "chosen.zarr")
+    splits = {"train": {"to": "2000-02-29"}, "val": {"from": "2000-03-04T12"}}
+    return {"path": path} | TOLD | {"select": {"level": [850]}, "splits": splits}
+
+
+@pytest.mark.parametrize("recipe", [levels, sea, films, everything, chosen])
+def test_a_copy_has_the_same_items_bit_for_bit(
+    recipe: Callable[[Path], dict[str, Any]], tmp_path: Path
+) -> None:
+    keys = recipe(tmp_path)
+    ours = made(**keys)
+    overrides = ours.fetch(tmp_path / "copy")
+    assert overrides == [f"domain.path={tmp_path / 'copy'}"]
+    theirs = made(**keys | {"path": str(tmp_path / "copy")})
+    check_same_items(ours, theirs)
+    assert theirs.layout == ours.layout and theirs.conditions == ours.conditions
+
+
+ENTRIES = st.integers(0, 39)
+
+
+@settings(max_examples=12, deadline=None)
+@example([0, 1, 3, 5, 7, 9], [20, 21, 23, 25, 27], 0, 2, 0, False)  # every other one left out
+@given(
+    st.lists(ENTRIES, min_size=1, max_size=12, unique=True),
+    st.lists(ENTRIES, min_size=1, max_size=6, unique=True),
+    st.integers(0, 5),
+    st.integers(1, 3),
+    st.integers(0, 2),
+    st.booleans(),
+)
+def test_a_copy_has_the_same_items_whatever_is_chosen_of_time(
+    tmp_path_factory: pytest.TempPathFactory,
+    train: list[int],
+    val: list[int],
+    gap: int,
+    window: int,
+    past: int,
+    rest: bool,
+) -> None:
+    folder = tmp_path_factory.mktemp("chosen")
+    path = as_zarr(climate()[["t2m"]].drop_vars("time"), folder / "a.zarr")
+    splits: dict[str, Any] = {"val": sorted(val)}
+    if not rest:
+        splits["train"] = sorted(set(train) - set(val))
+    keys = {"axes": GLOBE, "gap": gap, "window": window, "splits": splits}
+    keys["conditions"] = {"past": past}
+    try:
+        ours = made(path=path, **keys)
+    except ValueError:  # no item is left
+        return
+    ours.fetch(folder / "copy")
+    check_same_items(ours, made(path=str(folder / "copy"), **keys))
+
+
+def test_a_copy_holds_no_more_than_is_read(tmp_path: Path) -> None:
+    keys = {"axes": GLOBE, "unroll": ["level"], "variables": ["z"], "select": {"level": [850]}}
+    keys["splits"] = {"train": {"to": "2000-02-29"}, "val": {"from": "2000-03-05"}}
+    made(path=as_zarr(climate(), tmp_path / "a.zarr"), **keys).fetch(tmp_path / "copy")
+    with xr.open_zarr(tmp_path / "copy") as copy:
+        assert list(copy.data_vars) == ["z"]
+        assert copy.sizes == {"time": 12 + 12, "level": 1, "latitude": 6, "longitude": 8}
+        assert copy["z"].attrs == {"units": "m2 s-2"} and copy.attrs == climate().attrs
+        assert float(copy["height"]) == 2.0
+        source = climate()["z"].sel(level=[850], time=copy["time"])
+        xr.testing.assert_identical(copy["z"].load(), source)
+
+
+def test_stored_numbers_keep_their_packing(tmp_path: Path) -> None:
+    packed = {"dtype": "i2", "scale_factor": 0.01, "add_offset": 280.0, "_FillValue": -1}
+    path = tmp_path / "packed.nc"
+    data = climate()[["sst", "t2m"]]
+    unsigned = {"dtype": "i1", "_Unsigned": "true", "scale_factor": 0.5, "add_offset": 230.0}
+    unsigned["_FillValue"] = -1
+    data.to_netcdf(path, engine="h5netcdf", encoding={"sst": packed, "t2m": unsigned})
+    ours = made(path=str(path), axes=GLOBE)
+    ours.fetch(tmp_path / "copy")
+    check_same_items(ours, made(path=str(tmp_path / "copy"), axes=GLOBE))
+    raw: Any = zarr.open_group(tmp_path / "copy", mode="r")
+    assert [str(raw[name].dtype) for name in ("sst", "t2m")] == ["int16", "int8"]
+    assert raw["sst"].attrs["scale_factor"] == 0.01 and raw["sst"].fill_value == -1
+
+
+def test_files_that_are_packed_in_different_ways_are_copied_as_values(tmp_path: Path) -> None:
+    data = climate()[["t2m"]]
+    for number, scale in enumerate((0.01, 0.02)):
+        packed = {"dtype": "i2", "scale_factor": scale, "add_offset": 280.0, "_FillValue": -1}
+        part = data.isel(time=slice(20 * number, 20 * number + 20))
+        part.to_netcdf(tmp_path / f"{number}.nc", engine="h5netcdf", encoding={"t2m": packed})
+    ours = made(path=str(tmp_path / "*.nc"), axes=GLOBE)
+    ours.fetch(tmp_path / "copy")
+    check_same_items(ours, made(path=str(tmp_path / "copy"), axes=GLOBE))
+
+
+def test_chunks_are_a_few_steps_of_whole_grids(tmp_path: Path) -> None:
+    """4.15 MB a step are a chunk each; smaller steps share one; many levels are cut apart."""
+    store = zarr.open_group(tmp_path / "big.zarr", mode="w", zarr_format=2)
+    for name, shape in (("q", (8, 13, 721, 1440)), ("t", (8, 721, 1440)), ("s", (93_544, 64, 32))):
+        dims = ["time", "level", "y", "x"] if name == "q" else ["time", "y", "x"]
+        if name == "s":
+            dims = ["step", "longitude", "latitude"]
+        store.create_array(
+            name,
+            shape=shape,
+            chunks=(1, *shape[1:]),
+            dtype="f4",
+            attributes={"_ARRAY_DIMENSIONS": dims},
+        )
+
+    def chunks(name: str, **keys: Any) -> list[tuple[int, ...]]:
+        domain = made(path=str(tmp_path / "big.zarr"), variables=[name], **keys)
+        return [v.chunks for v in copied(domain.reads()[0])]
+
+    axes = {"y": "line", "x": "circle"}
+    assert chunks("t", axes=axes) == [(1, 721, 1440)]
+    assert chunks("q", axes=axes, unroll=["level"]) == [(1, 1, 721, 1440)]
+    assert chunks("s", axes={"longitude": "circle", "latitude": "line"}) == [(256, 64, 32)]
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 40])
+def test_each_chunk_of_the_source_is_read_once(
+    chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetching, "CHUNK_BYTES", 5 * 6 * 8 * 4)  # five steps
+    path = as_zarr(climate()[["t2m"]], tmp_path / "a.zarr", chunk=chunk)
+    domain = made(path=path, axes=GLOBE, select={"time": {"from": "2000-02-28T06"}})
+    (read,) = domain.reads()
+    fetching.fetch(read, tmp_path / "copy", threads=3)
+    used = -(-40 // chunk) - 5 // chunk
+    fingerprinted = min(4, -(-40 // chunk))
+    assert read.store.stats.decoded <= used + fingerprinted
+    check_same_items(domain, made(path=str(tmp_path / "copy"), axes=GLOBE))
+
+
+def test_a_chunk_of_many_steps_is_read_once_though_no_memory_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetching, "CHUNK_BYTES", 5 * 6 * 8 * 4)
+    path = as_zarr(climate()[["t2m"]], tmp_path / "a.zarr", chunk=40)
+    (read,) = made(path=path, axes=GLOBE, buffer="1kB").reads()
+    fetching.fetch(read, tmp_path / "copy", threads=3)
+    fingerprinted = 1
+    assert read.store.stats.decoded == 1 + fingerprinted
+
+
+# Killed, damaged, full, another's
+
+
+@pytest.fixture
+def slow_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A store of 120 steps behind a web server that takes its time, in chunks of one step."""
+    from test_remote import WebServer
+
+    time_ = np.datetime64("2000-01-01", "ns") + np.arange(120) * np.timedelta64(6, "h")
+    values = np.random.default_rng(0).standard_normal((120, 64, 128)).astype("f4")
+    data = xr.Dataset({"t": (("time", "y", "x"), values)}, {"time": time_})
+    chunks: Any = {"t": {"chunks": (1, 64, 128)}}
+    data.to_zarr(tmp_path / "web" / "a.zarr", zarr_format=2, consolidated=True, encoding=chunks)
+    with WebServer(tmp_path / "web") as server:
+        fault = server.fault
+
+        def slow(path: str) -> str | None:
+            time.sleep(0.015)
+            return fault(path)
+
+        monkeypatch.setattr(server, "fault", slow)
+        yield server
+        server.shutdown()
+
+
+def test_a_copy_that_was_killed_goes_on_and_is_that_of_an_unbroken_one(
+    slow_source: Any, tmp_path: Path
+) -> None:
+    keys = f"path: '{slow_source.url}/a.zarr', axes: {{y: line, x: line}}, threads: 1"
+    recipe = recipe_of(tmp_path, keys)
+    program = (
+        "import sys; from jitkit.domains.stores import fetching; "
+        "fetching.CHUNK_BYTES = 2**17; from jitkit.cli import main; main()"
+    )
+
+    def start(to: str) -> subprocess.Popen[str]:
+        words = [sys.executable, "-c", program, "fetch", str(recipe), "--to", str(tmp_path / to)]
+        return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    began = start("broken")
+    written = tmp_path / "broken.part" / copies.WRITTEN
+    deadline = time.monotonic() + 60
+    while not (written.exists() and written.read_text().count('"t/') >= 12):
+        assert time.monotonic() < deadline and began.poll() is None, began.communicate()
+        time.sleep(0.01)
+    os.kill(began.pid, signal.SIGKILL)
+    began.communicate()
+    assert not (tmp_path / "broken").exists()
+    with open(written, "a") as file:
+        file.write('["t/9.0.0", 12')  # torn
+    slow_source.asked.clear()
+    again = start("broken")
+    out, err = again.communicate(timeout=60)
+    assert again.returncode == 0, err
+    assert THERE in out
+    asked = sum(re.search(r"/t/\d", path) is not None for path in slow_source.asked)
+    assert 30 < asked < 100  # of 120, and some for checks: not those that were there
+    whole = start("whole")
+    assert whole.wait(60) == 0, whole.communicate()
+    whole.communicate()
+    assert files(tmp_path / "broken") == files(tmp_path / "whole")
+    assert not (tmp_path / "broken.part").exists()
+
+
+def copy_of_climate(tmp_path: Path) -> tuple[Arrays, Path]:
+    path = as_zarr(climate()[["t2m", "z"]], tmp_path / "a.zarr")
+    domain = made(path=path, axes=GLOBE, unroll=["level"])
+    domain.fetch(tmp_path / "copy")
+    return domain, tmp_path / "copy"
+
+
+def shorten(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-5])
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", [shorten, flip, Path.unlink])
+@pytest.mark.parametrize("key", ["t2m/0.0.0", "z/0.0.0.0", "time/0", ".zmetadata", "z/.zarray"])
+def test_a_part_that_is_damaged_is_fetched_again(
+    damage: Callable[[Path], None], key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    domain, folder = copy_of_climate(tmp_path)
+    before = files(folder)
+    damage(folder / key)
+    assert files(folder) != before
+    domain.fetch(folder)
+    assert files(folder) == before
+    capsys.readouterr()
+    domain.fetch(folder)
+    assert "to fetch" not in capsys.readouterr().out
+
+
+def test_what_does_not_fit_on_the_disk_is_refused_before_it_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = as_zarr(climate()[["t2m"]], tmp_path / "a.zarr")
+
+    def full(folder: Path) -> Any:
+        return type("Usage", (), {"free": 5000})()
+
+    monkeypatch.setattr(shutil, "disk_usage", full)
+    with pytest.raises(DataError, match=r"7\.68 kB do not fit: 5 kB are free.*--to"):
+        made(path=path, axes=GLOBE).fetch(tmp_path / "copy")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.zarr"]
+
+
+def test_another_recipe_does_not_mix_with_a_copy(tmp_path: Path) -> None:
+    _, folder = copy_of_climate(tmp_path)
+    path = str(tmp_path / "a.zarr")
+    other = made(path=path, axes=GLOBE, unroll=["level"], select={"level": [500]})
+    with pytest.raises(DataError, match="holds the copy of other data: its entries.* differs"):
+        other.fetch(folder)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("x")
+    with pytest.raises(DataError, match="mine holds something that is no copy"):
+        other.fetch(tmp_path / "mine")
+    as_zarr(climate()[["t2m", "z"]] + 1, tmp_path / "b.zarr")
+    (tmp_path / "a.zarr").rename(tmp_path / "old.zarr")
+    (tmp_path / "b.zarr").rename(tmp_path / "a.zarr")
+    with pytest.raises(DataError, match="its data has changed since it was begun"):
+        made(path=path, axes=GLOBE, unroll=["level"]).fetch(folder)
+
+
+def broken(*_: Any) -> None:
+    raise OSError("no more")
+
+
+def test_an_empty_folder_holds_nothing_until_the_copy_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "copy").mkdir()
+    domain = made(path=as_zarr(climate()[["t2m"]], tmp_path / "a.zarr"), axes=GLOBE)
+    with monkeypatch.context() as patch:
+        patch.setattr(fetching, "_fill", broken)
+        with pytest.raises(OSError, match="no more"):
+            domain.fetch(tmp_path / "copy")
+    assert not any((tmp_path / "copy").iterdir())
+    domain.fetch(tmp_path / "copy")
+    check_same_items(domain, made(path=str(tmp_path / "copy"), axes=GLOBE))
+
+
+def test_two_processes_do_not_make_one_copy(tmp_path: Path) -> None:
+    path = as_zarr(climate()[["t2m"]], tmp_path / "a.zarr")
+    domain = made(path=path, axes=GLOBE)
+    (read,) = domain.reads()
+    asked = json.loads(json.dumps(fetching._asked(read, copied(read))))
+    with copies.Copy(tmp_path / "copy", asked):
+        with pytest.raises(DataError, match="another process is making the copy"):
+            domain.fetch(tmp_path / "copy")
+
+
+def test_the_command_copies_and_training_goes_on_from_the_copy(
+    jitkit: Callable[..., Answer], tmp_path: Path
+) -> None:
+    path = as_netcdf(climate()[["t2m"]], tmp_path / "a.nc")
+    recipe = recipe_of(tmp_path, f"path: {path}, axes: {{latitude: line, longitude: circle}}")
+    answer = jitkit("fetch", recipe, "--to", tmp_path / "copy")
+    assert answer.code == 0, answer.err
+    words = answer.out.strip().splitlines()[-1].partition("jitkit train ")[2].split()
+    assert words == [str(recipe), f"domain.path={tmp_path / 'copy'}"]
+    ours, theirs = (load_recipe(recipe, words[1:n]).domain for n in (1, 2))
+    check_same_items(open_domain(ours), open_domain(theirs))
+
+
+def test_a_domain_that_has_nothing_to_copy_says_so(
+    jitkit: Callable[..., Answer], tmp_path: Path
+) -> None:
+    answer = jitkit("fetch", "digits", "--to", tmp_path / "copy")
+    assert answer.code == 2 and "domain 'digits' copies no data" in answer.err
+    assert not (tmp_path / "copy").exists()

@@ -1,0 +1,93 @@
+"""Cells that count differently in the loss: laws of weights, and their way from a domain there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from models import awake, layout
+
+from jitkit.check import assemble
+from jitkit.data import spread
+from jitkit.domain import Weighted
+from jitkit.domains.digits import Digits, DigitsSection
+from jitkit.flow import errors, interpolate, mean_over_data
+from jitkit.recipe import load_recipe
+from jitkit.validation import held_out_loss
+
+
+def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_weights_of_one_change_no_bit(masked: bool) -> None:
+    values = draw(3, 2, 6, 8).square()
+    mask = draw(3, 2, 6, 8, seed=1) > 0 if masked else None
+    plain = mean_over_data(values, mask)
+    assert torch.equal(mean_over_data(values, mask, torch.ones(6, 8)), plain)
+
+
+@given(st.integers(0, 2**48 - 1))
+def test_a_weight_of_zero_is_a_mask(cells: int) -> None:
+    kept = torch.tensor([cells >> i & 1 for i in range(48)], dtype=torch.bool).reshape(6, 8)
+    if not kept.any():
+        return
+    values = draw(2, 3, 6, 8).square()
+    weights = kept * (48 / kept.sum())
+    masked = mean_over_data(values, kept.expand(2, 1, 6, 8))
+    torch.testing.assert_close(mean_over_data(values, None, weights), masked)
+    everywhere = torch.ones(2, 1, 6, 8, dtype=torch.bool)
+    torch.testing.assert_close(mean_over_data(values, everywhere, weights), masked)
+
+
+def test_weights_are_those_of_a_weighted_mean_over_what_is_observed() -> None:
+    values, weights = draw(2, 3, 6, 8).square(), draw(6, 8, seed=1).exp()
+    mask = draw(2, 3, 6, 8, seed=2) > 0
+    for sample in range(2):
+        every = np.broadcast_to(weights.numpy(), (3, 6, 8))
+        expected = np.average(values[sample].numpy()[mask[sample]], weights=every[mask[sample]])
+        assert mean_over_data(values, mask, weights)[sample].item() == pytest.approx(expected)
+
+
+def test_a_model_s_loss_follows_its_weights() -> None:
+    denoiser = awake(layout((4, 2), (6, 2)))
+    x, eps, t = draw(2, 2, 4, 6), draw(2, 2, 4, 6, seed=1), torch.tensor([0.3, 0.6])
+    plain = denoiser.losses(x, eps, t, {})
+    denoiser.weights = torch.ones(4, 6)
+    assert torch.equal(denoiser.losses(x, eps, t, {}), plain)
+    north = torch.zeros(4, 6)
+    north[:2] = 2
+    denoiser.weights = north
+    said = denoiser.said(interpolate(x, eps, t), t, {})
+    squares = errors(said, x, eps, t, prediction="x", loss="v")
+    expected = squares[:, :, :2].mean(dim=(1, 2, 3))
+    torch.testing.assert_close(denoiser.losses(x, eps, t, {}), expected)
+
+
+class Round(Digits):
+    """Digits whose middle counts more."""
+
+    @property
+    def weights(self) -> np.ndarray[Any, np.dtype[Any]]:
+        found = np.ones((8, 8), np.float32)
+        found[2:6, 2:6] = 3
+        return found / found.mean()
+
+
+def test_a_domain_s_weights_reach_training_and_the_held_out_loss(tiny: dict[str, Any]) -> None:
+    section = DigitsSection(name="digits")
+    assert isinstance(Round(section), Weighted) and not isinstance(Digits(section), Weighted)
+    domain = Round(section)
+    denoiser = assemble(load_recipe(tiny), domain).eval()
+    assert denoiser.weights is not None and "weights" not in denoiser.state_dict()
+    found = held_out_loss(denoiser, domain, 4, 4)
+    items = [domain.items("val")[i] for i in spread(len(domain.items("val")), 4)]
+    squares = torch.stack([domain.encode(item).values for item in items]).square()
+    # a fresh model says zero, so that its error is the data, and bins differ by 1 / (1 - t)^2
+    expected = (squares * torch.from_numpy(domain.weights)).mean().item()
+    assert found == pytest.approx([expected / (1 - (k + 0.5) / 10) ** 2 for k in range(10)])
