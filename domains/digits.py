@@ -14,7 +14,7 @@ from pydantic import Field as Limit
 
 from jitkit.domain import Measure, Split
 from jitkit.domains.images import Picture, Pictures
-from jitkit.domains.measures import Array, frechet
+from jitkit.domains.measures import Array, frechet, lower_is_better
 from jitkit.errors import DataError
 from jitkit.sections import DomainSection
 
@@ -40,6 +40,7 @@ class Digits(Pictures):
     Section: ClassVar[type[DomainSection]] = DigitsSection
 
     def __init__(self, section: DigitsSection, facts: Mapping[str, Any] | None = None) -> None:
+        self.section = section
         super().__init__(8, 1, num_classes=10, label_drop=section.label_drop)
 
     def facts(self) -> dict[str, Any]:
@@ -90,6 +91,7 @@ def nearest_distance(samples: Sequence[Picture], train: Sequence[Picture]) -> fl
     return float(_distances(samples, train).min(axis=1).mean())
 
 
+@lower_is_better
 def frechet_pixels(samples: Sequence[Picture], train: Sequence[Picture]) -> float:
     """Fréchet distance of Gaussians fitted to the pixels, which count from 0 to 1."""
     return frechet(_flat(samples) / 255, _flat(train) / 255)

@@ -14,17 +14,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, sqrt
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, ClassVar, Literal, overload
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, ClassVar, Literal, overload
 
 import numpy as np
 from PIL import Image
 from pydantic import Field as Limit
 
 from jitkit.domain import Measure, Split
-from jitkit.domains.measures import Array, frechet
+from jitkit.domains.measures import Array, frechet, lower_is_better
 from jitkit.errors import BadItem, DataError, listed
 from jitkit.fields import Axis, Category, Condition, Field, Layout
-from jitkit.sections import Count, DomainSection
+from jitkit.sections import Count, DomainSection, EvaluateSection
 
 CHANNELS = {1: ("grey",), 3: ("red", "green", "blue"), 4: ("red", "green", "blue", "alpha")}
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's names
@@ -32,6 +32,10 @@ SUFFIXES = frozenset(".bmp .gif .jpeg .jpg .pgm .png .pnm .ppm .tif .tiff .webp"
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM", "TIFF")  # EPS would start Ghostscript
 LONGEST = 100  # sides of a picture to each other, at most; a strip would fill the memory
 MOST_IN_PREVIEW = 400
+
+
+if TYPE_CHECKING:
+    from jitkit.domains.features.scorer import FeatureScorer
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +54,14 @@ class Picture:
 
 
 class Pictures:
-    """Square pictures wherever they come from; an adapter adds `items`, `facts` and `scores`."""
+    """Square pictures wherever they come from; an adapter adds `items`, `facts` and `scores`.
+
+    They can be scored in the features of a network (`domains.features`) where the recipe's section
+    ``evaluate`` asks for it; ``takes_fid_unasked`` says whether they are where it does not, if all
+    that this needs is at hand.
+    """
+
+    takes_fid_unasked: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -117,6 +128,25 @@ class Pictures:
         _write_aside(archive, lambda file: np.savez(file, *arrays))
         return [*files, _write_png(path / "grid.png", self.preview(kept)), archive]
 
+    def scorer(self, section: EvaluateSection) -> tuple[FeatureScorer | None, list[str]]:
+        """FID and its like, where they are asked for or can be had; else why there are none."""
+        from jitkit.domains.features.scorer import scorer_for
+
+        size = self.layout.axes[0].size
+        return scorer_for(section, size, self._real, unasked=self.takes_fid_unasked)
+
+    def _real(self, source: str) -> Sequence[Picture]:
+        """The training split (``"train"``), or the pictures of a folder at the model's size."""
+        if source == "train":
+            return self.items("train")
+        mode = MODES[len(self.layout.channels)]
+        listing = _list_classes(Path(source).expanduser(), ())
+        return PictureFiles(listing, self.layout.axes[0].size, mode)
+
+    def items(self, split: Split) -> Sequence[Picture]:
+        """The pictures of a split."""
+        raise NotImplementedError
+
     def preview(self, items: Sequence[Picture]) -> Image.Image:
         """The first 400 items side by side, enlarged where they are narrower than 512 pixels.
 
@@ -163,6 +193,7 @@ def _write_aside(path: Path, write: Callable[[BinaryIO], object]) -> Path:
     return aside.replace(path)
 
 
+@lower_is_better
 def frechet_8x8(samples: Sequence[Picture], train: Sequence[Picture]) -> float:
     """Fréchet distance of Gaussians fitted to pictures shrunk to 8 x 8, pixels from 0 to 1.
 
@@ -211,6 +242,7 @@ class Images(Pictures):
     """
 
     Section: ClassVar[type[DomainSection]] = ImagesSection
+    takes_fid_unasked = True
 
     def __init__(self, section: ImagesSection, facts: Mapping[str, Any] | None = None) -> None:
         """List the folder without opening a picture, or stand on ``facts`` or ``classes`` alone.
@@ -218,7 +250,7 @@ class Images(Pictures):
         Raises:
             DataError: the folder is missing, empty, mixed, or has more classes than were asked.
         """
-        self._section = section
+        self.section = section
         self._files: dict[Split, PictureFiles] | None = None
         self._class_names: list[str] = [] if facts is None else list(facts["class_names"])
         self._asked: int | None = section.classes if facts is None else facts["num_classes"]
@@ -254,7 +286,7 @@ class Images(Pictures):
 
     def _list(self) -> dict[Split, PictureFiles]:
         """Both splits; learns the names of the classes where they are not known."""
-        root = _data_folder(self._section.path)
+        root = _data_folder(self.section.path)
         folders, _ = _names_in(root)
         has_splits = "train" in folders and set(folders) <= {"train", "val", "test"}
         train = _list_classes(root / "train" if has_splits else root, self._class_names)
@@ -269,8 +301,8 @@ class Images(Pictures):
                     f"sort the first into the same class folders"
                 )
         else:
-            train, val = _held_out(train, self._section.holdout)
-        size, mode = self._section.size, MODES[self._section.channels]
+            train, val = _held_out(train, self.section.holdout)
+        size, mode = self.section.size, MODES[self.section.channels]
         return {"train": PictureFiles(train, size, mode), "val": PictureFiles(val, size, mode)}
 
 
@@ -417,10 +449,18 @@ class PictureFiles(Sequence[Picture]):
         if isinstance(index, slice):
             return [self[i] for i in range(len(self))[index]]
         index = range(len(self))[index]
-        name = os.fsdecode(self._names[self._ends[index] : self._ends[index + 1]])
+        name = self._name(index)
         label = None if self._labels is None else int(self._labels[index])
         pixels = read_pixels(os.path.join(self._folder, name), self._size, self._mode)
         return Picture(pixels, label, name)
+
+    def content(self, index: int) -> bytes:
+        """What a picture follows from: its file, and how it is read. Quicker than to decode it."""
+        how = f"{self._size} {self._mode} ".encode()
+        return how + Path(self._folder, self._name(index)).read_bytes()
+
+    def _name(self, index: int) -> str:
+        return os.fsdecode(self._names[self._ends[index] : self._ends[index + 1]])
 
 
 def read_pixels(path: str, size: int, mode: str) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -6,27 +6,48 @@ from typing import Any
 
 import numpy as np
 
+from jitkit.domain import Measure
+
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def frechet(a: Array, b: Array) -> float:
-    """Fréchet distance of Gaussians fitted to two sets: |m - n|² + tr(C + D - 2 (C D)^½).
+def lower_is_better(measure: Measure) -> Measure:
+    """Say of a measure that its lowest value is the best one, and not that of real items."""
+    measure.best = "low"  # type: ignore[attr-defined]
+    return measure
 
-    Dowson & Landau 1982; the FID (Heusel et al. 2017, arXiv:1706.08500) is this on features of a
-    network. (C D)^½ has the trace of (C^½ D C^½)^½, which is symmetric.
+
+def frechet(a: Array, b: Array) -> float:
+    """Fréchet distance of Gaussians fitted to two sets of points.
 
     Args:
         a: (N, D), the first set.
         b: (M, D), the second.
     """
-    shift = a.mean(axis=0) - b.mean(axis=0)
-    cov_a, cov_b = (np.cov(x, rowvar=False, bias=True) for x in (a, b))
-    root = _sqrt(cov_a)
-    cross = np.sqrt(np.linalg.eigvalsh(root @ cov_b @ root).clip(0)).sum()
+    cov_a, cov_b = (np.atleast_2d(np.cov(x, rowvar=False, bias=True)) for x in (a, b))
+    return frechet_of(a.mean(axis=0), cov_a, b.mean(axis=0), cov_b)
+
+
+def frechet_of(
+    mean_a: Array, cov_a: Array, mean_b: Array, cov_b: Array, root_b: Array | None = None
+) -> float:
+    """Fréchet distance of two Gaussians: |m - n|² + tr(C + D - 2 (C D)^½).
+
+    Dowson & Landau 1982; the FID (Heusel et al. 2017, arXiv:1706.08500) is this on features of a
+    network. (C D)^½ has the trace of (D^½ C D^½)^½, which is symmetric.
+
+    Args:
+        mean_a, mean_b: (D,).
+        cov_a, cov_b: (D, D).
+        root_b: the symmetric square root of ``cov_b``, where it is known already.
+    """
+    shift = mean_a - mean_b
+    root = square_root(cov_b) if root_b is None else root_b
+    cross = np.sqrt(np.linalg.eigvalsh(root @ cov_a @ root).clip(0)).sum()
     return max(0.0, float(shift @ shift + np.trace(cov_a) + np.trace(cov_b) - 2 * cross))
 
 
-def _sqrt(cov: Array) -> Array:
+def square_root(cov: Array) -> Array:
     """The symmetric square root of a covariance."""
     values, vectors = np.linalg.eigh(cov)
     return (vectors * np.sqrt(values.clip(0))) @ vectors.T

@@ -1,27 +1,30 @@
-"""Samples against real items: each of the domain's measures with its interval and its floor."""
+"""Samples of a model against real items: drawn, scored, and told in one table and one file."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from math import isfinite
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from tempfile import TemporaryDirectory
+from typing import Any, Protocol
 
 from jitkit.denoiser import Denoiser
-from jitkit.domain import Domain, Measure, Split
-from jitkit.errors import BadItem, JitkitError
-from jitkit.generate import conditions_for, generate
+from jitkit.domain import Domain, Scores, Verifies, section_of
+from jitkit.errors import JitkitError, RecipeError
+from jitkit.fields import Category
+from jitkit.forecast import RollOut
+from jitkit.generate import conditions_for, generate, guide_of, summarised
 from jitkit.parallel import ALONE, Team
 from jitkit.run import write_text
+from jitkit.sampler import fitting_batch
+from jitkit.scoring import Drawn, Scoring, row
 from jitkit.sections import EvaluateSection, SampleSection
 
-RESAMPLES = 40
-REFERENCE = 10_000  # real items that samples are compared with, at most
+FORMAT = 2
+LARGEST_BATCH = 256  # so that machines with more memory than that need draw the same samples
+JIT_SAMPLES, JIT_EXTRACTOR = 50_000, "inception-v3-compat"
 
 
 def evaluate(
@@ -31,85 +34,301 @@ def evaluate(
     folder: Path,
     *,
     model: Mapping[str, Any] | None = None,
+    samples: int | None = None,
     team: Team = ALONE,
 ) -> dict[str, Any]:
     """Draw samples, score them and write ``evaluation.json`` into the run.
 
-    Each score stands beside the same measure of held-out real items, which is its floor, and with
-    an interval of 1.96 standard deviations to each side, those of the measure over bootstrap
-    resamples of the samples. (Quantiles of the resamples would not do: a Fréchet distance of
-    resamples, in which samples repeat, is always larger.)
+    Each score stands beside the same score of held-out real items, which is its floor, and with an
+    interval in which another seed's value falls 95 times in 100 (`scoring.row`). The file's keys
+    are described in docs/evaluate.md. A domain of items that follow one another is asked to score
+    roll-outs itself (`domain.Verifies`).
 
-    ``model`` says which step and which mean of the weights is scored, for the record. Processes of
-    a team draw the samples together; rank 0 scores them, and all get the result.
+    Processes of a team draw the samples together; rank 0 scores them, and all get the result.
+
+    Args:
+        denoiser: a model with its domain.
+        sampling, section: sections ``sample`` and ``evaluate`` of a recipe.
+        folder: the run's.
+        model: which step and which mean of the weights is scored, and its ``means`` in order.
+        samples: how many, in place of the section's and its protocol's.
+        team: the processes that share the work.
 
     Raises:
-        JitkitError: the domain has no measures.
+        JitkitError: the domain has no measures, or what the section asks for is not there.
     """
-    domain = denoiser.domain
-    measures = domain.scores()
-    if not measures:
-        raise JitkitError(f"domain {type(domain).__name__} has no measures to score samples with")
-    reference, floor = _real(domain, "train"), _real(domain, "val")  # or fail before sampling
     began = time.monotonic()
-    n = section.samples
-    settings = sampling.model_copy(update={"seed": section.seed})
-    told = conditions_for(denoiser, n)
-    samples = list(generate(denoiser, n, told, settings, progress=True, team=team))
-    seconds = time.monotonic() - began
+    sampling, section = under_protocol(sampling, section, samples)
+    judge = opened(denoiser, section, folder, team)
+    sampling = steady(denoiser, sampling, team)
+    judged = judge(denoiser, sampling, guide_of(denoiser, sampling))
     result: dict[str, Any] = {}
     if team.leads:
-        result = {
-            "model": dict(model or {}),
-            "scores": {name: _score(m, samples, reference, floor) for name, m in measures.items()},
-            "samples": n,
-            "held_out": len(floor),
-            "seconds": round(seconds, 1),
-            "sample": settings.model_dump(mode="json"),
+        result = {"format": FORMAT, "model": dict(model or {}), **judged.record}
+        result |= {
+            "scores": judged.scores,
+            "seconds": round(time.monotonic() - began, 1),
+            "sample": sampling.model_copy(update={"seed": section.seed}).model_dump(mode="json"),
+            "evaluate": section.model_dump(mode="json"),
+            "protocol": None,
         }
+        if section.protocol:
+            departed = departures(result, denoiser)
+            result["protocol"] = {"name": section.protocol, "departures": departed}
         write_text(folder / "evaluation.json", json.dumps(result, indent=1))
     return dict(team.gathered(result)[0])
 
 
+@dataclass(frozen=True)
+class Judged:
+    """What was found out about a model; empty in other processes than rank 0.
+
+    Attributes:
+        scores: rows by name, as the record has them.
+        resampled: the values of each score on random halves of the first seed's samples, the same
+            halves for every model; none where a score has no such.
+        record: what else belongs into the record.
+    """
+
+    scores: Mapping[str, Any] = field(default_factory=dict)
+    resampled: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Judge(Protocol):
+    """Scores models of one domain, under settings for samples, with real items looked at once."""
+
+    @property
+    def key(self) -> str:
+        """Tells what samples are held against from anything else; rank 0 alone knows it."""
+
+    def __call__(
+        self, denoiser: Denoiser, sampling: SampleSection, guide: Denoiser | None
+    ) -> Judged:
+        """All processes must ask."""
+
+
+def opened(denoiser: Denoiser, section: EvaluateSection, folder: Path, team: Team) -> Judge:
+    """What scores models of this domain; all that is wrong with the real items is found here."""
+    domain = denoiser.domain
+    check_asked(domain, section)
+    if isinstance(domain, Verifies) and domain.is_sequence:
+        return _RollOuts(domain, section, folder, team)
+    failed: JitkitError | OSError | None = None
+    try:
+        scoring = Scoring(domain, section, leads=team.leads)
+    except (JitkitError, OSError) as error:
+        failed = error
+    team.raise_together(failed)
+    return _Samples(scoring, section, team)
+
+
+def check_asked(domain: Domain, section: EvaluateSection) -> None:
+    """Whether a domain knows the scores that a section asks for; sections have keys for pictures.
+
+    Raises:
+        RecipeError: it does not.
+    """
+    named = ("protocol", "extractor", "inception_weights", "reference")
+    asked = [name for name in named if getattr(section, name) is not None]
+    if asked and not isinstance(domain, Scores):
+        raise RecipeError(
+            f"evaluate.{asked[0]} is for pictures, which a network can look at; domain "
+            f"{type(domain).__name__} has scores of its own"
+        )
+
+
+def check_ready(domain: Domain, section: EvaluateSection) -> None:
+    """Whether samples could be scored once a model is trained, but for what takes long to find out.
+
+    Raises:
+        RecipeError: the domain does not know what is asked for.
+        DataError: weights of a network or a reference are not there.
+    """
+    check_asked(domain, section)
+    if isinstance(domain, Scores):
+        domain.scorer(section)
+
+
+@dataclass(frozen=True)
+class _Samples:
+    """Samples against real items."""
+
+    scoring: Scoring
+    section: EvaluateSection
+    team: Team
+
+    @property
+    def key(self) -> str:
+        """What the real items are, and how those that are held out score."""
+        scoring = self.scoring
+        return json.dumps([scoring.reference, list(scoring.best), scoring.floors])
+
+    def __call__(
+        self, denoiser: Denoiser, sampling: SampleSection, guide: Denoiser | None
+    ) -> Judged:
+        section, scoring = self.section, self.scoring
+        seeds = list(range(section.seed, section.seed + section.seeds))
+        found, seconds = [], 0.0
+        for seed in seeds:
+            drawn = self._drawn(denoiser, sampling.model_copy(update={"seed": seed}), guide)
+            if self.team.leads:
+                start = time.monotonic()
+                found.append(scoring.scores(drawn))
+                seconds += time.monotonic() - start
+        if not self.team.leads:
+            return Judged()
+        scores = {
+            name: row([each[name] for each in found], scoring.floors.get(name), best)
+            for name, best in scoring.best.items()
+        }
+        record = {
+            "samples": section.samples,
+            "seeds": seeds,
+            "held_out": scoring.held_out,
+            "seconds_scoring": round(seconds, 1),
+            "reference": scoring.reference,
+            "notes": scoring.notes,
+        }
+        return Judged(scores, {name: found[0][name].resampled for name in scores}, record)
+
+    def _drawn(self, denoiser: Denoiser, sampling: SampleSection, guide: Denoiser | None) -> Drawn:
+        """One seed's samples, as far as the scores look at them."""
+        n, scorer, team = self.section.samples, self.scoring.scorer, self.team
+        told = conditions_for(denoiser, n, seed=sampling.seed)
+        if scorer is None:
+            made = generate(denoiser, n, told, sampling, guide=guide, progress=True, team=team)
+            return Drawn(n, list(made))
+        kept = frozenset(self.scoring.kept(n))
+        rows, items = summarised(
+            denoiser,
+            n,
+            told,
+            sampling,
+            scorer.rows,
+            kept,
+            guide=guide,
+            progress=True,
+            team=team,
+        )
+        return Drawn(n, items, rows)
+
+
+@dataclass(frozen=True)
+class _RollOuts:
+    """Roll-outs against what came, by the domain's own scores."""
+
+    domain: Verifies
+    section: EvaluateSection
+    folder: Path
+    team: Team
+
+    @property
+    def key(self) -> str:
+        """What the domain was made from."""
+        section = section_of(self.domain)
+        return "" if section is None else section.model_dump_json()
+
+    def __call__(
+        self, denoiser: Denoiser, sampling: SampleSection, guide: Denoiser | None
+    ) -> Judged:
+        seed = self.section.seed
+        roll_out = RollOut(denoiser, sampling.model_copy(update={"seed": seed}))
+        # all call the network, whose parts they may hold; rank 0 alone writes into the run
+        with TemporaryDirectory(prefix="jitkit-") as aside:
+            folder = self.folder if self.team.leads else Path(aside)
+            found = dict(self.domain.verify(roll_out, folder, seed=seed))
+        return Judged(found.pop("scores"), {}, found | {"seeds": [seed]})
+
+
+def steady(denoiser: Denoiser, sampling: SampleSection, team: Team) -> SampleSection:
+    """With a batch size that does not hang on what else the machine does.
+
+    The last digits of a sample hang on the size of the batch that it is made in, so that scores of
+    one seed would differ from day to day.
+    """
+    if sampling.batch_size is not None:
+        return sampling
+    fits = int(-team.highest([-fitting_batch(denoiser)])[0])
+    size = 1 << (min(fits, LARGEST_BATCH).bit_length() - 1)
+    return sampling.model_copy(update={"batch_size": size})
+
+
+def under_protocol(
+    sampling: SampleSection, section: EvaluateSection, samples: int | None = None
+) -> tuple[SampleSection, EvaluateSection]:
+    """Both sections with what the protocol fixes: the paper's, in its appendix A and its code.
+
+    Guidance and its interval are the user's, as the paper chooses them for each model. Pixels are
+    rounded to 8 bits and classes taken in equal runs whatever is asked. ``samples`` has the last
+    word.
+    """
+    if section.protocol is not None:
+        fixed = {"method": "heun", "steps": 50, "t_eps": None}
+        sampling = sampling.model_copy(update=fixed)
+        asked = {"samples": JIT_SAMPLES, "reference_items": "all"}
+        section = section.model_copy(update=asked)
+    if samples is not None:
+        section = section.model_copy(update={"samples": samples})
+    return sampling, section
+
+
+def departures(result: Mapping[str, Any], denoiser: Denoiser) -> list[str]:
+    """Where an evaluation is not the paper's protocol after all, in words."""
+    model, reference = result["model"], result["reference"]
+    n, first = result["samples"], [*model.get("means", []), None][0]
+    uneven = [
+        name
+        for name, condition in denoiser.conditions.items()
+        if isinstance(condition, Category) and n % condition.n
+    ]
+    found = {
+        f"{n:,} samples, not {JIT_SAMPLES:,}": n != JIT_SAMPLES,
+        f"{n:,} samples are not equally many of each {', '.join(uneven)}": bool(uneven),
+        f"running mean {model.get('ema')}, not the first, {first}": first
+        and model.get("ema") != first,
+        "guided by another model": result["sample"]["guide"] is not None,
+        f"features of {reference.get('extractor')}, not Inception's": reference.get("extractor")
+        != JIT_EXTRACTOR,
+        f"compared with {reference.get('items')} pictures, not with the statistics of the whole "
+        "training set": not reference.get("whole"),
+    }
+    return [text for text, is_so in found.items() if is_so]
+
+
 def table(result: Mapping[str, Any]) -> str:
     """What `evaluate` found, a line for each score."""
-    held_out = f", beside {result['held_out']} held-out items" if result["held_out"] else ""
-    lines = [f"{result['samples']} samples in {result['seconds']:.0f} s{held_out}:"]
-    for name, row in result["scores"].items():
-        low, high = row["interval"]
-        floor = "" if row["floor"] is None else f"; held out {row['floor']:.4f}"
-        reach = "" if low is None else f" ({low:.4f} to {high:.4f})"
-        value = "says nothing here" if row["value"] is None else f"{row['value']:.4f}"
-        lines.append(f"  {name}: {value}{reach}{floor}")
-    return "\n".join(lines)
-
-
-def _real(domain: Domain, split: Split) -> list[Any]:
-    """Items of a split that samples are compared with, those that cannot be read left out."""
-    items = domain.items(split)
-    found = []
-    for i in range(min(len(items), REFERENCE)):
-        with suppress(BadItem):
-            found.append(items[i])
-    return found
-
-
-def _score(
-    measure: Measure, samples: Sequence[Any], reference: Sequence[Any], floor: Sequence[Any]
-) -> dict[str, Any]:
-    rng = np.random.default_rng(0)
-    n = len(samples)
-    again = [
-        measure([samples[i] for i in rng.integers(n, size=n)], reference) for _ in range(RESAMPLES)
+    if "table" in result:  # a domain's own
+        return str(result["table"])
+    rows = [("", "value", "95 % interval", "held out")]
+    rows += [(name, *_cells(score)) for name, score in result["scores"].items()]
+    widths = [max(len(cells[i]) for cells in rows) for i in range(4)]
+    lines = [
+        "  " + "  ".join((cells[0].ljust(widths[0]), *map(str.rjust, cells[1:], widths[1:])))
+        for cells in rows
     ]
-    value, reach = measure(samples, reference), 1.96 * float(np.std(again, ddof=1))
-    return {
-        "value": _number(value),
-        "interval": [_number(value - reach), _number(value + reach)],
-        "floor": _number(measure(floor, reference)) if floor else None,
-    }
+    return "\n".join([f"{_head(result)}:", *lines, *(f"note: {text}" for text in _notes(result))])
 
 
-def _number(value: float) -> float | None:
-    """A number as JSON knows it; None where the measure says nothing."""
-    return value if isfinite(value) else None
+def _head(result: Mapping[str, Any]) -> str:
+    seeds = result.get("seeds", [])
+    of_seeds = f" for each of {len(seeds)} seeds" if len(seeds) > 1 else ""
+    held_out = f", beside {result['held_out']} held-out items" if result["held_out"] else ""
+    return f"{result['samples']} samples{of_seeds} in {result['seconds']:.0f} s{held_out}"
+
+
+def _cells(score: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Value, interval and floor in words."""
+    low, high = score["interval"]
+    value = "says nothing" if score["value"] is None else f"{score['value']:.4g}"
+    reach = "" if low is None or high is None else f"{low:.4g} to {high:.4g}"
+    return value, reach, "" if score["floor"] is None else f"{score['floor']:.4g}"
+
+
+def _notes(result: Mapping[str, Any]) -> list[str]:
+    protocol = result.get("protocol")
+    if not protocol:
+        return list(result.get("notes", []))
+    departed = "; ".join(protocol["departures"])
+    how = f"but for: {departed}" if departed else "kept"
+    return [*result.get("notes", []), f"protocol {protocol['name']}, {how}"]

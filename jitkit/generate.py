@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from jitkit.checkpoint import load
 from jitkit.conditions import prepare
 from jitkit.data import collate, encode, readable, spread
 from jitkit.denoiser import Denoiser
+from jitkit.domain import Varying
 from jitkit.errors import ConditionError, listed, nearest
 from jitkit.fields import Batch, Category, Condition, Field, PerToken, Scalars
+from jitkit.guidance import check_guide
 from jitkit.parallel import ALONE, Team
 from jitkit.sampler import fitting_batch, sample
 from jitkit.sections import SampleSection
+from jitkit.seeds import mix
+
+Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,7 @@ def generate(
     told: Told,
     section: SampleSection,
     *,
+    guide: Denoiser | None = None,
     first: int = 0,
     progress: bool = False,
     team: Team = ALONE,
@@ -62,10 +71,90 @@ def generate(
         n: how many.
         told: their conditions and masks, from `conditions_for`.
         section: section ``sample`` of a recipe.
+        guide: the weaker model of autoguidance; the one that the section names where not given.
         first: index of the first sample.
         progress: show a bar for each batch on a terminal.
         team: the processes that share the work.
+
+    Raises:
+        CheckpointError, JitkitError: at once, as `guide_of`.
     """
+    guide = guide or guide_of(denoiser, section)  # at once: before anybody makes a folder
+    made = _made(denoiser, n, told, section, guide, progress, team, first)
+    return (
+        item
+        for start, x in made
+        for begin, values in filter(None, team.collected(None if x is None else (start, x)))
+        for item in _decoded(denoiser, values, told.part(slice(begin, begin + len(values))))
+    )
+
+
+def summarised(
+    denoiser: Denoiser,
+    n: int,
+    told: Told,
+    section: SampleSection,
+    summary: Callable[[Sequence[Any]], Array],
+    kept: Container[int] = (),
+    *,
+    guide: Denoiser | None = None,
+    progress: bool = False,
+    team: Team = ALONE,
+) -> tuple[Array | None, list[Any]]:
+    """What a summary says of every sample, and some of the samples themselves, in their order.
+
+    Each process summarises what it made, so that samples need not travel or be held.
+
+    Args:
+        summary: items to (items, D) numbers.
+        kept: indices of samples that are returned as items.
+        denoiser, n, told, section, guide, progress, team: as in `generate`.
+
+    Returns:
+        (n, D) numbers and the kept items; None and nothing in other processes than rank 0.
+    """
+    rows, items = [], []
+    guide = guide or guide_of(denoiser, section)
+    for start, x in _made(denoiser, n, told, section, guide, progress, team):
+        found = None
+        if x is not None:
+            made = list(_decoded(denoiser, x, told.part(slice(start, start + len(x)))))
+            found = (summary(made), [item for i, item in enumerate(made, start) if i in kept])
+        for numbers, some in filter(None, team.collected(found)):
+            rows.append(numbers)
+            items += some
+    return np.concatenate(rows) if rows else None, items
+
+
+def guide_of(denoiser: Denoiser, section: SampleSection) -> Denoiser | None:
+    """The weaker model that ``sample.guide`` names, ready to guide another; None without one.
+
+    Raises:
+        CheckpointError: there is no such checkpoint or mean.
+        JitkitError: it is no model of the same data.
+    """
+    if section.guide is None:
+        return None
+    path, mean = section.guide, ""
+    if "@" in path and not Path(path).exists():
+        path, _, mean = path.rpartition("@")
+    guide = load(path, device=denoiser.device, ema=mean or None)
+    check_guide(denoiser, guide)
+    guide.autocast = denoiser.autocast
+    return guide
+
+
+def _made(
+    denoiser: Denoiser,
+    n: int,
+    told: Told,
+    section: SampleSection,
+    guide: Denoiser | None,
+    progress: bool,
+    team: Team,
+    first: int = 0,
+) -> Iterator[tuple[int, Tensor | None]]:
+    """This process's batches, with the place of each one's first sample; None when others end."""
     size = section.batch_size or int(-team.highest([-fitting_batch(denoiser)])[0])
     size = min(size, -(-n // team.world))
     for turn in range(0, n, size * team.world):
@@ -78,6 +167,8 @@ def generate(
             part.cond,
             guidance=section.guidance,
             interval=section.interval,
+            guide=guide,
+            guide_scale=section.guide_scale,
             steps=section.steps,
             method=section.method,
             seed=section.seed,
@@ -88,10 +179,7 @@ def generate(
             coords=part.coords,
             progress=progress,
         ).cpu()
-        made = team.collected(x if own < n else None)
-        for rank, values in enumerate(each for each in made if each is not None):
-            rows = slice(turn + rank * size, turn + rank * size + len(values))
-            yield from _decoded(denoiser, values, told.part(rows))
+        yield start, x if own < n else None
 
 
 def _decoded(denoiser: Denoiser, x: Tensor, told: Told) -> Iterator[Any]:
@@ -108,6 +196,10 @@ def conditions_for(
     n: int,
     asked: Mapping[str, str] | None = None,
     source: tuple[str, Sequence[int]] | None = None,
+    *,
+    sizes: Sequence[int] | None = None,
+    seed: int = 0,
+    first: int = 0,
 ) -> Told:
     """What ``n`` samples are told, and where they are to have data.
 
@@ -117,13 +209,19 @@ def conditions_for(
         asked: values in words, by name: ``"3"``, ``"0,1,2"`` or ``"0-9"`` for a category (each
             value in turn, in equal runs), a number for each name of scalars, or ``"none"``.
         source: split and indices of real items whose conditions are taken for what is not asked.
+        sizes: cells of samples, for a domain of `Varying` ones: sample i has size i modulo their
+            number; drawn from what training items had where not given.
+        seed: of the samples; what is drawn for sample i is a function of it and i.
+        first: index of the first sample.
 
-    What is neither asked nor taken from items is: all classes in equal runs for a category, the
-    conditions of validation items (training items where there are none) for the rest. Where data
-    may be missing, or items are sets of varying size, masks and positions are those of items too.
+    A `Varying` domain draws what is neither asked nor taken from items, sizes included. Of others
+    it is: all classes in equal runs for a category, the conditions of validation items (training
+    items where there are none) for the rest. Where data may be missing, or items are sets of
+    varying size, masks and positions are those of items too.
 
     Raises:
-        ConditionError: a name that the model does not know, or a value that cannot be meant.
+        ConditionError: a name that the model does not know, a value that cannot be meant, or sizes
+            that the domain cannot make.
     """
     asked = dict(asked or {})
     for name in asked:
@@ -135,6 +233,13 @@ def conditions_for(
     values: dict[str, Any] = {
         name: _in_words(name, denoiser.conditions[name], text, n) for name, text in asked.items()
     }
+    if sizes is not None:
+        _check_sizes(denoiser, sizes, source)
+    if asked and source is not None and isinstance(denoiser.domain, Varying):
+        raise ConditionError("samples of this model have the size of the items that conditions are "
+                             "taken from; give --cond or --cond-from, not both")  # fmt: skip
+    if source is None and isinstance(denoiser.domain, Varying):
+        return _outlined(denoiser, n, values, sizes, seed, first)
     open_names = [name for name in denoiser.conditions if name not in values]
     if source is None:
         for name in open_names:
@@ -147,11 +252,65 @@ def conditions_for(
     if open_names or varying or source is not None:
         batch = _items(denoiser, n, source)
         turn = torch.tensor([i % len(batch.x) for i in range(n)])
-        mask, coords = (None if x is None else x[turn] for x in (batch.mask, batch.coords))
+        observed = _mask(denoiser, batch)
+        mask, coords = (None if x is None else x[turn] for x in (observed, batch.coords))
         grid = tuple(batch.x.shape[2:])
         values |= {name: batch.cond[name][turn] for name in open_names}
     cond = prepare(denoiser.conditions, values, n=n, grid=grid, device=denoiser.device)
     return Told(cond, mask, coords)
+
+
+def _check_sizes(
+    denoiser: Denoiser, sizes: Sequence[int], source: tuple[str, Sequence[int]] | None
+) -> None:
+    axis = denoiser.layout.axes[0]
+    if not isinstance(denoiser.domain, Varying):
+        raise ConditionError(f"all samples of this model have one size, {axis.size} along "
+                             f"{axis.name!r}; ask for none")  # fmt: skip
+    if source is not None:
+        raise ConditionError("sizes are those of the items that conditions are taken from; give "
+                             "one or the other")  # fmt: skip
+    if wrong := [size for size in sizes if not 1 <= size <= axis.size]:
+        raise ConditionError(f"size {wrong[0]} is out of range: the model was trained on sizes up "
+                             f"to {axis.size} along {axis.name!r}")  # fmt: skip
+
+
+def _outlined(
+    denoiser: Denoiser,
+    n: int,
+    values: Mapping[str, Tensor | None],
+    sizes: Sequence[int] | None,
+    seed: int,
+    first: int,
+) -> Told:
+    """What the domain draws for samples of varying size, each with a generator of its own."""
+    domain = denoiser.domain
+    assert isinstance(domain, Varying)
+    fields = []
+    for i in range(n):
+        told = {
+            name: int(value[i]) if value is not None and _is_category(denoiser, name) else value
+            for name, value in values.items()
+        }
+        size = sizes[(first + i) % len(sizes)] if sizes else None
+        rng = np.random.default_rng(mix(seed, "outline", first + i))
+        fields.append(domain.outline(rng, told, size))
+    batch = collate(denoiser.layout, denoiser.conditions, fields)
+    grid = tuple(batch.x.shape[2:])
+    cond = prepare(denoiser.conditions, batch.cond, n=n, grid=grid, device=denoiser.device)
+    return Told(cond, _mask(denoiser, batch), batch.coords)
+
+
+def _is_category(denoiser: Denoiser, name: str) -> bool:
+    return isinstance(denoiser.conditions[name], Category)
+
+
+def _mask(denoiser: Denoiser, batch: Batch) -> Tensor | None:
+    """Where samples like a batch are to have data; one that is smaller than the layout says so."""
+    grid = batch.x.shape[2:]
+    if batch.mask is None and tuple(grid) != denoiser.layout.grid:
+        return torch.ones(len(batch.x), 1, *grid, dtype=torch.bool)
+    return batch.mask
 
 
 def _in_words(name: str, condition: Condition, text: str, n: int) -> Tensor | None:

@@ -7,16 +7,15 @@ generator, so neither the batch it is made in nor the device changes it (but for
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from jitkit.conditions import null, prepare
+from jitkit.conditions import prepare
 from jitkit.denoiser import Denoiser
 from jitkit.errors import JitkitError
+from jitkit.guidance import Autoguided, Guided, check_guide
 from jitkit.memory import free_bytes, sampling_bytes
 from jitkit.progress import bar
 from jitkit.seeds import mix
@@ -63,94 +62,23 @@ def integrate(
     return z
 
 
-@dataclass(frozen=True)
-class Guided:
-    """Velocity of a model under classifier-free guidance: v = v_null + w (v_cond - v_null).
-
-    Guidance acts at times strictly inside the interval (and from 0 where it starts there). There
-    the two passes are one batch of twice the size; elsewhere, and with w = 1, no null pass is made.
-
-    Attributes:
-        denoiser: the model.
-        cond: every condition, complete and checked.
-        guidance: w; 1 is the conditional model alone.
-        interval: times between which guidance acts.
-        t_eps: the least value of 1 - t in the division.
-        mask, coords: as in `Denoiser.forward`.
-    """
-
-    denoiser: Denoiser
-    cond: Mapping[str, Tensor]
-    guidance: float = 1.0
-    interval: tuple[float, float] = (0.1, 1.0)
-    t_eps: float | None = None
-    mask: Tensor | None = None
-    coords: Tensor | None = None
-
-    def acts(self, t: Tensor) -> bool:
-        """Whether guidance acts at a time (a float32 scalar, compared as float32)."""
-        low, high = self.interval
-        inside = bool(t < high) and (low == 0 or bool(t > low))
-        return self.guidance != 1 and inside and self._told_something
-
-    @cached_property
-    def _untold(self) -> dict[str, Tensor]:
-        """The conditions of the null pass; what was never dropped in training is told to both."""
-        return {
-            name: null(condition, self.cond[name]) if condition.drop > 0 else self.cond[name]
-            for name, condition in self.denoiser.conditions.items()
-        }
-
-    @cached_property
-    def _told_something(self) -> bool:
-        """Whether the two passes differ at all."""
-        return any(
-            not torch.equal(self.cond[name].nan_to_num(nan=torch.inf), value.nan_to_num(torch.inf))
-            for name, value in self._untold.items()
-        )
-
-    @cached_property
-    def _doubled(self) -> tuple[dict[str, Tensor], Tensor | None, Tensor | None]:
-        """Conditions, mask and coords of both passes in one batch."""
-        both = {name: torch.cat((self.cond[name], value)) for name, value in self._untold.items()}
-        mask, coords = (
-            None if x is None else x.repeat(2, *[1] * (x.ndim - 1))
-            for x in (self.mask, self.coords)
-        )
-        return both, mask, coords
-
-    def __call__(self, z: Tensor, t: Tensor) -> Tensor:
-        """dz/dt at (z, t), float32, in the shape of ``z``."""
-        times = t.to(z.device).expand(len(z))
-        if not self.acts(t):
-            return self._velocity(z, times, self.cond, self.mask, self.coords)
-        both, mask, coords = self._doubled
-        v = self._velocity(z.repeat(2, *[1] * (z.ndim - 1)), times.repeat(2), both, mask, coords)
-        told, untold = v.chunk(2)
-        return untold + self.guidance * (told - untold)
-
-    def _velocity(
-        self,
-        z: Tensor,
-        t: Tensor,
-        cond: Mapping[str, Tensor],
-        mask: Tensor | None,
-        coords: Tensor | None,
-    ) -> Tensor:
-        v = self.denoiser.velocity(z, t, cond, mask, coords, t_eps=self.t_eps)
-        return v if mask is None else torch.where(mask, v, 0.0)
-
-
 def draw_noise(
     denoiser: Denoiser, indices: Sequence[int], seed: int, grid: tuple[int, ...] | None = None
 ) -> Tensor:
-    """Scaled noise of some samples, each from its own generator: (n, C, X1..Xn) on the CPU."""
-    shape = (len(denoiser.layout.channels), *(grid or denoiser.layout.grid))
+    """Scaled noise of some samples, each from its own generator: (n, C, X1..Xn) on the CPU.
+
+    It is drawn on the layout's grid or the one that is asked for, whichever is larger, and cut, so
+    that what a sample is padded to does not change it.
+    """
+    grid = grid or denoiser.layout.grid
+    full = [max(sizes) for sizes in zip(denoiser.layout.grid, grid, strict=True)]
+    shape = (len(denoiser.layout.channels), *full)
     draws = [
         torch.randn(shape, generator=torch.Generator().manual_seed(mix(seed, "noise", index)))
         for index in indices
     ]
-    return torch.stack(draws) * denoiser.diffusion.noise_scale
+    cut = torch.stack(draws)[(slice(None), slice(None), *(slice(size) for size in grid))]
+    return cut * denoiser.diffusion.noise_scale
 
 
 def fitting_batch(denoiser: Denoiser) -> int:
@@ -168,6 +96,8 @@ def sample(
     noise: Tensor | None = None,
     guidance: float = 1.0,
     interval: tuple[float, float] = (0.1, 1.0),
+    guide: Denoiser | None = None,
+    guide_scale: float = 2.0,
     steps: int = 50,
     method: Method = "heun",
     seed: int = 0,
@@ -185,8 +115,13 @@ def sample(
         n: how many; taken from ``noise`` where that is given.
         cond: by name, (n, ...) or one value for all; what is left out is "not told".
         noise: where to start, (n, C, X1..Xn), already scaled; drawn from the seed where not given.
+            It is projected onto the layout's linear constraint.
         guidance: weight of the conditions; 1 is none.
-        interval: times between which guidance acts; the ends do not belong to it, but 0 does.
+        interval: times between which guidance acts, of either kind; the ends do not belong to it,
+            but 0 does.
+        guide: a weaker model of the same data, for autoguidance (`jitkit.guidance`); not together
+            with ``guidance``.
+        guide_scale: weight of autoguidance; 1 is none.
         steps: steps from noise to data.
         method: ``"heun"`` or ``"euler"``; the last step is always Euler's.
         seed: sample i is a function of the weights, the seed and i.
@@ -198,7 +133,8 @@ def sample(
         progress: show a bar on a terminal.
 
     Raises:
-        JitkitError: a setting out of range, or noise, mask or coords of the wrong shape.
+        JitkitError: a setting out of range, noise, mask or coords of the wrong shape, or a guide
+            that is no model of the same data.
         ConditionError: as in `Denoiser.forward`.
     """
     device = denoiser.device
@@ -208,6 +144,12 @@ def sample(
         raise JitkitError(f"t_eps {t_eps} must lie between 0 and 1")
     if not 0 <= interval[0] < interval[1]:
         raise JitkitError(f"interval {tuple(interval)} ends before it starts")
+    if guide is not None:
+        if guidance != 1:
+            raise JitkitError(
+                f"a guide and guidance={guidance:g} are two kinds of guidance; give one of them"
+            )
+        check_guide(denoiser, guide)
     if noise is None:
         if n is None or n < 1:
             raise JitkitError(f"n is {n}; ask for at least 1 sample, or give their noise")
@@ -232,15 +174,13 @@ def sample(
             z = draw_noise(denoiser, indices, seed, grid) if noise is None else noise[part].float()
             own_mask = None if mask is None else mask[part].to(device)
             z = z.to(device) if own_mask is None else torch.where(own_mask, z.to(device), 0.0)
-            velocity = Guided(
-                denoiser,
-                {name: value[part] for name, value in cond.items()},
-                guidance,
-                interval,
-                t_eps,
-                own_mask,
-                None if coords is None else coords[part].to(device),
-            )
+            z = denoiser.centred(z, own_mask)
+            told = {name: value[part] for name, value in cond.items()}
+            own_coords = None if coords is None else coords[part].to(device)
+            rest = (interval, t_eps, own_mask, own_coords)
+            velocity: Velocity = Guided(denoiser, told, guidance, *rest)
+            if guide is not None:
+                velocity = Autoguided(denoiser, guide, told, guide_scale, *rest)
             count = part.stop - part.start
 
             def after_step(i: int, start: int = start, count: int = count) -> None:

@@ -6,6 +6,7 @@ first second and that code loads torch. A domain's own section stands in its ada
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -200,7 +201,15 @@ class SampleSection(Section):
     guidance: Finite = 1.0
     """Weight of the condition: v = v_null + guidance (v_cond - v_null); 1 is none."""
     interval: tuple[Fraction, Fraction] = (0.1, 1.0)
-    """Times between which guidance acts; the ends do not belong to it, but 0 does."""
+    """Times between which guidance acts, of either kind; the ends do not belong to it, but 0
+    does."""
+    guide: str | None = None
+    """Autoguidance (Karras et al. 2024): a weaker model of the same data, a run or checkpoint with
+    the mean to use, such as `runs/small` or `runs/my/checkpoints/step-500@0.99`. With
+    v = v_guide + guide_scale (v - v_guide) samples move away from where both err alike. Not
+    together with `guidance`."""
+    guide_scale: Finite = 2.0
+    """Weight of autoguidance; 1 is none."""
     t_eps: Annotated[float, Limit(gt=0, lt=1)] | None = None
     """The least value of 1 - t in the sampler; diffusion.t_eps where not given."""
     batch_size: Count | None = None
@@ -212,6 +221,11 @@ class SampleSection(Section):
     def _ordered(self) -> SampleSection:
         if self.interval[0] >= self.interval[1]:
             raise RecipeError(f"interval {list(self.interval)} ends before it starts")
+        if self.guide is not None and self.guidance != 1:
+            raise RecipeError(
+                f"guide and guidance={self.guidance:g} are two kinds of guidance, and what both "
+                "would mean is not defined; set guidance=1 or take guide out"
+            )
         return self
 
 
@@ -219,8 +233,26 @@ class EvaluateSection(Section):
     """Section ``evaluate``: how samples are scored."""
 
     samples: Count = 1_000
-    """Samples that are drawn and scored."""
+    """Samples that are drawn and scored, for each seed."""
     seed: Natural = 1
     """Seed of these samples."""
+    seeds: Count = 1
+    """How many seeds, counted from `seed`: each score is the mean of theirs, and has a second
+    interval from their scatter."""
+    protocol: Literal["jit"] | None = None
+    """Score pictures as the paper does (Li & He 2025): 50,000 samples, all classes equally often,
+    50 steps of Heun, the first running mean, Inception's features, the whole training set."""
+    extractor: str | None = None
+    """Network by whose features pictures are compared: one of torch-fidelity's (`vgg16`,
+    `clip-vit-b-32`, `dinov2-vit-s-14`, ...), or `package.module:Class` of your own. Inception where
+    not given, if its weights are at hand."""
+    inception_weights: str | None = None
+    """File with Inception's weights (.pth or .safetensors), or `download`; a copy that torch has
+    in its cache is found without."""
+    reference: Path | None = None
+    """Real pictures that samples are compared with: a folder, or an .npz with `mu` and `sigma`,
+    pictures `arr_0` (N, H, W, C), or both; the training split where not given."""
+    reference_items: Count | Literal["all"] = 50_000
+    """Pictures of the training split or the folder that make up the reference, evenly spread."""
     after_training: bool = False
     """Score the finished run at once, as `jitkit evaluate` does."""

@@ -5,19 +5,28 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from math import sqrt
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import jitkit
+from jitkit import scoring
+from jitkit.denoiser import Denoiser
 from jitkit.domain import Measure
 from jitkit.domains.digits import Digits, DigitsSection, nearest_distance
-from jitkit.domains.images import Picture
+from jitkit.domains.images import Images, ImagesSection, Picture
+from jitkit.domains.measures import frechet, lower_is_better
 from jitkit.errors import BadItem, JitkitError
-from jitkit.evaluate import _score, evaluate, table
+from jitkit.evaluate import departures, evaluate, steady, table, under_protocol
 from jitkit.generate import conditions_for, generate
+from jitkit.parallel import ALONE
+from jitkit.recipe import load_recipe
+from jitkit.scoring import Drawn, Score, Scoring, resamples, row
 from jitkit.sections import EvaluateSection, SampleSection
 from jitkit.trainer import train
 
@@ -57,11 +66,18 @@ class _Some(Sequence[Picture]):
         return self.items[index]
 
 
-def scored(trained: Path, folder: Path, domain: Digits | None = None) -> dict[str, Any]:
+def scored(trained: Path, folder: Path, domain: Digits | None = None, **more: Any) -> Any:
     denoiser = jitkit.load(trained)
     if domain is not None:
         denoiser.domain = domain
-    return evaluate(denoiser, SAMPLING, SECTION, folder)
+    return evaluate(denoiser, SAMPLING, SECTION.model_copy(update=more), folder)
+
+
+def drawn(trained: Path, seed: int = 7, n: int = 20) -> list[Picture]:
+    """The samples of an evaluation, made another way."""
+    denoiser = jitkit.load(trained)
+    section = steady(denoiser, SAMPLING.model_copy(update={"seed": seed}), ALONE)
+    return list(generate(denoiser, n, conditions_for(denoiser, n), section))
 
 
 def test_scores_are_of_samples_of_their_own_seed_beside_held_out_items(
@@ -69,34 +85,121 @@ def test_scores_are_of_samples_of_their_own_seed_beside_held_out_items(
 ) -> None:
     result = scored(trained, tmp_path)
     assert result == json.loads((tmp_path / "evaluation.json").read_text())
-    assert (result["samples"], result["held_out"]) == (20, 297)
-    assert result["sample"] == SAMPLING.model_dump(mode="json") | {"seed": 7}
-    assert result["seconds"] >= 0
+    assert (result["samples"], result["held_out"], result["seeds"]) == (20, 297, [7])
+    used = SAMPLING.model_dump(mode="json") | {"seed": 7, "batch_size": 256}
+    assert result["sample"] == used
+    assert result["evaluate"] == SECTION.model_dump(mode="json")
+    assert result["seconds"] >= result["seconds_scoring"] >= 0
     assert set(result["scores"]) == {"label_agreement", "nearest_distance", "frechet_pixels"}
 
-    denoiser = jitkit.load(trained)
-    section = SAMPLING.model_copy(update={"seed": 7})
-    samples = list(generate(denoiser, 20, conditions_for(denoiser, 20), section))
+    samples = drawn(trained)
     assert [item.label for item in samples] == [i // 2 for i in range(20)]
     digits = Digits(DigitsSection(name="digits"))
-    row = result["scores"]["nearest_distance"]
-    assert row["value"] == nearest_distance(samples, digits.items("train"))
-    assert row["floor"] == nearest_distance(digits.items("val"), digits.items("train"))
-    again = scored(trained, tmp_path)
-    assert again["scores"] == result["scores"]
+    found = result["scores"]["nearest_distance"]
+    assert found["value"] == nearest_distance(samples, digits.items("train"))
+    assert found["floor"] == nearest_distance(digits.items("val"), digits.items("train"))
+    assert (found["best"], result["scores"]["frechet_pixels"]["best"]) == ("real", "low")
 
 
-def test_the_interval_of_a_mean_is_that_of_its_standard_error(
+def test_two_evaluations_of_one_seed_are_the_same_and_those_of_two_seeds_are_not(
     trained: Path, tmp_path: Path
 ) -> None:
-    row = scored(trained, tmp_path, Inked(DigitsSection(name="digits")))["scores"]["ink"]
-    low, high = row["interval"]
-    assert low < row["value"] < high
-    denoiser = jitkit.load(trained)
-    section = SAMPLING.model_copy(update={"seed": 7})
-    samples = list(generate(denoiser, 20, conditions_for(denoiser, 20), section))
-    error = np.std([item.pixels.mean() for item in samples]) / np.sqrt(20)
-    assert high - low == pytest.approx(2 * 1.96 * error, rel=0.4)  # of 40 resamples
+    domain = Inked(DigitsSection(name="digits"))
+    first, again, other = (scored(trained, tmp_path, domain, seed=seed) for seed in (7, 7, 8))
+    changing = {"seconds", "seconds_scoring"}
+    first, again = ({k: v for k, v in each.items() if k not in changing} for each in (first, again))
+    assert first == again
+    assert first["scores"] != other["scores"]
+
+
+def test_several_seeds_give_their_mean_and_a_second_interval(trained: Path, tmp_path: Path) -> None:
+    result = scored(trained, tmp_path, Inked(DigitsSection(name="digits")), seeds=3)
+    found, seeds = result["scores"]["ink"], (7, 8, 9)
+    values = [ink(drawn(trained, seed), []) for seed in seeds]
+    assert (result["seeds"], found["by_seed"]) == (list(seeds), values)
+    assert found["value"] == pytest.approx(np.mean(values))
+    low, high = found["interval_over_seeds"]
+    student = 4.302653  # 97.5 % of Student's t with two degrees of freedom
+    assert high - low == pytest.approx(2 * student * np.std(values, ddof=1) * sqrt(4 / 3))
+    low, high = found["interval"]
+    assert high - low == pytest.approx(2 * 1.96 * found["std"] * sqrt(4 / 3))
+
+
+def test_the_deviation_of_a_mean_is_its_standard_error(trained: Path, tmp_path: Path) -> None:
+    found = scored(trained, tmp_path, Inked(DigitsSection(name="digits")))["scores"]["ink"]
+    low, high = found["interval"]
+    assert low < found["value"] < high
+    error = np.std([item.pixels.mean() for item in drawn(trained)], ddof=1) / np.sqrt(20)
+    assert found["std"] == pytest.approx(error, rel=0.4)  # of 40 resamples
+    assert high - low == pytest.approx(2 * 1.96 * sqrt(2) * found["std"])
+
+
+class Points(Digits):
+    """Items are points of four normal numbers; scored by their mean and by a Fréchet distance."""
+
+    def scores(self) -> Mapping[str, Measure]:
+        return {
+            "mean": lambda samples, real: float(np.mean(samples)),
+            "frechet": lambda samples, real: frechet(np.asarray(samples), np.asarray(real)),
+            "nearest": lambda samples, real: float(np.median(_nearest(np.asarray(samples)))),
+        }
+
+    def items(self, split: Any) -> Any:
+        return list(np.random.default_rng(5).normal(0.3, 1.2, (400, 4)))
+
+
+def _nearest(points: Any) -> Any:
+    """Distance of each point to the nearest other one."""
+    apart = np.linalg.norm(points[:, None] - points, axis=2)
+    return (apart + 1e9 * np.eye(len(points))).min(axis=1)
+
+
+def test_the_interval_holds_the_value_of_another_seed_95_times_in_100() -> None:
+    """Of points with a known distribution; for a mean, a distance, and a score of neighbours."""
+    held = Scoring(Points(DigitsSection(name="digits")), SECTION)
+    trials, n = 150, 60
+    rng = np.random.default_rng(0)
+    one, other = (
+        [held.scores(Drawn(n, list(rng.standard_normal((n, 4))))) for _ in range(trials)]
+        for _ in range(2)
+    )
+    for name in ("mean", "frechet"):
+        rows = [row([scores[name]], None, "low") for scores in one]
+        inside = [
+            each["interval"][0] <= scores[name].value <= each["interval"][1]
+            for each, scores in zip(rows, other, strict=True)
+        ]
+        assert 0.89 <= np.mean(inside) <= 0.99, (name, np.mean(inside))
+        true = np.std([scores[name].value for scores in one + other], ddof=1)
+        assert np.median([scores[name].std for scores in one]) == pytest.approx(true, rel=0.15)
+    mean = [row([scores["mean"]], None, "low")["std"] for scores in one]
+    assert np.median(mean) == pytest.approx(1 / sqrt(4 * n), rel=0.1)  # known in closed form
+
+
+def test_resamples_are_halves_without_repeats_the_same_for_all() -> None:
+    for n, size in ((4, 2), (7, 3), (20_000, scoring.LARGEST_RESAMPLE)):
+        halves = resamples(n)
+        assert len(halves) == 40
+        assert all(len(set(half.tolist())) == size and half.max() < n for half in halves)
+        again = resamples(n)
+        assert all(np.array_equal(a, b) for a, b in zip(halves, again, strict=True))
+
+
+def test_smaller_parts_than_halves_tell_the_same_deviation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of parts of 8 among 80 the mean scatters three times as much as over seeds."""
+    monkeypatch.setattr(scoring, "LARGEST_RESAMPLE", 8)
+    held = Scoring(Points(DigitsSection(name="digits")), SECTION)
+    rng = np.random.default_rng(3)
+    found = [held.scores(Drawn(80, list(rng.standard_normal((80, 4)))))["mean"] for _ in range(30)]
+    assert np.std(found[0].resampled) > 2 * found[0].std
+    assert np.median([score.std for score in found]) == pytest.approx(1 / sqrt(4 * 80), rel=0.15)
+
+
+def test_of_fewer_than_four_samples_no_interval_is_told(trained: Path, tmp_path: Path) -> None:
+    domain = Inked(DigitsSection(name="digits"))
+    found = scored(trained, tmp_path, domain, samples=3)["scores"]["ink"]
+    assert (found["interval"], found["std"]) == ([None, None], None)
+    assert found["value"] == pytest.approx(ink(drawn(trained, n=3), []))
 
 
 def test_items_that_cannot_be_read_are_left_out(trained: Path, tmp_path: Path) -> None:
@@ -112,18 +215,19 @@ def test_without_held_out_items_there_is_no_floor(trained: Path, tmp_path: Path)
     domain.held_out = 0
     result = scored(trained, tmp_path, domain)
     assert result["scores"]["ink"]["floor"] is None
-    first, second, _ = table(result).splitlines()
+    first, _, second, _ = table(result).splitlines()
     assert re.fullmatch(r"20 samples in \d+ s:", first)
-    assert re.fullmatch(r"  ink: [\d.]+ \([\d.]+ to [\d.]+\)", second)
+    assert re.fullmatch(r"  ink +[\d.]+ +[\d.]+ to [\d.]+ *", second)
 
 
-def test_the_table_has_a_line_for_each_score(trained: Path, tmp_path: Path) -> None:
-    first, *lines = table(scored(trained, tmp_path)).splitlines()
+def test_the_table_has_a_line_for_each_score_in_columns(trained: Path, tmp_path: Path) -> None:
+    first, head, *lines = table(scored(trained, tmp_path)).splitlines()
     assert re.fullmatch(r"20 samples in \d+ s, beside 297 held-out items:", first)
-    number = r"\d+\.\d{4}"
+    number = r"-?\d+(\.\d+)?(e-\d+)?"
+    assert head.split() == ["value", "95", "%", "interval", "held", "out"]
     for name, line in zip(("label_agreement", "nearest_distance"), lines, strict=False):
-        pattern = rf"  {name}: {number} \(-?{number} to {number}\); held out {number}"
-        assert re.fullmatch(pattern, line), line
+        assert re.fullmatch(rf"  {name} +{number} +{number} to {number} +{number}", line), line
+    assert len({len(line) for line in (head, *lines)}) == 1
 
 
 class Mute(Digits):
@@ -164,7 +268,85 @@ def test_json_is_one_object_and_nothing_else(trained: Path, jitkit: Callable[...
 
 
 def test_a_measure_that_says_nothing_is_null_in_the_file_and_told_in_words() -> None:
-    row = _score(lambda samples, reference: float("nan"), [1, 2], [3], [4])
-    assert row == {"value": None, "interval": [None, None], "floor": None}
-    said = table({"samples": 2, "seconds": 1.0, "held_out": 1, "scores": {"spectrum": row}})
-    assert said.endswith("spectrum: says nothing here")
+    nan = float("nan")
+    found = row([Score(nan, (nan, nan), nan, 2)], nan, "real")
+    assert (found["value"], found["interval"], found["floor"]) == (None, [None, None], None)
+    said = table({"samples": 2, "seconds": 1.0, "held_out": 1, "scores": {"spectrum": found}})
+    assert said.splitlines()[-1].split() == ["spectrum", "says", "nothing"]
+
+
+def test_a_measure_says_which_value_is_the_best_one(trained: Path, tmp_path: Path) -> None:
+    assert lower_is_better(ink) is ink
+    found = scored(trained, tmp_path, Inked(DigitsSection(name="digits")))["scores"]
+    assert (found["ink"]["best"], found["items"]["best"]) == ("low", "real")
+    del ink.best  # type: ignore[attr-defined]
+
+
+def labelled(n: int) -> Denoiser:
+    """A model of pictures of ``n`` classes, that draws nothing."""
+    from models import awake
+
+    domain = Images(ImagesSection(name="images", size=8, classes=n, channels=3))
+    denoiser = awake(domain.layout, domain.conditions)
+    denoiser.domain = domain
+    return denoiser
+
+
+def test_the_papers_protocol_fixes_what_the_paper_fixes_and_leaves_guidance() -> None:
+    asked = SampleSection(method="euler", steps=5, t_eps=0.01, guidance=2.4, interval=(0.2, 1.0))
+    same = under_protocol(asked, SECTION)
+    assert same == (asked, SECTION)
+    sampling, section = under_protocol(asked, EvaluateSection(protocol="jit", samples=10))
+    assert (sampling.method, sampling.steps, sampling.t_eps) == ("heun", 50, None)
+    assert (sampling.guidance, sampling.interval) == (2.4, (0.2, 1.0))
+    assert (section.samples, section.reference_items) == (50_000, "all")
+    told = conditions_for(labelled(1000), 50_000).cond["label"]
+    assert torch.equal(told.bincount(), torch.full((1000,), 50))
+    assert torch.equal(told, torch.arange(1000).repeat_interleave(50))
+
+
+def test_where_an_evaluation_is_not_the_papers_it_says_so() -> None:
+    kept: dict[str, Any] = {
+        "samples": 50_000,
+        "model": {"ema": "0.9999", "means": ["0.9999", "0.9996"]},
+        "sample": {"guide": None},
+        "reference": {"extractor": "inception-v3-compat", "items": None, "whole": True},
+    }
+    assert departures(kept, labelled(1000)) == []
+    assert departures(kept, labelled(7)) == ["50,000 samples are not equally many of each label"]
+    few = kept | {"samples": 8000, "model": {"ema": "0.9996", "means": ["0.9999", "0.9996"]}}
+    few |= {"reference": {"extractor": "vgg16", "items": 10_000, "whole": False}}
+    assert departures(few, labelled(1000)) == [
+        "8,000 samples, not 50,000",
+        "running mean 0.9996, not the first, 0.9999",
+        "features of vgg16, not Inception's",
+        "compared with 10000 pictures, not with the statistics of the whole training set",
+    ]
+
+
+def test_pixels_are_rounded_as_the_papers_code_does() -> None:
+    """round(clip(255 (z + 1) / 2)), halves to even, as NumPy does; on ties and past the ends."""
+    steps = torch.arange(-40, 2 * 256 * 4 + 40, dtype=torch.float32) / 4  # quarters of grey levels
+    z = steps[: len(steps) // 12 * 12].reshape(-1, 3, 2, 2) / 255 - 1
+    digits = Images(ImagesSection(name="images", size=2, classes=1))
+    for values in z:
+        theirs = ((values + 1) / 2).numpy().transpose(1, 2, 0)
+        theirs = np.round(np.clip(theirs * 255, 0, 255)).astype(np.uint8)
+        ours = digits.decode(jitkit.Field(values, cond={"label": torch.tensor(0)})).pixels
+        assert np.array_equal(ours, theirs)
+
+
+def test_the_batch_does_not_hang_on_the_memory_that_is_free(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    denoiser = jitkit.load(trained)
+    for fits, size in ((10_000, 256), (300, 256), (200, 128), (1, 1)):
+        module = import_module("jitkit.evaluate")
+        monkeypatch.setattr(module, "fitting_batch", lambda _, fits=fits: fits)
+        assert steady(denoiser, SAMPLING, ALONE).batch_size == size
+    assert steady(denoiser, SampleSection(batch_size=7), ALONE).batch_size == 7
+
+
+def test_a_protocol_is_one_that_is_known(tiny: dict[str, Any]) -> None:
+    with pytest.raises(JitkitError, match="evaluate.protocol: 'edm' is not"):
+        load_recipe(tiny, {"evaluate.protocol": "edm"})

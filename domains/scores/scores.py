@@ -33,6 +33,7 @@ from typing import Any
 import numpy as np
 
 from jitkit.domain import Measure
+from jitkit.domains.measures import lower_is_better
 from jitkit.domains.scores.spectra import Spectra
 from jitkit.domains.scores.summaries import (
     Correlations,
@@ -51,6 +52,7 @@ Numbers = dict[str, Array]
 
 LISTED = 8  # lines of one kind of score that a table can show
 REFERENCE = 1000  # real items that make up the reference's distributions
+LIKE_REAL = frozenset({"spread", "nearest_ratio", "copied_share"})  # best is what real items have
 COPY = 1 / 3  # Gu et al. 2023, arXiv:2310.02664, have a third of the second nearest distance
 BLOCK = 64  # items summarised at once
 REMEMBERED = 20_000  # items whose summaries are kept
@@ -74,7 +76,8 @@ def measures(channels: Sequence[str], axes: Sequence[tuple[str, str]]) -> dict[s
     found: dict[str, Measure] = {}
 
     def add(name: str, number: str, reduce: Callable[[Array], float]) -> None:
-        found[name] = partial(scorer.score, number=number, reduce=reduce)
+        measure = partial(scorer.score, number=number, reduce=reduce)
+        found[name] = measure if number in LIKE_REAL else lower_is_better(measure)
 
     few = len(channels) <= LISTED
     if few:

@@ -35,10 +35,7 @@ class Spectra:
         order = rng.permutation(num_rows)
         first = [order[np.argsort(~c[order], kind="stable")[:most]] for c in complete]
         self.rows = np.unravel_index(np.stack(first), others) if others else ()  # each (C, R)
-        last = self.size // 2
-        ends = np.unique(np.geomspace(1, last + 1, BANDS + 1).round().astype(int))
-        self.starts = ends[:-1]  # the first wavenumber of each band
-        self.widths = np.diff(ends)
+        self.starts, self.widths = bands(self.size)
 
     def of(self, items: Sequence[Array]) -> Array:
         """Power in each band, summed over rows, and the number of rows: (N, C (bands + 1))."""
@@ -75,6 +72,16 @@ class Spectra:
         """Mean power in each band, (C, bands)."""
         sums = total.reshape(len(self.scale.mean), -1)
         return divided(sums[:, :-1], sums[:, -1:] * self.widths)
+
+
+def bands(size: int) -> tuple[Array, Array]:
+    """Bands of the wavenumbers 1 to N / 2 of an axis of N cells: the first of each, and how many.
+
+    >>> bands(8)
+    (array([1, 2, 3, 4]), array([1, 1, 1, 1]))
+    """
+    ends = np.unique(np.geomspace(1, size // 2 + 1, BANDS + 1).round().astype(int))
+    return ends[:-1], np.diff(ends)
 
 
 def power_spectrum(rows: Array, kind: str) -> Array:
