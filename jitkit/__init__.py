@@ -6,6 +6,8 @@ The names below are loaded when they are first used, so that ``import jitkit`` i
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from jitkit.recipe import load_recipe as load_recipe
     from jitkit.sampler import sample as sample
     from jitkit.sections import DomainSection as DomainSection
+    from jitkit.trained import evaluate as evaluate
     from jitkit.trainer import train as train
     from jitkit.transformer import Sizes as Sizes
 
@@ -48,6 +51,7 @@ _HOME = {
     "PerToken": "fields",
     "Scalars": "fields",
     "Sizes": "transformer",
+    "evaluate": "trained",
     "load": "checkpoint",
     "load_official": "official",
     "load_recipe": "recipe",
@@ -69,3 +73,14 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return [*__all__, "__version__"]
+
+
+class _Face(ModuleType):
+    """This package; a submodule that is imported does not hide the name that it shares."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _HOME and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Face

@@ -11,9 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from jitkit.conditions import null
 from jitkit.denoiser import Denoiser, Diffusion
-from jitkit.domain import Domain, domain_class, open_domain
+from jitkit.domain import Domain, Weighted, domain_class, open_domain
 from jitkit.errors import JitkitError
-from jitkit.fields import Category, Grid, PerToken, Scalars
+from jitkit.fields import Category, Grid, Layout, PerToken, Scalars
 from jitkit.flow import auto_noise_scale
 from jitkit.memory import free_bytes, held_before_training, largest_batch, training_bytes
 from jitkit.recipe import Recipe
@@ -25,8 +25,7 @@ GIB = 2**30
 
 def assemble(recipe: Recipe, domain: Domain) -> Denoiser:
     """The model that a recipe describes for a domain's data, with fresh weights."""
-    patch = recipe.model.patch
-    layout = domain.layout.with_patch(tuple(patch) if isinstance(patch, list) else patch)
+    layout = layout_for(recipe, domain)
     numbers = recipe.diffusion
     diffusion = Diffusion(
         prediction=numbers.prediction,
@@ -36,7 +35,15 @@ def assemble(recipe: Recipe, domain: Domain) -> Denoiser:
     )
     denoiser = Denoiser(layout, domain.conditions, Sizes(**recipe.model.resolved()), diffusion)
     denoiser.domain = domain
+    if isinstance(domain, Weighted) and domain.weights is not None:
+        denoiser.weights = torch.from_numpy(domain.weights).float().to(denoiser.device)
     return denoiser
+
+
+def layout_for(recipe: Recipe, domain: Domain) -> Layout:
+    """A domain's layout with the recipe's patch, where it gives one."""
+    patch = recipe.model.patch
+    return domain.layout.with_patch(tuple(patch) if isinstance(patch, list) else patch)
 
 
 def choose_noise_scale(recipe: Recipe, domain: Domain) -> float:

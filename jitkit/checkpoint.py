@@ -46,10 +46,11 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 from torch.distributed.tensor import DTensor
 
 from jitkit.denoiser import Denoiser, build
-from jitkit.domain import Domain, domain_class
+from jitkit.domain import Domain, check_instance, domain_class
 from jitkit.ema import EMA, SIGMA
 from jitkit.errors import CheckpointError, JitkitError, listed, nearest
-from jitkit.facts import with_arrays, without_arrays
+from jitkit.facts import changes, with_arrays, without_arrays
+from jitkit.fields import Condition, Layout, describe, described
 from jitkit.optim import Optimizer, state_of
 from jitkit.parallel import ALONE, Team, put
 from jitkit.progress import warn
@@ -358,22 +359,54 @@ def load(
 
     Raises:
         CheckpointError: there is no whole checkpoint, no such mean, or weights are missing,
-            unexpected or of the wrong shape; all of them are listed.
+            unexpected or of the wrong shape; all of them are listed. Or ``domain`` has other axes,
+            channels or conditions than the model.
+        RecipeError: ``domain`` is a class.
     """
+    check_instance(domain)
     found = find(Path(path))
     denoiser = found.build()
+    if domain is not None:
+        _check_fits(denoiser, domain, found.path)
+        denoiser.domain = domain
     own = ema == "none" or (ema is None and not found.means)
-    name = None if own else _mean(found, ema)
+    name = None if own else mean_named(found, ema)
     made = None
     if name is not None and name not in found.means:
         made = made_mean(found.run, name, found.step)
     path = made or found.path / ("model.safetensors" if name is None else f"ema-{name}.safetensors")
     load_weights(denoiser.network, read_tensors(path), str(path))
-    if domain is not None:
-        denoiser.domain = domain
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     return denoiser.to(device).eval()
+
+
+def unlike(
+    model: Mapping[str, Any], layout: Layout, conditions: Mapping[str, Condition]
+) -> list[str]:
+    """Where samples are not those that a model was built for, as ``"layout.channels.0: u -> v"``.
+
+    Args:
+        model: layout and conditions as ``model.json`` has them.
+        layout, conditions: of the samples.
+    """
+    both = (describe(*described(model)), describe(layout, conditions))  # what is new has a default
+    return changes(*(json.loads(json.dumps(each)) for each in both))
+
+
+def _check_fits(denoiser: Denoiser, domain: Domain, where: Path) -> None:
+    """Stop where a domain's samples are not those of the model; patch and drop are the model's."""
+
+    def bare(of: Denoiser | Domain) -> tuple[Layout, dict[str, Condition]]:
+        conditions = {name: replace(c, drop=0.0) for name, c in of.conditions.items()}
+        return of.layout.with_patch(1), conditions
+
+    if different := unlike(describe(*bare(denoiser)), *bare(domain)):
+        lines = "".join(f"\n  {line}" for line in different[:20])
+        raise CheckpointError(
+            f"domain {type(domain).__name__} does not fit the model of {where}, which was built "
+            f"for other samples:{lines}\ngive the domain that it was trained with"
+        )
 
 
 def find(path: Path) -> Checkpoint:
@@ -457,7 +490,7 @@ def restore(found: Checkpoint, denoiser: Denoiser, ema: EMA, optimizer: Optimize
     network = denoiser.network
     load_weights(network, found.tensors("model"), str(found.path / "model.safetensors"))
     for name, mean in ema.means.items():
-        file = f"ema-{_mean(found, name)}"
+        file = f"ema-{mean_named(found, name)}"
         tensors = found.tensors(file)
         check_weights(mean, tensors, str(found.path / f"{file}.safetensors"))
         for key, value in mean.items():
@@ -478,7 +511,7 @@ def restore(found: Checkpoint, denoiser: Denoiser, ema: EMA, optimizer: Optimize
                 entries[key] = value
 
 
-def _mean(found: Checkpoint, asked: float | str | None) -> str:
+def mean_named(found: Checkpoint, asked: float | str | None) -> str:
     """The name of a running mean that a checkpoint holds, or that was made for its run."""
     if asked is None:
         return found.means[0]

@@ -61,6 +61,7 @@ def sample(
     out: Path | None = None,
     cond: Annotated[list[str] | None, Parameter(negative="")] = None,
     cond_from: str | None = None,
+    size: str | None = None,
     ema: str | None = None,
     first: int = 0,
 ) -> None:
@@ -80,6 +81,9 @@ def sample(
         A condition, as label=3, label=0,1,2, label=0-9 or label=none; once for each.
     cond_from
         Real items whose conditions are taken, as val:0-15.
+    size
+        Cells of samples, where they differ from one to the next: 12, or 9-20 or 5,7,9 in turn; as
+        training items had where not given.
     ema
         Decay of the running mean of the weights, or none for the weights themselves.
     first
@@ -95,17 +99,28 @@ def sample(
     told = dict(pairs)
     if len(told) < len(pairs):
         raise ConditionError(f"--cond is given twice for {listed(_repeated(pairs))}")
+    from jitkit.best import with_best
     from jitkit.generate import conditions_for, generate
     from jitkit.parallel import team
     from jitkit.run import choose_folder
+    from jitkit.trained import folder_of, found_in, ready, settings
 
-    found = _found(run)
-    recipe = _settings(_folder_of(found.path), overrides)
-    near = _folder_of(found.path) / "samples" / f"step-{found.step}-seed-{recipe.sample.seed}"
+    found = found_in(run)
+    words, mean = with_best(folder_of(found.path), overrides, ema)
+    recipe = settings(folder_of(found.path), words)
+    near = folder_of(found.path) / "samples" / f"step-{found.step}-seed-{recipe.sample.seed}"
     folder = out or choose_folder(near.name, near, new=True)
     with team() as ours:
-        denoiser, section = _ready(recipe, found, ema), recipe.sample
-        values = conditions_for(denoiser, n, told, _source(cond_from))
+        denoiser, section = ready(recipe, found, mean), recipe.sample
+        values = conditions_for(
+            denoiser,
+            n,
+            told,
+            _source(cond_from),
+            sizes=_sizes(size),
+            seed=section.seed,
+            first=first,
+        )
         items = generate(denoiser, n, values, section, first=first, progress=True, team=ours)
         if not ours.leads:
             list(items)  # none, but the samples that rank 0 collects
@@ -115,8 +130,76 @@ def sample(
 
 
 @app.command
-def evaluate(run: Path, *overrides: Overrides, ema: str | None = None, json: bool = False) -> None:
-    """Score samples of a trained model with its domain's measures.
+def forecast(
+    run: Path,
+    *overrides: Overrides,
+    init: Annotated[list[str], Parameter(negative="")],
+    lead: str,
+    out: Path,
+    members: int = 1,
+    ema: str | None = None,
+) -> None:
+    """Roll out ensembles: each state that is sampled is what the next one is told.
+
+    States are written as they are made. SIGTERM, SIGINT and SIGUSR1 end the command after the step
+    that it is in, with exit code 75; the same command goes on from there, also after a kill.
+
+    Parameters
+    ----------
+    run
+        A run's folder, or one of its checkpoints/step-N.
+    overrides
+        Keys of the recipe's sections sample and domain, as sample.seed=1.
+    init
+        Where forecasts start, as the domain names it: 2020-01-01T00, or 2020-01/2020-12/24h (first,
+        last, every), or val:16 (so many held-out ones, evenly spread); once for each.
+    lead
+        How far they go, as 10d.
+    out
+        The file; it grows as .NAME.part beside its place.
+    members
+        Of each start. Member m is the same whatever else is asked.
+    ema
+        Decay of the running mean of the weights, or none for the weights themselves.
+    """
+    if members < 1:
+        raise RecipeError(f"--members {members} must be at least 1")
+    from jitkit.best import with_best
+    from jitkit.forecast import Asked
+    from jitkit.forecast import forecast as roll_out
+    from jitkit.parallel import team
+    from jitkit.trained import folder_of, found_in, ready, settings
+
+    found = found_in(run)
+    words, mean = with_best(folder_of(found.path), overrides, ema)
+    recipe = settings(folder_of(found.path), words)
+    model = {
+        "checkpoint": str(found.path),
+        "ema": mean or [*found.means, "none"][0],
+        "domain": recipe.domain.model_dump(mode="json"),
+    }
+    with team() as ours:
+        denoiser = ready(recipe, found, mean)
+        asked = Asked(tuple(init), lead, members, model)
+        file = roll_out(denoiser, recipe.sample, asked, out, team=ours)
+    if ours.leads:
+        print(file)
+
+
+@app.command
+def evaluate(
+    run: Path,
+    *overrides: Overrides,
+    ema: str | None = None,
+    samples: int | None = None,
+    sweep: Annotated[list[str] | None, Parameter(negative="")] = None,
+    by: str | None = None,
+    json: bool = False,
+) -> None:
+    """Score samples of a trained model with its domain's measures, under one setting or many.
+
+    A sweep may be stopped at any time, and goes on when it is asked for again. The best setting
+    that it finds is the run's default from then on (best.yaml in its folder).
 
     Parameters
     ----------
@@ -127,27 +210,70 @@ def evaluate(run: Path, *overrides: Overrides, ema: str | None = None, json: boo
         data lie now.
     ema
         Decay of the running mean of the weights, or none for the weights themselves.
+    samples
+        How many, in place of evaluate.samples.
+    sweep
+        A key of section sample, or ema, and its values, as sample.guidance=1:4:0.3 (from, to, step)
+        or ema=0.9996,0.9999; once for each key.
+    by
+        The score by which a sweep chooses; the first distance of the table where not given.
     json
         Print the scores as JSON and nothing else.
     """
-    from jitkit.evaluate import evaluate as score
+    if samples is not None and samples < 1:
+        raise RecipeError(f"--samples {samples} must be at least 1")
+    if by is not None and not sweep:
+        raise RecipeError("--by chooses among the settings of a --sweep, and there is none")
+    if sweep:
+        _sweep(run, sweep, overrides, ema=ema, samples=samples, by=by, json=json)
+        return
     from jitkit.evaluate import table
-    from jitkit.parallel import team
+    from jitkit.trained import evaluate as score
 
-    found = _found(run)
-    folder = _folder_of(found.path)
-    recipe = _settings(folder, overrides)
-    model = {"step": found.step, "ema": ema or [*found.means, "none"][0]}
-    with team() as ours:
-        denoiser = _ready(recipe, found, ema)
-        sampling, section = recipe.sample, recipe.evaluate
-        result = score(denoiser, sampling, section, folder, model=model, team=ours)
-    if not ours.leads:
+    result = score(run, overrides, ema=ema, samples=samples)
+    if os.environ.get("RANK", "0") != "0":
         return
     if json:
         _print_json(result)
     else:
         print(table(result))
+
+
+def _sweep(run: Path, words: list[str], overrides: Any, *, json: bool, **asked: Any) -> None:
+    """Score every setting of a sweep, and print what came of it."""
+    from jitkit.progress import remark, say
+    from jitkit.sweep import sweep, table
+
+    result = sweep(run, words, overrides, tell=remark if json else say, **asked)
+    if os.environ.get("RANK", "0") != "0":
+        return
+    if json:
+        _print_json(result)
+        return
+    print(table(result))
+    print(f"table, picture and settings in {result['folder']}; the best is now this run's default "
+          f"({result['default']}; delete it to go back to recipe.yaml)")  # fmt: skip
+
+
+@app.command
+def report(*runs: Path, out: Path | None = None) -> None:
+    """Write one page of HTML on a run, or on several beside each other.
+
+    What was trained on what, samples, scores, sweeps, curves, recipe and machine. The page needs no
+    network and no other file.
+
+    Parameters
+    ----------
+    runs
+        Folders of runs, at work or not.
+    out
+        File for the page; report.html in the run's folder where not given, or comparison.html in
+        the first one's where there are several.
+    """
+    from jitkit.report import write_report
+
+    path = write_report(runs, out)
+    print(f"report in {path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
 @app.command
@@ -304,6 +430,36 @@ def _show_proposal(found: Any) -> None:
 
 
 @app.command
+def fetch(recipe: str, *overrides: Overrides, to: Path) -> None:
+    """Copy what a recipe reads of a bucket, or of any other store, to disk.
+
+    Variables, levels, times and maps of the recipe and no more, in chunks that suit training. A
+    copy that was stopped goes on with the same command; one that is whole is checked, and parts of
+    it that are damaged are fetched again.
+
+    Parameters
+    ----------
+    recipe
+        A file, or the bare name of a bundled recipe.
+    overrides
+        Keys of the recipe, as domain.lead=12h.
+    to
+        Folder for the copy, new or begun by this command.
+    """
+    from jitkit.domain import Fetchable, domain_class
+    from jitkit.recipe import load_recipe
+
+    section = load_recipe(recipe, overrides).domain
+    domain = domain_class(section.name)(section)
+    if not isinstance(domain, Fetchable):
+        raise RecipeError(
+            f"domain {section.name!r} copies no data; put them where its keys point by other means"
+        )
+    found = domain.fetch(to)
+    print(f"copied to {to}; train on it with: jitkit train {recipe} {' '.join(found)}")
+
+
+@app.command
 def domains() -> None:
     """List the kinds of data that are installed."""
     from jitkit.domain import domain_class, installed
@@ -386,50 +542,6 @@ def _run() -> None:
         sys.exit(130)
 
 
-def _found(run: Path) -> Any:
-    """The checkpoint that is asked for, of a domain that can be found by its name."""
-    from jitkit.checkpoint import find
-
-    found = find(run)
-    if not found.has_domain:
-        raise RecipeError(
-            f"{found.path} was trained with a domain that was given in Python; use it there: "
-            f"jitkit.load({str(run)!r}, domain=...)"
-        )
-    return found
-
-
-def _folder_of(checkpoint: Path) -> Path:
-    """The run of a checkpoint's folder; the folder itself where it stands alone."""
-    parent = checkpoint.parent.parent
-    return parent if (parent / "recipe.yaml").is_file() else checkpoint
-
-
-def _settings(folder: Path, overrides: tuple[str, ...]) -> Any:
-    """The run's recipe with sections domain, sample and evaluate overridden."""
-    from jitkit.recipe import load_recipe
-
-    for word in overrides:
-        if not word.startswith(("domain.", "sample.", "evaluate.")):
-            raise RecipeError(
-                f"override {word!r}: a trained model takes keys of domain, sample, evaluate"
-            )
-    if not (folder / "recipe.yaml").is_file():
-        raise RecipeError(f"{folder} has no recipe.yaml beside its checkpoints, so it is no run")
-    return load_recipe(folder / "recipe.yaml", overrides)
-
-
-def _ready(recipe: Any, found: Any, ema: str | None) -> Any:
-    """A loaded model, with the arithmetic and the data that the recipe asks for."""
-    from jitkit.check import choose_precision
-    from jitkit.checkpoint import load
-
-    denoiser = load(found.path, ema=ema)
-    denoiser.autocast = choose_precision(recipe.train.precision, denoiser.device)[0]
-    denoiser.domain = found.open_domain(recipe.domain)
-    return denoiser
-
-
 def _repeated(pairs: list[tuple[str, str]]) -> list[str]:
     names = [name for name, _ in pairs]
     return [name for name in dict.fromkeys(names) if names.count(name) > 1]
@@ -455,6 +567,18 @@ def _source(text: str | None) -> tuple[str, list[int]] | None:
             f"--cond-from {text!r}: expected a split and indices, such as val:0-15"
         )
     return split, indices
+
+
+def _sizes(text: str | None) -> list[int] | None:
+    """``9-20`` as sizes of samples."""
+    if text is None:
+        return None
+    from jitkit.generate import numbers
+
+    sizes = numbers(text)
+    if sizes is None:
+        raise ConditionError(f"--size {text!r}: expected cells of samples, such as 12 or 9-20")
+    return sizes
 
 
 def _shown(value: Any) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from jitkit.centring import centre, membership
 from jitkit.conditions import prepare
 from jitkit.errors import JitkitError
 from jitkit.fields import Condition, Layout, describe, described
@@ -53,8 +54,12 @@ class Denoiser(nn.Module):
         conditions: what the model may be told, by name.
         diffusion: prediction, loss, noise.
         autocast: the type of arithmetic inside the network; None for float32.
+        weights: how much each cell counts in the loss, (X1..Xn), of mean 1; None: all alike.
         open_domain: opens the adapter when `domain` is first asked for; None where there is none.
     """
+
+    groups: Tensor | None
+    weights: Tensor | None
 
     def __init__(
         self,
@@ -65,6 +70,8 @@ class Denoiser(nn.Module):
     ) -> None:
         super().__init__()
         self.network = Transformer(layout, conditions, sizes)
+        self.register_buffer("groups", membership(layout), persistent=False)
+        self.register_buffer("weights", None, persistent=False)
         self.diffusion = diffusion or Diffusion()
         self.autocast: torch.dtype | None = None
         self.open_domain: Callable[[], Domain] | None = None
@@ -94,7 +101,10 @@ class Denoiser(nn.Module):
         """
         if self._domain is None:
             if self.open_domain is None:
-                raise JitkitError("this model has no domain; set denoiser.domain to one")
+                raise JitkitError(
+                    "this model has no domain; give the one that it was trained with: "
+                    "jitkit.load(run, domain=...), or set denoiser.domain"
+                )
             self._domain = self.open_domain()
         return self._domain
 
@@ -110,10 +120,19 @@ class Denoiser(nn.Module):
         mask: Tensor | None = None,
         coords: Tensor | None = None,
     ) -> Tensor:
-        """What the network says, in its own space; conditions complete and checked."""
+        """What the network says, in its own space; conditions complete and checked.
+
+        It obeys the layout's linear constraint, and with a ``z`` that does, so do all its
+        conversions.
+        """
         kind, dtype = z.device.type, self.autocast
         with torch.autocast(kind, dtype or torch.bfloat16, enabled=dtype is not None):
-            return self.network(z.float(), t.float(), cond, mask, coords)
+            said = self.network(z.float(), t.float(), cond, mask, coords)
+        return self.centred(said, mask)
+
+    def centred(self, values: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The nearest values that obey `Layout.centred`; the same ones where it asks nothing."""
+        return centre(values, self.groups, mask)
 
     def forward(
         self,
@@ -147,6 +166,7 @@ class Denoiser(nn.Module):
             if not self.layout.missing:
                 raise JitkitError("z has cells that are no finite numbers; give a mask of the data")
             mask = z.isfinite()
+        z = self.centred(z, mask)
         ready = prepare(self.conditions, cond, n=len(z), grid=tuple(z.shape[2:]), device=z.device)
         guess = self.said(z, t, ready, mask, coords)
         return self._convert(guess, z, t, "x")
@@ -175,16 +195,18 @@ class Denoiser(nn.Module):
         *,
         loss: Space | None = None,
     ) -> Tensor:
-        """Mean squared error over each sample's observed cells, (B,).
+        """Mean squared error over each sample's observed cells, by their weights, (B,).
 
         Args:
             x: clean data, (B, C, X1..Xn).
-            eps: noise, already scaled by ``diffusion.noise_scale``, same shape.
+            eps: noise, already scaled by ``diffusion.noise_scale``, same shape; it is projected
+                onto the layout's linear constraint here.
             t: times, (B,).
             cond: every condition, complete and checked.
             mask, coords: as in `forward`.
             loss: the space of the error; the one the model is trained in where not given.
         """
+        eps = self.centred(eps, mask)
         said = self.said(interpolate(x, eps, t), t, cond, mask, coords)
         numbers = self.diffusion
         squares = errors(
@@ -196,7 +218,7 @@ class Denoiser(nn.Module):
             loss=loss or numbers.loss,
             t_eps=numbers.t_eps,
         )
-        return mean_over_data(squares, mask)
+        return mean_over_data(squares, mask, self.weights)
 
     def describe(self) -> dict[str, Any]:
         """All that `build` needs to make this model again, as plain data for JSON."""

@@ -37,6 +37,15 @@ def with_arrays(facts: Any, arrays: Mapping[str, Array]) -> Any:
     return [with_arrays(value, arrays) for value in facts] if isinstance(facts, list) else facts
 
 
+def changes(old: Any, new: Any) -> list[str]:
+    """Where two facts differ, as ``"levels.0: 500 -> 850"``; of arrays the shapes are told."""
+    return [f"{path}: {_brief(a)} -> {_brief(b)}" for path, a, b in unequal(old, new)]
+
+
+def _brief(value: Any) -> str:
+    return f"array {value.shape}" if isinstance(value, np.ndarray) else json.dumps(value)
+
+
 def unequal(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Where two facts differ, as (place, old, new)."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):

@@ -92,18 +92,23 @@ def errors(
     return (difference[0] - difference[1]).square()
 
 
-def mean_over_data(values: Tensor, mask: Tensor | None) -> Tensor:
+def mean_over_data(values: Tensor, mask: Tensor | None, weights: Tensor | None = None) -> Tensor:
     """Mean over each sample's observed cells: (B, C, X1..Xn) -> (B,).
 
     Args:
         values: a number for each cell.
         mask: (B, C or 1, X1..Xn) bool, True where there are data; None means everywhere.
+        weights: how much each cell counts, (X1..Xn), of mean 1; None: all alike.
     """
+    if weights is not None:
+        values = values * weights
     if mask is None:
         return values.flatten(1).mean(dim=1)
-    mask = mask.expand_as(values).flatten(1)
-    kept = torch.where(mask, values.flatten(1), 0.0)
-    return kept.sum(dim=1) / mask.sum(dim=1).clamp_min(1)
+    mask = mask.expand_as(values)
+    kept = torch.where(mask, values, 0.0).flatten(1)
+    count = mask if weights is None else mask * weights
+    total = count.flatten(1).sum(dim=1)
+    return kept.sum(dim=1) / (total.clamp_min(1) if weights is None else total.clamp_min(1e-6))
 
 
 def logit_normal_t(

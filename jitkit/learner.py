@@ -28,7 +28,7 @@ from jitkit.check import (
 from jitkit.conditions import drop
 from jitkit.data import Plan, batches
 from jitkit.denoiser import Denoiser
-from jitkit.domain import Chunked, Domain
+from jitkit.domain import Domain
 from jitkit.ema import EMA, mean_name
 from jitkit.errors import RecipeError
 from jitkit.fields import Batch
@@ -280,8 +280,9 @@ def rehearse(recipe: Recipe, domain: Domain) -> dict[str, Any]:
     with peak_of(device) as peak:
         learner = Learner(recipe, domain, ALONE)
         learner.denoiser.train()
-        shuffle = items.order if isinstance(items, Chunked) else None
-        plan = Plan(len(items), section.batch_size, section.seed, 0, 2, shuffle, section.accumulate)
+        plan = Plan.over(
+            items, section.batch_size, section.seed, stop=2, accumulate=section.accumulate
+        )
         parts = batches(domain, items, plan)
         learner.take(parts, plan.first_place)
         began = time.monotonic()

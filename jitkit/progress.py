@@ -29,6 +29,12 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
+def remark(text: str) -> None:
+    """A line on standard error, beside an answer that a program may read."""
+    if _speaks:
+        print(text, file=sys.stderr, flush=True)
+
+
 def warn(text: str) -> None:
     """A line that the user should not miss, on standard error."""
     if _speaks:

@@ -18,7 +18,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from pydantic import SerializeAsAny, ValidationError
+from pydantic import ConfigDict, SerializeAsAny, ValidationError
+from pydantic_core import ErrorDetails
 
 from jitkit.domain import Domain, domain_class, installed
 from jitkit.errors import RecipeError, listed, nearest
@@ -42,6 +43,12 @@ SECTIONS: dict[str, type[Section]] = {
     "evaluate": EvaluateSection,
 }
 """The core's sections; the class of section ``domain`` is its adapter's."""
+
+
+class _Said(DomainSection):
+    """Section ``domain`` as it was written, for a domain that was made from something else."""
+
+    model_config = ConfigDict(extra="allow")
 
 
 class Recipe(Section):
@@ -74,8 +81,8 @@ def load_recipe(
         source: a file, the bare name of a bundled recipe, or the sections themselves.
         overrides: ``["train.lr=1e-4", "sample.interval=[0.2, 0.9]"]``, values in YAML, or
             ``{"train.lr": 1e-4}``; the last one counts.
-        domain: the adapter's class, where it is not to be found by its name; section ``domain`` may
-            be left out then.
+        domain: the adapter's class, where it is not to be found by its name. Section ``domain`` may
+            lack keys then, or be left out; what it says is checked all the same.
 
     Raises:
         RecipeError: there is no such recipe, or something in it cannot be meant; the text lists
@@ -91,8 +98,10 @@ def load_recipe(
     for override in _overrides(overrides):
         draft = laid(draft, override)
     if domain is not None:
-        own = {"name": domain.__name__.lower()} | (draft.values.get("domain") or {})
-        draft.values = draft.values | {"domain": own}
+        written = draft.values.get("domain", {})
+        if isinstance(written, dict):
+            own = {"name": domain.__name__.lower()} | written
+            draft.values = draft.values | {"domain": own}
     sections = _checked(draft, domain)
     if draft.mistakes:
         raise RecipeError(told(draft.mistakes, shown))
@@ -241,14 +250,26 @@ def _checked(draft: Draft, domain: type[Domain] | None = None) -> dict[str, Any]
             # strict, or true would pass for 1; as JSON, or a list would not pass for a tuple
             sections[key] = cls.model_validate_json(json.dumps(values), strict=True)
         except ValidationError as error:
+            errors = error.errors(include_url=False)
+            if key == "domain" and domain is not None:
+                errors = _of_what_is_said(errors, values)
+                if not errors:
+                    sections[key] = _Said(**values)
             unknown = partial(_unknown, (key,), known=cls.model_fields)
-            wrong = phrased(error.errors(include_url=False), values, unknown)
+            wrong = phrased(errors, values, unknown)
             found |= {(key, *path): text for path, text in wrong.items()}
     read = tuple(draft.mistakes)
     for path, text in found.items():
         if not any(mistake.explains(path) for mistake in read):
             draft.wrong(path, text, _blamed(draft, path))
     return sections
+
+
+def _of_what_is_said(errors: list[ErrorDetails], values: Any) -> list[ErrorDetails]:
+    """What is wrong with section ``domain`` but for what it lacks."""
+    if isinstance(values, dict) and values.keys() <= {"name"}:
+        return [error for error in errors if error["loc"] == ("name",)]
+    return [error for error in errors if error["type"] != "missing" or len(error["loc"]) > 1]
 
 
 def _checked_top(values: dict[str, Any]) -> dict[KeyPath, str]:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from jitkit.checkpoint import Checkpoint
-from jitkit.domain import Domain
+from jitkit.check import layout_for
+from jitkit.checkpoint import Checkpoint, DomainRecord, unlike
+from jitkit.domain import Domain, domain_class, is_installed
 from jitkit.errors import DataError, RecipeError
-from jitkit.facts import unequal
+from jitkit.facts import changes
 from jitkit.progress import say
 from jitkit.recipe import Recipe, differences, load_recipe
+from jitkit.sections import DomainSection
 
 FREE_TO_CHANGE = (  # keys that change neither the model nor the data it has seen
     "name",
@@ -35,6 +33,23 @@ FREE_TO_CHANGE = (  # keys that change neither the model nor the data it has see
 )
 
 
+def check_goes_on(found: Checkpoint, recipe: Recipe, domain: Domain) -> None:
+    """Whether a recipe and a domain go on with the run of a checkpoint.
+
+    Raises:
+        RecipeError: the recipe differs from the run's own in what changes the model or the data,
+            or asks for fewer steps than were done.
+        DataError: the data are not those that the run has seen.
+    """
+    check_same(found.run, recipe, type(domain))
+    check_same_data(found, domain, recipe)
+    if found.step > recipe.train.steps:
+        raise RecipeError(
+            f"{found.run} is at step {found.step}, past train.steps={recipe.train.steps}; "
+            "ask for more, or start another with --new"
+        )
+
+
 def check_same(folder: Path, recipe: Recipe, domain: type[Domain]) -> None:
     """Stop where the run's own recipe differs in what changes model or data; say the rest."""
     changed = differences(load_recipe(folder / "recipe.yaml", domain=domain), recipe)
@@ -49,24 +64,29 @@ def check_same(folder: Path, recipe: Recipe, domain: type[Domain]) -> None:
         say(f"changed from here on: {line}")
 
 
-def check_same_data(found: Checkpoint, domain: Domain) -> None:
-    """Stop where the data are not those that the run has seen: its order and labels would shift."""
-    record = found.model.get("domain")
-    if not record:
-        return
-    before = {"facts": found.facts, "num_items": record.get("num_items")}
-    now = {"facts": domain.facts(), "num_items": len(domain.items("train"))}
-    different = [
-        f"\n  {path}: {_brief(old)} -> {_brief(new)}"
-        for path, old, new in unequal(before, now)
-        if (path, old) != ("num_items", None)
-    ]
+def check_same_data(found: Checkpoint, domain: Domain, recipe: Recipe) -> None:
+    """Stop where the data are not those that the run has seen, or not as the model was built for:
+    its order and labels would shift, its channels change places."""
+    different = unlike(found.model, layout_for(recipe, domain), domain.conditions)
+    if record := found.model.get("domain"):
+        items = record.get("num_items")
+        now = {"facts": domain.facts(), "num_items": items and len(domain.items("train"))}
+        different += changes({"facts": found.facts, "num_items": items}, now)
     if different:
+        lines = "".join(f"\n  {line}" for line in different[:20])
         raise DataError(
-            f"the data are not those that {found.path} was trained on:{''.join(different[:20])}\n"
+            f"the data are not those that {found.path} was trained on:{lines}\n"
             "start another with --new or --run DIR, or take the data back to go on"
         )
 
 
-def _brief(value: Any) -> str:
-    return f"array {value.shape}" if isinstance(value, np.ndarray) else json.dumps(value)
+def domain_record(domain: Domain, section: DomainSection, num_items: int) -> DomainRecord:
+    """What a checkpoint keeps of a domain: to open it again, and for `check_same_data`.
+
+    The section is kept where it opens the domain: that is an installed one, and all of its keys are
+    known.
+    """
+    installed = is_installed(type(domain), section.name)
+    known = installed and isinstance(section, domain_class(section.name).Section)
+    named = section.model_dump(mode="json") if known else None
+    return DomainRecord(named, domain.facts(), num_items)

@@ -23,7 +23,7 @@ def share(total: int, axes: Sequence[Axis]) -> list[int]:
 
     A `set` axis gets none.
 
-    >>> share(32, [Axis("t", 8), Axis("y", 8), Axis("x", 8), Axis("atom", 9, kind="set")])
+    >>> share(32, [Axis("t", 8), Axis("y", 8), Axis("x", 8), Axis("point", 9, kind="set")])
     [11, 11, 10, 0]
     """
     ordered = [i for i, axis in enumerate(axes) if axis.kind != "set"]

@@ -9,6 +9,8 @@ runs/digits/
   speed.jsonl        how fast it went, and on what it waited
   tensorboard/       the same numbers and pictures for TensorBoard, where it is installed
   checkpoints/       step-N/, newest kept
+  evaluation.json    scores of samples
+  sweeps/            scores under many settings; best.yaml has the best
   samples/           pictures of samples while training; what `jitkit sample` writes
   ema/               snapshots of power-function means, and what `jitkit ema` made of them
 ```
@@ -113,12 +115,18 @@ def skipped_at_end(run: Path) -> int:
 
 
 @contextmanager
-def locked(run: Path, writes: bool = True) -> Iterator[None]:
-    """Keep other processes from training in a run's folder while the block runs.
+def locked(
+    run: Path,
+    writes: bool = True,
+    *,
+    busy: str = "trains in {}; wait for it, or choose a folder with --run DIR",
+) -> Iterator[None]:
+    """Keep other processes from writing in a run's folder while the block runs.
 
     Args:
         run: the folder; made where it is not there.
         writes: whether this process is the one of its team that writes.
+        busy: what another process does there, for people.
 
     Raises:
         JitkitError: another one does.
@@ -132,9 +140,7 @@ def locked(run: Path, writes: bool = True) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise JitkitError(
-                f"another process trains in {run}; wait for it, or choose a folder with --run DIR"
-            ) from None
+            raise JitkitError(f"another process {busy.format(run)}") from None
         except OSError:
             pass  # a file system without locks
         try:

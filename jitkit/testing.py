@@ -5,6 +5,9 @@
     section = Weather.Section(name="weather", path="small.zarr")
     check_domain(Weather(section), section)
 
+A domain that was made from other things than a section is asked alone: ``check_domain(domain)``.
+What needs a second one like it is left out then: that it reads the same, and decodes on facts.
+
 Each question is also a function of its own, which raises AssertionError with what was found.
 """
 
@@ -19,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jitkit.domain import Domain, Split
+from jitkit.domain import Domain, Split, Varying, check_instance, section_of
 from jitkit.errors import BadItem, listed
 from jitkit.facts import unequal, with_arrays, without_arrays
 from jitkit.fields import Category, Condition, Field, Grid, PerToken, Scalars
@@ -31,29 +34,35 @@ if TYPE_CHECKING:
 
 def check_domain(
     domain: Domain,
-    section: DomainSection,
+    section: DomainSection | None = None,
     *,
     split: Split = "train",
     num_items: int = 8,
     tolerance: float = 1e-4,
 ) -> None:
-    """Ask every question of a domain that was made from ``section``.
+    """Ask every question of a domain.
 
     Args:
         domain: the adapter, with its data present.
-        section: what it was made from, so that it can be made again.
+        section: what it was made from, so that it can be made again; ``domain.section`` where not
+            given. Without either, no second one is made and compared.
         split: the items to ask with.
         num_items: how many of them, spread over the split.
         tolerance: how far encoded values may be off after decode and encode.
 
     Raises:
         AssertionError: some answers were wrong; the text lists them all.
+        RecipeError: ``domain`` is a class.
     """
+    check_instance(domain)
+    section = section or section_of(domain)
     items = spread(domain, split, num_items)
     questions: dict[str, Callable[[], None]] = {
         "layout": lambda: layout_fits_what_is_encoded(domain, items),
         "values": lambda: values_are_finite_and_of_unit_variance(domain, items),
         "conditions": lambda: conditions_are_as_declared(domain, items),
+        "constraint": lambda: the_constraint_holds(domain, items),
+        "outlines": lambda: outlines_are_samples_to_be(domain),
         "round trip": lambda: decode_undoes_encode(domain, items, tolerance=tolerance),
         "missing cells": lambda: missing_cells_survive(domain, items),
         "order": lambda: reading_order_is_repeatable(domain, section, split=split),
@@ -162,6 +171,44 @@ def conditions_are_as_declared(domain: Domain, items: Sequence[Any]) -> None:
             _demand(not wrong, f"item {i}: cond {name!r} {wrong}")
 
 
+def the_constraint_holds(domain: Domain, items: Sequence[Any]) -> None:
+    """The observed cells of each group in ``layout.centred`` have mean zero, with ``rng`` too."""
+    layout = domain.layout
+    for i, item in enumerate(items):
+        for field in (domain.encode(item), domain.encode(item, np.random.default_rng(0))):
+            values, mask = field.values.double().numpy(), _observed(field).numpy()
+            for group in layout.centred:
+                own = [layout.channels.index(name) for name in group]
+                mean = float(values[own][mask[own]].mean()) if mask[own].any() else 0.0
+                _demand(
+                    abs(mean) < 1e-4,
+                    f"item {i}: {listed(group)} have mean {mean:.3g}, and layout.centred says 0",
+                )
+
+
+def outlines_are_samples_to_be(domain: Domain) -> None:
+    """Where a domain is `Varying`, an outline is a function of its generator, fits the layout, has
+    the size that is asked and says every condition."""
+    if not isinstance(domain, Varying):
+        return
+    layout = domain.layout
+    most = layout.axes[0].size
+    for size in (None, most):
+        field, again = (domain.outline(np.random.default_rng(3), {}, size) for _ in range(2))
+        _same(field, again, "outlined twice with equal rngs:")
+        shape = tuple(field.values.shape)
+        _demand(
+            len(shape) == 1 + len(layout.axes)
+            and 1 <= shape[1] <= most
+            and size in (None, shape[1]),
+            f"an outline of size {size} has shape {shape}; the layout's grid is {layout.grid}",
+        )
+        _demand(
+            set(field.cond) == set(domain.conditions),
+            f"an outline says {sorted(field.cond)}, conditions declare {sorted(domain.conditions)}",
+        )
+
+
 def decode_undoes_encode(domain: Domain, items: Sequence[Any], *, tolerance: float = 1e-4) -> None:
     """An item that was encoded and decoded encodes to the same field, up to ``tolerance``.
 
@@ -190,14 +237,19 @@ def missing_cells_survive(domain: Domain, items: Sequence[Any]) -> None:
 
 
 def reading_order_is_repeatable(
-    domain: Domain, section: DomainSection, *, split: Split = "train", num_items: int = 4
+    domain: Domain,
+    section: DomainSection | None = None,
+    *,
+    split: Split = "train",
+    num_items: int = 4,
 ) -> None:
-    """A split has the same items in the same order when read again, backwards, and by a twin."""
+    """A split has the same items in the same order when read again, backwards, and by a twin that
+    is made from ``section``, where there is one."""
     once = domain.items(split)
-    for who, again in (
-        ("asked again", domain.items(split)),
-        ("of a new domain", type(domain)(section).items(split)),
-    ):
+    others = {"asked again": domain.items(split)}
+    if section is not None:
+        others["of a new domain"] = _made(domain, section).items(split)
+    for who, again in others.items():
         _demand(
             len(once) == len(again), f"items {who}: {len(again)}, at first there were {len(once)}"
         )
@@ -228,10 +280,10 @@ def pickled_domain_still_reads(
 
 
 def facts_are_enough_to_decode(
-    domain: Domain, section: DomainSection, items: Sequence[Any], *, tolerance: float = 1e-4
+    domain: Domain, section: DomainSection | None, items: Sequence[Any], *, tolerance: float = 1e-4
 ) -> None:
-    """Facts are plain JSON with arrays, and a domain made from them has the same layout and
-    conditions and decodes alike."""
+    """Facts are plain JSON with arrays, and a domain made from ``section``, where there is one, and
+    them has the same layout and conditions and decodes alike."""
     facts = domain.facts()
     plain, arrays = without_arrays(facts)
     stored = json.loads(json.dumps(plain))
@@ -239,8 +291,10 @@ def facts_are_enough_to_decode(
         stored == plain,
         "facts change on their way through JSON; use lists, str keys, numbers and numpy arrays",
     )
+    if section is None:
+        return
     stored = with_arrays(stored, arrays)
-    twin = type(domain)(section, stored)
+    twin = _made(domain, section, stored)
     _demand(twin.layout == domain.layout, f"layout from facts is {twin.layout}")
     _demand(
         dict(twin.conditions) == dict(domain.conditions),
@@ -273,6 +327,13 @@ def preview_is_a_picture(domain: Domain, items: Sequence[Any]) -> None:
     for some in (decoded, decoded[:1]):
         picture = domain.preview(some)
         _demand(isinstance(picture, Image), f"preview gives a {type(picture).__name__}")
+
+
+def _made(domain: Domain, section: DomainSection, *facts: Any) -> Domain:
+    """Another domain of the same class."""
+    cls: Any = type(domain)
+    made: Domain = cls(section, *facts)
+    return made
 
 
 def _demand(true: bool, otherwise: str) -> None:

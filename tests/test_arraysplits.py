@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jitkit.domains.arrays.reading import stretches
 from jitkit.domains.arrays.splits import (
     Places,
     Range,
@@ -20,6 +19,7 @@ from jitkit.domains.arrays.splits import (
     split,
     starts,
 )
+from jitkit.domains.stores.chunks import stretches
 from jitkit.errors import DataError
 
 
@@ -86,6 +86,15 @@ def test_windows_are_as_many_as_fit() -> None:
     begins = starts(np.arange(20), np.arange(3, 15), window=4, past=2, stride=3)
     assert begins.tolist() == [5, 8, 11]  # 12 members from 3 to 14; the last ends at 14
     assert starts(np.arange(20), np.arange(10), window=1, past=0, stride=4).tolist() == [0, 4, 8]
+
+
+def test_steps_that_are_spaced_reach_over_no_hole_either() -> None:
+    times = np.delete(np.arange(30), 17)  # a hole after position 16
+    begins = starts(times, np.arange(29), window=2, past=1, stride=1, spacing=4)
+    assert begins.tolist() == [*range(4, 13), *range(21, 25)]
+    for begin in begins:
+        around = times[begin - 4 : begin + 5]
+        assert len(around) == 9 and around[-1] - around[0] == 8
 
 
 def test_months_of_other_length_are_no_holes() -> None:

@@ -181,7 +181,7 @@ def test_samples_are_decoded_where_the_data_are_gone(tmp_path: Path, pictures: P
 
 
 def test_a_model_that_was_saved_without_its_domain_says_so(two: Path) -> None:
-    with pytest.raises(jitkit.JitkitError, match="this model has no domain; set denoiser.domain"):
+    with pytest.raises(jitkit.JitkitError, match="no domain; .* set denoiser.domain"):
         load(two).domain  # noqa: B018
 
 

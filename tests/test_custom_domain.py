@@ -15,21 +15,25 @@ import site
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import Answer
 from PIL import Image
 
 import jitkit
 from jitkit import testing
 from jitkit.domain import Measure, Split
+from jitkit.domains.digits import Digits, DigitsSection
 from jitkit.fields import Axis, Condition, Field, Layout, Scalars
+from jitkit.resume import domain_record
 from jitkit.sections import DomainSection
+from jitkit.trainer import train
 
 DOCS = Path(__file__).parents[1] / "docs"
 PACKAGE = DOCS / "custom-domain"
@@ -161,6 +165,32 @@ class NamedSpectra(Spectra):
         """Where they would lie."""
 
 
+class StoredSection(DomainSection):
+    """A section with a key without a default."""
+
+    path: Path
+    """Where they lie."""
+    width: Literal[1, 2] = 2
+    """Of a line."""
+
+
+class StoredSpectra(Spectra):
+    """Has a section, and is made from arrays all the same."""
+
+    Section = StoredSection
+
+
+class OpenedSpectra(Spectra):
+    """Made from a section, which it says."""
+
+    Section = StoredSection
+
+    def __init__(self, section: StoredSection, facts: Mapping[str, Any] | None = None) -> None:
+        heights = np.random.default_rng(0).uniform(0, 4, (40, 2)).astype(np.float32)
+        super().__init__(heights, np.full(24, 1.5, np.float32) if facts is None else facts["scale"])
+        self.section = section
+
+
 RECIPE: dict[str, Any] = {
     "model": {"width": 16, "depth": 2, "heads": 2, "bottleneck": 8},
     "train": {"steps": 6, "batch_size": 8, "lr": 1e-2, "ema": [0.5], "precision": "float32"}
@@ -183,7 +213,7 @@ def by_hand(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_domain_in_python_needs_neither_a_section_nor_a_name(by_hand: Path) -> None:
-    written = jitkit.load_recipe(by_hand / "recipe.yaml", domain=Spectra)  # type: ignore[arg-type]
+    written = jitkit.load_recipe(by_hand / "recipe.yaml", domain=Spectra)
     assert (written.name, written.domain.name) == ("spectra", "spectra")
     scored = json.loads((by_hand / "evaluation.json").read_text())
     assert set(scored["scores"]) == {"mean_height"}
@@ -230,21 +260,185 @@ def test_a_command_on_such_a_run_is_refused_with_what_to_do(
 def test_a_class_with_a_section_of_its_own_may_be_given_too(tmp_path: Path) -> None:
     domain = spectra(NamedSpectra)
     run = jitkit.train(RECIPE, {"train.steps": 1}, run=tmp_path / "run", domain=domain)
-    written = jitkit.load_recipe(run / "recipe.yaml", domain=NamedSpectra)  # type: ignore[arg-type]
+    written = jitkit.load_recipe(run / "recipe.yaml", domain=NamedSpectra)
     assert written.domain.model_dump() == {"name": "namedspectra", "path": Path("spectra.csv")}
 
 
-def test_questions_that_need_no_section_can_be_asked_singly() -> None:
-    domain = spectra()
-    items = testing.spread(domain, "train")
-    testing.layout_fits_what_is_encoded(domain, items)
-    testing.values_are_finite_and_of_unit_variance(domain, items)
-    testing.conditions_are_as_declared(domain, items)
-    testing.decode_undoes_encode(domain, items)
-    testing.encode_depends_on_its_rng_alone(domain, items)
-    testing.pickled_domain_still_reads(domain)
-    testing.write_makes_files(domain, items)
-    testing.preview_is_a_picture(domain, items)
+def recorded(run: Path) -> dict[str, Any]:
+    """Section domain of the recipe that a run keeps."""
+    section: dict[str, Any] = yaml.safe_load((run / "recipe.yaml").read_text())["domain"]
+    return section
+
+
+def test_keys_of_the_section_are_not_demanded_of_a_recipe_beside_a_domain(tmp_path: Path) -> None:
+    domain = spectra(StoredSpectra)
+    run = jitkit.train(RECIPE, {"train.steps": 1}, run=tmp_path / "run", domain=domain)
+    assert recorded(run) == {"name": "storedspectra"}
+    jitkit.train(RECIPE, {"train.steps": 2}, run=run, domain=domain)
+    said = {"domain.width": 1, "train.steps": 1}
+    other = jitkit.train(RECIPE, said, run=tmp_path / "other", domain=domain)
+    assert recorded(other) == {"name": "storedspectra", "width": 1}
+
+
+@pytest.mark.parametrize(
+    ("said", "text"),
+    [
+        ({"domain.width": 3}, "domain.width: 3 is not"),
+        ({"domain.widht": 2}, "domain.widht: unknown; did you mean domain.width"),
+        ({"domain": 3}, "domain: 3 is not"),
+        ({"domain.name": 3}, "domain.name: 3 is not"),
+    ],
+)
+def test_what_a_recipe_says_beside_a_domain_is_checked_all_the_same(
+    said: dict[str, Any], text: str, tmp_path: Path
+) -> None:
+    with pytest.raises(jitkit.JitkitError, match=text):
+        jitkit.train(RECIPE, said, run=tmp_path / "run", domain=spectra(StoredSpectra))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_section_that_a_domain_says_is_recorded(tmp_path: Path) -> None:
+    section = StoredSection(name="opened", path=Path("here.csv"))
+    testing.check_domain(OpenedSpectra(section))
+    opened = OpenedSpectra(section)
+    run = jitkit.train(RECIPE, {"train.steps": 1}, run=tmp_path / "run", domain=opened)
+    assert recorded(run) == {"name": "opened", "path": "here.csv", "width": 2}
+    narrow = OpenedSpectra(section.model_copy(update={"width": 1}))
+    with pytest.raises(jitkit.JitkitError, match="domain.width: 2 -> 1"):
+        jitkit.train(RECIPE, {"train.steps": 2}, run=run, domain=narrow)
+
+
+def test_an_installed_domain_that_is_given_keeps_its_section_for_the_commands(
+    tmp_path: Path, jitkit: Callable[..., Answer]
+) -> None:
+    digits = Digits(DigitsSection(name="digits", label_drop=0.25))
+    run = train(RECIPE, {"evaluate.after_training": False}, run=tmp_path / "run", domain=digits)
+    assert recorded(run) == {"name": "digits", "label_drop": 0.25}
+    answer = jitkit("sample", run, "--n", 2, "--out", tmp_path / "two")
+    assert answer.code == 0, answer.err
+    lacking = DomainSection(name="digits")  # with which no command could open it
+    assert domain_record(digits, lacking, 1500).section is None
+
+
+def test_the_class_in_place_of_a_domain_is_refused_in_words(by_hand: Path, tmp_path: Path) -> None:
+    cls: Any = Spectra
+    with pytest.raises(jitkit.JitkitError, match=r"domain=Spectra is the class; .*a\(\.\.\.\)"):
+        jitkit.train(RECIPE, run=tmp_path / "run", domain=cls)
+    assert not (tmp_path / "run").exists()
+    for use in (jitkit.load, jitkit.evaluate):
+        with pytest.raises(jitkit.JitkitError, match="domain=Spectra is the class"):
+            use(by_hand, domain=cls)
+
+
+def test_a_run_of_a_domain_in_python_is_scored_again(by_hand: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(by_hand, run)
+    result = jitkit.evaluate(run, {"evaluate.samples": 4}, domain=spectra())
+    assert (result["samples"], set(result["scores"])) == (4, {"mean_height"})
+    with pytest.raises(jitkit.JitkitError, match=r"given in Python; use it there.*domain=\.\.\."):
+        jitkit.evaluate(run)
+    with pytest.raises(jitkit.JitkitError, match="'domain.path=x': .* takes keys of sample, eval"):
+        jitkit.evaluate(run, ["domain.path=x"], domain=spectra())
+
+
+def test_a_domain_without_a_section_is_asked_all_that_needs_none() -> None:
+    testing.check_domain(spectra())
+
+
+NATURAL = """
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from PIL import Image
+
+import jitkit
+from jitkit import Axis, Category, DomainSection, Field, Layout
+from jitkit.domain import Measure, Split
+from jitkit.testing import check_domain
+
+
+class HeightSection(DomainSection):
+    path: Path
+
+
+class Plain:
+    \"\"\"Made from numbers at hand.\"\"\"
+
+    def __init__(self, heights: list[float]) -> None:
+        self.heights = heights
+        self.layout = Layout((Axis("x", 4),), ("height",))
+        self.conditions = {"kind": Category(3)}
+
+    def facts(self) -> dict[str, Any]:
+        return {}
+
+    def items(self, split: Split) -> list[float]:
+        return self.heights
+
+    def encode(self, item: float, rng: np.random.Generator | None = None) -> Field:
+        raise NotImplementedError
+
+    def decode(self, field: Field) -> float:
+        raise NotImplementedError
+
+    def write(self, items: Iterable[float], path: Path) -> list[Path]:
+        return []
+
+    def preview(self, items: Sequence[float]) -> Image.Image:
+        raise NotImplementedError
+
+    def scores(self) -> dict[str, Measure]:
+        return {}
+
+
+class Assigned(Plain):
+    Section = HeightSection
+
+    def __init__(self, section: HeightSection, facts: Mapping[str, Any] | None = None) -> None:
+        super().__init__([])
+        self.section = section
+
+
+class Nested(Plain):
+    class Section(DomainSection):
+        path: Path
+
+
+class Annotated(Plain):
+    Section: ClassVar[type[DomainSection]] = HeightSection
+
+
+section = HeightSection(name="heights", path=Path("heights.csv"))
+plain, assigned = Plain([1.0]), Assigned(section)
+jitkit.train({}, domain=plain)
+jitkit.train({}, domain=assigned)
+jitkit.train({}, domain=Nested([1.0]))
+jitkit.train({}, domain=Annotated([1.0]))
+jitkit.load("run", domain=assigned).domain.preview([1.0])
+scores: dict[str, Any] = jitkit.evaluate("run", domain=assigned)
+check_domain(plain)
+check_domain(assigned, section)
+"""
+
+
+@pytest.mark.slow
+def test_a_strict_type_checker_takes_the_ways_to_write_a_domain(tmp_path: Path) -> None:
+    """And refuses one that lacks a method, or it would take anything."""
+    lacking = NATURAL.replace("def preview", "def show")
+    for name, text in (("natural", NATURAL), ("lacking", lacking)):
+        (tmp_path / f"{name}.py").write_text(text)
+    answer = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", "."],
+        cwd=tmp_path,
+        env=os.environ | {"MYPYPATH": str(DOCS.parent)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert "natural.py" not in answer.stdout, answer.stdout
+    assert '"Plain" is missing following "Domain" protocol member' in answer.stdout
 
 
 # The package

@@ -168,7 +168,7 @@ def test_the_domain_is_opened_when_it_is_first_asked_for() -> None:
 
 
 def test_a_model_without_a_domain_says_so() -> None:
-    text = "^this model has no domain; set denoiser.domain to one$"
+    text = r"^this model has no domain; give .*load\(run, domain=...\), or set denoiser.domain$"
     denoiser = awake(layout((6, 2)))
     with pytest.raises(JitkitError, match=text):
         _ = denoiser.domain

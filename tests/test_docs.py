@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TypeGuard, get_args
 
 import pytest
+from ours import own_adapters
 from pydantic_core import PydanticUndefined
 
-from jitkit.domain import domain_class, installed
+from jitkit.domain import domain_class
 from jitkit.recipe import SECTIONS
 from jitkit.sections import Section
 
@@ -88,6 +89,30 @@ def test_the_walk_from_a_strange_file_to_samples_works(tmp_path: Path) -> None:
     assert (tmp_path / "runs/sst/evaluation.json").is_file()
 
 
+@pytest.mark.slow
+def test_the_walk_from_molecules_to_samples_works(tmp_path: Path) -> None:
+    """The commands of docs/molecules.md on 500 molecules, but for pip's, with fewer steps."""
+    pytest.importorskip("rdkit")
+    text = (ROOT / "docs" / "molecules.md").read_text(encoding="utf-8")
+    found = "".join(re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL))
+    lines = [line for line in found.splitlines() if not line.startswith("pip ")]
+    assert len(lines) >= 8
+    data = f" domain.path={ROOT / 'tests' / 'data' / 'qm9.csv'}"
+    short = {
+        "check": data,
+        "train": f"{data} train.steps=4 train.warmup_steps=0 sample.steps=2 evaluate.samples=8",
+        "sample": " sample.steps=2",
+    }
+    for line in lines:
+        words = shlex.split(line + short.get(line.split()[1], ""))
+        run([sys.executable, "-m", *words], tmp_path)
+    for name, sizes in (("sizes", list(range(9, 21))), ("methanol", [6])):
+        written = (tmp_path / name / "samples.xyz").read_text(encoding="utf-8").splitlines()
+        counts = [int(line) for line in written if line.isdecimal()]
+        assert sorted(set(counts)) == sizes
+    assert (tmp_path / "gap" / "grid.png").is_file()
+
+
 def test_the_readme_is_short_and_its_links_lead_somewhere() -> None:
     assert len(README.splitlines()) < 150
     links = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
@@ -97,7 +122,7 @@ def test_the_readme_is_short_and_its_links_lead_somewhere() -> None:
 def tables() -> Iterator[str]:
     """A table of the keys of every section, in the order of a recipe."""
     sections: dict[str, type[Section]] = {
-        f"domain ({name})": domain_class(name).Section for name in sorted(installed())
+        f"domain ({name})": domain_class(name).Section for name in own_adapters()
     }
     for title, section in (sections | SECTIONS).items():
         about = (section.__doc__ or "").strip().split(": ", 1)[-1].splitlines()[0]

@@ -13,12 +13,14 @@ ROOT = Path(__file__).parents[1]
 
 FLOORS = """
     door         cli
-    runs         trainer resume evaluate learner validation check generate
+    runs         trainer resume sweep trained best evaluate sweepmap choice scoring grid runlog previews
+    training     learner validation check forecast generate
+    report       report reportscores reportwords reportrun reportpictures reportcharts reportcurves
     borders      official posthoc checkpoint data testing facts run
     recipe       recipe mistakes written
-    processes    tracking meter stop sampler optim ema parallel progress memory
+    processes    tracking meter stop sampler guidance optim ema parallel progress memory
     network      denoiser transformer conditions layers
-    mathematics  flow rope patches seeds
+    mathematics  flow rope patches centring seeds
     words        domain sections fields errors
 """
 """From top to bottom, and from left to right: a module imports only from what follows it."""

@@ -352,11 +352,30 @@ def test_a_season_is_told_where_values_follow_it(tmp_path: Path) -> None:
         assert key == f"domain.conditions.scalars=[{'' if told else 'time.dayofyear'}]"
 
 
-def test_values_that_mean_missing_but_are_not_declared_are_warned_of(tmp_path: Path) -> None:
+def test_values_that_mean_missing_but_are_not_declared_are_proposed_as_such(
+    tmp_path: Path,
+) -> None:
     values = smooth(20, 6, 8)
     values[:, :2] = -9999
-    (told,) = inspect(saved("a.npy", values)(tmp_path)).warnings
-    assert "values is -9999 in 33.3% of its cells" in told and "_FillValue" in told
+    found = inspect(saved("a.npy", values)(tmp_path))
+    assert found.recipe["domain"]["fill"] == {"values": -9999} and not found.warnings
+    (told,) = (reason for reason in found.reasons if "-9999" in reason)
+    assert told.startswith("values is -9999 in 33.3% of its cells")
+    (row,) = found.rows
+    assert row.missing == pytest.approx(1 / 3) and row.low is not None and row.low > -10
+    (tmp_path / "r.yaml").write_text(found.text())
+    for override, missing in ((), True), (["domain.fill.values=null"], False):
+        section: Any = load_recipe(tmp_path / "r.yaml", override).domain
+        assert Arrays(section).layout.missing is missing
+    assert "domain.fill.values=null" in [key for _, key in found.unsure]
+
+
+def test_of_two_values_that_mean_missing_one_is_proposed_and_one_warned_of(tmp_path: Path) -> None:
+    values = smooth(20, 6, 8)
+    values[:, :2], values[:, 2] = -99999, -999
+    found = inspect(saved("a.npy", values)(tmp_path))
+    assert found.recipe["domain"]["fill"] == {"values": -99999}
+    assert "values is -999 in" in found.warnings[0]
 
 
 def test_ends_that_fit_together_are_pointed_out(tmp_path: Path) -> None:

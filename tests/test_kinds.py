@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -118,6 +119,103 @@ def test_data_that_changed_under_a_run_are_refused(tmp_path: Path) -> None:
         jitkit.train(RECIPE, {"train.steps": 4}, run=run, domain=fewer)
 
 
+def swapped(domain: Chains) -> None:
+    domain.layout = replace(domain.layout, channels=("b", "a"))
+
+
+def fewer_classes(domain: Chains) -> None:
+    domain.conditions = dict(domain.conditions) | {"class": Category(2)}
+
+
+def shorter(domain: Chains) -> None:
+    domain.layout = Layout((Axis("residue", 9, 2),), ("a", "b"))
+
+
+def untold(domain: Chains) -> None:
+    domain.conditions = {k: v for k, v in domain.conditions.items() if k != "past"}
+
+
+def with_holes(domain: Chains) -> None:
+    domain.layout = replace(domain.layout, missing=True)
+
+
+def other_patch(domain: Chains) -> None:
+    domain.layout = domain.layout.with_patch(3)
+
+
+def other_drop(domain: Chains) -> None:
+    domain.conditions = dict(domain.conditions) | {"class": Category(3, drop=0.2)}
+
+
+@pytest.fixture(scope="module")
+def chains(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of chains along a line."""
+    folder = tmp_path_factory.mktemp("runs") / "chains"
+    return jitkit.train(RECIPE, run=folder, domain=Chains("line", False))
+
+
+CHANGES = [
+    (swapped, 'layout.channels.0: "a" -> "b"\n  layout.channels.1: "b" -> "a"'),
+    (fewer_classes, "conditions.class.n: 3 -> 2"),
+    (shorter, "layout.axes.0.size: 11 -> 9"),
+    (untold, "conditions.past: .*before.* -> null"),
+    (with_holes, "layout.missing: false -> true"),
+]
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        *CHANGES,
+        (other_patch, "layout.axes.0.patch: 2 -> 3"),
+        (other_drop, "conditions.class.drop: 0.1 -> 0.2"),
+    ],
+)
+def test_a_domain_that_changed_under_a_run_is_refused_with_the_difference(
+    chains: Path, change: Callable[[Chains], None], text: str
+) -> None:
+    domain = Chains("line", False)
+    change(domain)
+    before = sorted((path, path.stat().st_mtime_ns) for path in chains.rglob("*.json*"))
+    with pytest.raises(jitkit.DataError, match=f"was trained on:\n  {text}"):
+        jitkit.train(RECIPE, {"train.steps": 4}, run=chains, domain=domain)
+    assert before == sorted((path, path.stat().st_mtime_ns) for path in chains.rglob("*.json*"))
+
+
+def test_the_patch_of_the_recipe_comes_before_that_of_the_domain(tmp_path: Path) -> None:
+    given = {"model.patch": 3}
+    run = jitkit.train(RECIPE, given, run=tmp_path / "run", domain=Chains("line", False))
+    jitkit.train(RECIPE, given | {"train.steps": 4}, run=run, domain=Chains("line", False))
+
+
+@pytest.mark.parametrize(("change", "text"), CHANGES)
+def test_a_model_is_not_loaded_with_a_domain_of_other_samples(
+    chains: Path, change: Callable[[Chains], None], text: str
+) -> None:
+    domain = Chains("line", False)
+    change(domain)
+    with pytest.raises(jitkit.JitkitError, match=f"Chains does not fit the model (?s:.*){text}"):
+        jitkit.load(chains, domain=domain)
+
+
+@pytest.mark.parametrize("change", [other_patch, other_drop])
+def test_a_model_keeps_its_patch_and_drop_whatever_domain_it_is_loaded_with(
+    chains: Path, change: Callable[[Chains], None]
+) -> None:
+    domain = Chains("line", False)
+    change(domain)
+    denoiser = jitkit.load(chains, domain=domain)
+    assert denoiser.domain is domain and denoiser.layout.patch == (2,)
+
+
+def test_a_training_split_without_items_is_told_before_anything_is_written(tmp_path: Path) -> None:
+    domain = Chains("line", False)
+    domain.items = lambda split: range(0)  # type: ignore[method-assign]
+    with pytest.raises(jitkit.DataError, match="'digits': the training split has no items"):
+        jitkit.train(RECIPE, run=tmp_path / "run", domain=domain)
+    assert not (tmp_path / "run").exists()
+
+
 def test_scores_that_a_domain_lacks_are_asked_for_in_vain_before_training(tmp_path: Path) -> None:
     with pytest.raises(jitkit.JitkitError, match="has no measures"):
         jitkit.train(
@@ -131,7 +229,7 @@ def test_scores_that_a_domain_lacks_are_asked_for_in_vain_before_training(tmp_pa
 
 def test_a_domain_given_in_python_is_asked_for_again(tmp_path: Path) -> None:
     run = jitkit.train(RECIPE, run=tmp_path / "run", domain=Chains("set", False))
-    with pytest.raises(jitkit.JitkitError, match="set denoiser.domain to one"):
+    with pytest.raises(jitkit.JitkitError, match=r"jitkit\.load\(run, domain=\.\.\.\)"):
         jitkit.load(run).domain  # noqa: B018
     with pytest.raises(jitkit.JitkitError, match="is at step 3, past train.steps=2"):
         jitkit.train(RECIPE, {"train.steps": 2}, run=run, domain=Chains("set", False))

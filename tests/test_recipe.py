@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pydantic import model_validator
 
 from jitkit.domain import domain_class
-from jitkit.errors import RecipeError
+from jitkit.errors import RecipeError, listed
 from jitkit.recipe import Recipe, bundled, differences, dump_recipe, load_recipe
 from jitkit.sections import SIZES, Count, DomainSection, Finite
 
@@ -147,8 +147,8 @@ def test_a_file_goes_before_a_bundled_recipe_of_its_name() -> None:
 
 def test_a_recipe_that_is_nowhere_is_refused_with_the_nearest_name() -> None:
     assert refusal("digist") == (
-        "no recipe 'digist': there is no such file; bundled: digits, imagenet256, imagenet512, "
-        "imagenet64-1gpu; did you mean 'digits'?"
+        f"no recipe 'digist': there is no such file; bundled: {listed(bundled())}"
+        "; did you mean 'digits'?"
     )
 
 

@@ -17,7 +17,8 @@ from jitkit import flow
 from jitkit.denoiser import Denoiser, Diffusion
 from jitkit.errors import ConditionError, JitkitError
 from jitkit.fields import Category, Condition, Grid, Layout, PerToken, Scalars
-from jitkit.sampler import Guided, Method, draw_noise, fitting_batch, integrate, sample
+from jitkit.guidance import Guided
+from jitkit.sampler import Method, draw_noise, fitting_batch, integrate, sample
 
 LABEL: dict[str, Condition] = {"label": Category(10)}
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, sqrt
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -46,7 +46,7 @@ class EEGSection(DomainSection):
 class EEG:
     """EEG of several subjects: four channels, 128 Hz, epochs of one second."""
 
-    Section: ClassVar[type[DomainSection]] = EEGSection
+    Section = EEGSection
 
     def __init__(self, section: EEGSection, facts: Mapping[str, Any] | None = None) -> None:
         self.path = section.path

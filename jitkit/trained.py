@@ -1,0 +1,106 @@
+"""A trained run, opened to draw samples or to score them: its model, its recipe, its domain."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jitkit.best import Overrides, with_best
+from jitkit.check import choose_precision
+from jitkit.checkpoint import Checkpoint, find, load
+from jitkit.denoiser import Denoiser
+from jitkit.domain import Domain, check_instance
+from jitkit.errors import RecipeError, listed
+from jitkit.evaluate import evaluate as score
+from jitkit.parallel import team
+from jitkit.recipe import Recipe, load_recipe
+
+
+def evaluate(
+    run: str | Path,
+    overrides: Overrides = (),
+    *,
+    ema: float | str | None = None,
+    samples: int | None = None,
+    domain: Domain | None = None,
+) -> dict[str, Any]:
+    """Draw samples of a trained model, score them with its domain's measures, and return the
+    scores, which are also in the run's ``evaluation.json``.
+
+    Started by torchrun, all processes draw the samples together, and all get the scores.
+
+    Args:
+        run: a run's folder, or one of its ``checkpoints/step-N``.
+        overrides: ``{"evaluate.samples": 500}`` or ``["sample.guidance=2"]``, laid over the run's
+            recipe and the best setting that a sweep of it found: keys of sample, evaluate and
+            domain.
+        ema: the running mean of the weights, as in `checkpoint.load`.
+        samples: how many, in place of ``evaluate.samples`` and its protocol's.
+        domain: the adapter, where the model was trained with one that was given in Python.
+
+    Raises:
+        CheckpointError: there is no whole checkpoint or no such mean, or ``domain`` does not fit.
+        RecipeError: an override of something else, or one that cannot be meant.
+        DataError: the real items to compare with are missing.
+        JitkitError: the domain has no measures.
+    """
+    check_instance(domain)
+    found = found_in(run, domain)
+    folder = folder_of(found.path)
+    overrides, ema = with_best(folder, overrides, ema)
+    recipe = settings(folder, overrides, domain)
+    mean = [*found.means, "none"][0] if ema is None else str(ema)
+    model = {"step": found.step, "ema": mean, "means": found.means}
+    with team() as ours:
+        denoiser = ready(recipe, found, ema, domain)
+        asked = (recipe.sample, recipe.evaluate)
+        return score(denoiser, *asked, folder, model=model, samples=samples, team=ours)
+
+
+def found_in(run: str | Path, domain: Domain | None = None) -> Checkpoint:
+    """The checkpoint that is asked for, where its domain is given or can be found by its name.
+
+    Raises:
+        CheckpointError: there is none.
+        RecipeError: its domain is needed, and only Python can give it.
+    """
+    found = find(Path(run))
+    if domain is None and not found.has_domain:
+        raise RecipeError(
+            f"{found.path} was trained with a domain that was given in Python; use it there: "
+            f"jitkit.load({str(run)!r}, domain=...)"
+        )
+    return found
+
+
+def folder_of(checkpoint: Path) -> Path:
+    """The run of a checkpoint's folder; the folder itself where it stands alone."""
+    parent = checkpoint.parent.parent
+    return parent if (parent / "recipe.yaml").is_file() else checkpoint
+
+
+def settings(folder: Path, overrides: Overrides, domain: Domain | None = None) -> Recipe:
+    """The run's recipe with sections sample, evaluate and domain overridden.
+
+    Raises:
+        RecipeError: an override is of another section; or of domain, which was given in Python.
+    """
+    sections = ("domain", "sample", "evaluate") if domain is None else ("sample", "evaluate")
+    for word in [overrides] if isinstance(overrides, str) else overrides:
+        if not word.startswith(tuple(f"{section}." for section in sections)):
+            known = listed(sections)
+            raise RecipeError(f"override {word!r}: a trained model takes keys of {known}")
+    if not (folder / "recipe.yaml").is_file():
+        raise RecipeError(f"{folder} has no recipe.yaml beside its checkpoints, so it is no run")
+    given = None if domain is None else type(domain)
+    return load_recipe(folder / "recipe.yaml", overrides, domain=given)
+
+
+def ready(
+    recipe: Recipe, found: Checkpoint, ema: float | str | None, domain: Domain | None = None
+) -> Denoiser:
+    """A loaded model, with the arithmetic and the data that the recipe asks for."""
+    opened = found.open_domain(recipe.domain) if domain is None else domain
+    denoiser = load(found.path, ema=ema, domain=opened)
+    denoiser.autocast = choose_precision(recipe.train.precision, denoiser.device)[0]
+    return denoiser

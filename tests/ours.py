@@ -1,0 +1,11 @@
+"""The adapters that this project brings, whatever else is installed beside it."""
+
+from __future__ import annotations
+
+from jitkit.domain import installed
+
+
+def own_adapters() -> list[str]:
+    """Names of the entry points of the distribution jitkit, in order."""
+    points = installed().items()
+    return [name for name, point in points if point.dist and point.dist.name == "jitkit"]
