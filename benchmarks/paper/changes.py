@@ -1,0 +1,70 @@
+"""Models that are not JiT, for comparison: changes to a `Denoiser` that leave its weights' names.
+
+Each is a hook or a constant, so that the same engine trains, saves, loads and samples the model;
+whoever loads it must change it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from jitkit.denoiser import Denoiser
+from jitkit.layers import Attention
+
+SIGMA_DATA = 0.5  # as in EDM and in the paper
+
+Scales = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+def edm(t: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights of z and of the network in x_hat (Karras et al. 2022, arXiv:2206.00364, table 1).
+
+    EDM's are for y = z / t with noise of deviation sigma = (1 - t) / t:
+    c_skip = s² / (sigma² + s²), c_out = sigma s / √(sigma² + s²), s = sigma_data. With both
+    multiplied out, nothing is divided by t.
+    """
+    noise, data = 1 - t, t * SIGMA_DATA
+    total = noise.square() + data.square()
+    return t * SIGMA_DATA**2 / total, noise * SIGMA_DATA / total.sqrt()
+
+
+def linear(t: Tensor) -> tuple[Tensor, Tensor]:
+    """The same for c_skip = t and c_out = 1 - t."""
+    return t, 1 - t
+
+
+def precondition(scales: Scales) -> Callable[[Denoiser], None]:
+    """Let a model say x_hat = skip(t) z + out(t) network(z, t); it is of x-prediction."""
+
+    def change(denoiser: Denoiser) -> None:
+        def hook(module: nn.Module, inputs: tuple[Any, ...], said: Tensor) -> Tensor:
+            z, t = inputs[:2]
+            skip, out = (each.reshape(-1, *[1] * (z.ndim - 1)) for each in scales(t))
+            return skip * z + out * said
+
+        denoiser.network.register_forward_hook(hook)
+
+    return change
+
+
+def without_rope(denoiser: Denoiser) -> None:
+    """Take rotary positions and the norm of queries and keys away; the fixed code stays."""
+    network = denoiser.network
+    with torch.no_grad():
+        network.cos.fill_(1.0)
+        network.sin.zero_()
+    for attention in network.modules():
+        if isinstance(attention, Attention):
+            for norm in (attention.q_norm, attention.k_norm):
+                norm.register_forward_hook(lambda module, inputs, said: inputs[0])
+
+
+CHANGES: dict[str, Callable[[Denoiser], None]] = {
+    "edm": precondition(edm),
+    "linear": precondition(linear),
+    "without-rope": without_rope,
+}

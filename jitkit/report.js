@@ -1,0 +1,91 @@
+"use strict";
+// The values of a chart under the pointer or by the arrow keys; pictures that grow when pressed.
+
+const shown = (value) => Math.abs(value) < 1e-4 && value !== 0
+  ? value.toExponential(2)
+  : value.toLocaleString("en", { maximumSignificantDigits: 4 });
+
+function nearest(axis, at) {
+  let low = 0, high = axis.length - 1;
+  while (high - low > 1) {
+    const middle = (low + high) >> 1;
+    if (axis[middle] < at) low = middle; else high = middle;
+  }
+  return at - axis[low] < axis[high] - at ? low : high;
+}
+
+for (const figure of document.querySelectorAll(".chart")) {
+  const area = figure.querySelector(".area");
+  const [cursor, tip] = [figure.querySelector(".cursor"), figure.querySelector(".tip")];
+  const label = figure.querySelector(".ticks.x em").textContent;
+  const data = JSON.parse(figure.querySelector("script").textContent);
+  const longest = data.x.reduce((a, b) => (b.length > a.length ? b : a));
+  let place = longest.length - 1;
+
+  function show(at) {
+    const x = longest[at];
+    const share = (x - data.low) / (data.high - data.low);
+    place = at;
+    const rows = [`${label} ${x.toLocaleString("en", { maximumFractionDigits: 2 })}`];
+    const keys = [null];
+    for (const line of data.lines) {
+      const axis = data.x[line.axis];
+      const k = nearest(axis, x);
+      const gap = (axis[axis.length - 1] - axis[0]) / Math.max(1, axis.length - 1);
+      if (Math.abs(axis[k] - x) > gap) continue;
+      rows.push(data.lines.length > 1 ? `${line.name}: ${shown(line.y[k])}` : shown(line.y[k]));
+      keys.push(line.colour);
+    }
+    tip.replaceChildren(...rows.map((text, i) => {
+      const row = document.createElement("p");
+      if (keys[i]) {
+        const key = document.createElement("span");
+        key.className = `key ${keys[i]}`;
+        row.append(key);
+      }
+      row.append(text);
+      return row;
+    }));
+    cursor.style.left = `${100 * share}%`;
+    tip.style.left = share < 0.5 ? `calc(${100 * share}% + 0.5rem)` : "auto";
+    tip.style.right = share < 0.5 ? "auto" : `calc(${100 - 100 * share}% + 0.5rem)`;
+    cursor.hidden = tip.hidden = false;
+  }
+
+  function hide() {
+    cursor.hidden = tip.hidden = true;
+  }
+
+  area.addEventListener("pointermove", (event) => {
+    const box = area.getBoundingClientRect();
+    const share = (event.clientX - box.left) / box.width;
+    show(nearest(longest, data.low + share * (data.high - data.low)));
+  });
+  area.addEventListener("pointerleave", hide);
+  area.addEventListener("focus", () => { if (area.matches(":focus-visible")) show(place); });
+  area.addEventListener("blur", hide);
+  area.addEventListener("keydown", (event) => {
+    const step = { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity }[event.key];
+    if (event.key === "Escape") hide();
+    if (step === undefined) return;
+    event.preventDefault();
+    show(Math.min(longest.length - 1, Math.max(0, place + step)));
+  });
+}
+
+for (const button of document.querySelectorAll(".enlarge")) {
+  button.addEventListener("click", () => {
+    const large = button.closest(".picture").classList.toggle("large");
+    button.setAttribute("aria-pressed", String(large));
+  });
+}
+
+// paper has no way to open what is closed
+let opened = [];
+addEventListener("beforeprint", () => {
+  opened = [...document.querySelectorAll("details:not([open], .numbers)")];
+  for (const each of opened) each.open = true;
+});
+addEventListener("afterprint", () => {
+  for (const each of opened) each.open = false;
+});

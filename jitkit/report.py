@@ -1,0 +1,328 @@
+"""`jitkit report`: what runs came to, as one page of HTML that needs nothing beside it.
+
+    folders ─ reportrun, reportcurves ─▶ Run ─┬ reportcharts   ─▶ charts   ┐
+                                              ├ reportpictures ─▶ samples  ├─ report.html ─▶ page
+                                              └ reportscores   ─▶ scores   ┘
+
+The page holds its style, its script and its pictures, asks no network for anything, and forbids
+itself to (Content-Security-Policy). Every word that a run holds is escaped.
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from hashlib import sha256
+from os.path import commonpath
+from pathlib import Path
+
+from jitkit import __version__
+from jitkit.errors import RecipeError
+from jitkit.progress import Bar, bar
+from jitkit.reportcharts import Chart, Line, chart, short
+from jitkit.reportcurves import BINS, Curve, smoothed
+from jitkit.reportpictures import Picture, pictures
+from jitkit.reportrun import Key, Run, metrics_bytes, open_run, without_secrets
+from jitkit.reportscores import attached, score_groups, sweep_views
+from jitkit.reportwords import figures, machine_facts, sentence, state_text
+from jitkit.run import write_text
+
+MARK = '<meta name="generator" content="jitkit report">'
+PICTURES = 3_000_000  # bytes of all pictures of a page; base64 makes 4 MB of them
+COLOURS = 6  # of runs, before they are drawn once more in dashes
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """A run, and what the page says of it."""
+
+    run: Run
+    label: str
+    colour: str
+    sentence: str
+    state: str
+    state_text: str
+    figures: dict[str, str]
+    machine: dict[str, str]
+    pictures: list[Picture]
+    extra: list[tuple[str, Picture]]
+    notes: list[str]
+
+
+def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
+    """Write a page on one run, or on several beside each other, and return its path.
+
+    Args:
+        runs: folders of runs, at work or not.
+        out: file for it; ``report.html`` in the run's folder where not given, or
+            ``comparison.html`` in the first one's where there are several. A report that is there
+            is replaced.
+
+    Raises:
+        RecipeError: a folder is no run or is given twice, or ``out`` is something else's.
+    """
+    if not runs:
+        raise RecipeError("no run is given; name the folder of one, such as runs/digits")
+    real = [run.resolve() for run in runs]
+    for run, path in zip(runs, real, strict=True):
+        if real.count(path) > 1:
+            raise RecipeError(f"{run} is given twice")
+    if out is not None:
+        _check_free(out)
+    with bar("reading", sum(map(metrics_bytes, runs)), unit="bytes") as show:
+        done, found = 0, []
+        for run in runs:
+            found.append(open_run(run, partial(_tell, show, done)))
+            done += metrics_bytes(run)
+    name = "report.html" if len(found) == 1 else "comparison.html"
+    path = out or found[0].folder / name
+    _check_free(path)
+    write_text(path, page(found))
+    return path
+
+
+def _tell(show: Bar, before: int, done: int) -> None:
+    """How many bytes of all runs are read, from those of one."""
+    show(before + done)
+
+
+def page(runs: Sequence[Run]) -> str:
+    """The page on runs that have been read."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    place = Path(__file__).parent
+    words = Environment(
+        loader=FileSystemLoader(place),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    words.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
+    words.filters["short"] = short
+    script = (place / "report.js").read_text(encoding="utf-8")
+    views = [_view(run, k, label, len(runs)) for k, (run, label) in enumerate(_labelled(runs))]
+    told = words.get_template("report.html").render(
+        mark=MARK,
+        style=(place / "report.css").read_text(encoding="utf-8"),
+        script=script,
+        script_hash=b64encode(sha256(script.encode()).digest()).decode(),
+        title=_title(views),
+        views=views,
+        figures=list(dict.fromkeys(name for view in views for name in view.figures)),
+        machine=list(dict.fromkeys(name for view in views for name in view.machine)),
+        scores=score_groups([(view.label, view.colour, view.run.evaluation) for view in views]),
+        sweeps=[(view, sweep) for view in views for sweep in sweep_views(view.run.sweeps)],
+        charts=list(_loss_charts(views)),
+        more_charts=list(_other_charts(views)),
+        differing=_differing(views) if len(views) > 1 else [],
+        version=__version__,
+        now=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    )
+    return told.lstrip() + "\n"
+
+
+def _check_free(path: Path) -> None:
+    """Raise a RecipeError where a path is taken by something that is no report."""
+    if path.is_dir():
+        raise RecipeError(f"--out {path} is a folder; name a file, such as {path / 'report.html'}")
+    if path.is_file():
+        with path.open("rb") as file:
+            ours = MARK.encode() in file.read(1000)
+        if not ours:
+            raise RecipeError(f"--out {path} is there already and no report; choose another name")
+
+
+def _title(views: Sequence[View]) -> str:
+    if len(views) == 1:
+        return views[0].label
+    names = [view.label for view in views]
+    return f"{len(names)} runs: {', '.join(names)}"
+
+
+def _labelled(runs: Sequence[Run]) -> Iterator[tuple[Run, str]]:
+    """Each run with its folder's name, or as much of its path as tells it from the others."""
+    names = [run.name for run in runs]
+    if len(set(names)) == len(names):
+        yield from zip(runs, names, strict=True)
+        return
+    real = [run.folder.resolve() for run in runs]
+    base = commonpath(real)
+    for run, path in zip(runs, real, strict=True):
+        yield run, str(path.relative_to(base)) if path != Path(base) else path.name
+
+
+def _view(run: Run, place: int, label: str, total: int) -> View:
+    lowest = run.losses.lowest.get("val_loss")
+    budget = PICTURES // total
+    shown, notes = pictures(run.folder, lowest.step if lowest else None, budget * 3 // 4)
+    extra, more_notes = attached(run.folder, run.evaluation, budget // 4)
+    state = str(run.status.get("state", "unknown"))
+    return View(
+        run=run,
+        label=label,
+        colour=f"c{place % COLOURS}" + (" dashed" if place >= COLOURS else ""),
+        sentence=sentence(run),
+        state=state if state in ("done", "running", "stopped", "failed") else "unknown",
+        state_text=state_text(run, state),
+        figures=dict(figures(run)),
+        machine=dict(machine_facts(run)),
+        pictures=shown,
+        extra=extra,
+        notes=[without_secrets(note) for note in (*run.notes, *notes, *more_notes)],
+    )
+
+
+def _differing(views: Sequence[View]) -> list[tuple[str, str, list[str]]]:
+    """Keys whose values differ between the runs: name, meaning, and a value for each run."""
+    recipes = [{key.name: key for key in view.run.recipe} for view in views]
+    names = dict.fromkeys(name for recipe in recipes for name in recipe)
+    found = []
+    for name in names:
+        keys: list[Key | None] = [recipe.get(name) for recipe in recipes]
+        values = ["absent" if key is None else key.value for key in keys]
+        if len(set(values)) > 1:
+            found.append((name, next(key.meaning for key in keys if key), values))
+    return found
+
+
+# Charts
+
+
+def _loss_charts(views: Sequence[View]) -> Iterator[Chart]:
+    """Held-out loss and training loss of all runs, and how the held-out loss depends on t."""
+    smoothing: list[int] = []
+    held_out = [_measured(view, "val_loss") for view in views]
+    training = [_smooth(view, "loss", smoothing) for view in views]
+    profiles = _profiles(views[0]) if len(views) == 1 else [_profile(view) for view in views]
+    yield from _present(
+        chart(
+            "Held-out loss",
+            held_out,
+            about="Of the first running mean of the weights, on noise and times that never change, "
+            "so that runs can be compared",
+        ),
+        chart("Training loss", training, about=_smoothing(smoothing)),
+        chart(
+            "Held-out loss against time",
+            profiles,
+            about="The last one of each run" if len(views) > 1 else "As training went on",
+            x_label="t, from noise (0) to data (1)",
+            ramp=len(views) == 1,
+        ),
+    )
+
+
+def _other_charts(views: Sequence[View]) -> Iterator[Chart]:
+    """Losses for each bin of t, gradient, learning rate and speed."""
+    for view in views:
+        of = f" of {view.label}" if len(views) > 1 else ""
+        smoothing: list[int] = []
+        bins = [(k, f"t {k / BINS:g} to {(k + 1) / BINS:g}") for k in range(BINS)]
+        held_out = [_line(view.run, f"val_loss_bins/{k}", name, f"t{k}", []) for k, name in bins]
+        training = [_line(view.run, f"loss_bins/{k}", name, f"t{k}", smoothing) for k, name in bins]
+        about = "Time t is 0 for noise and 1 for data"
+        yield from _present(
+            chart(f"Held-out loss for each tenth of time{of}", held_out, about=about, ramp=True),
+            chart(
+                f"Training loss for each tenth of time{of}",
+                training,
+                about=f"{about}. {_smoothing(smoothing, faint=False)}",
+                ramp=True,
+            ),
+        )
+    smoothing = []
+    gradients = [_smooth(view, "gradient", smoothing) for view in views]
+    rates = [_plain(view, "lr") for view in views]
+    speeds = [_plain(view, "samples_per_second", speed=True) for view in views]
+    yield from _present(
+        chart("Norm of the gradient", gradients, about=_smoothing(smoothing)),
+        chart("Learning rate", rates, about="As the schedule has it", log=False),
+        chart("Speed", speeds, about="Samples a second", log=False),
+    )
+
+
+def _present(*charts: Chart | None) -> Iterator[Chart]:
+    return (each for each in charts if each is not None)
+
+
+def _smoothing(windows: Sequence[int], *, faint: bool = True) -> str:
+    """How the lines of a chart were smoothed, from the window of each."""
+    if not windows or max(windows) == 1:
+        return "Every step"
+    low, high = min(windows), max(windows)
+    many = f"{high:,}" if low == high else f"{low:,} to {high:,}"
+    behind = "; behind it, faint, what was logged" if faint else ""
+    return f"Running mean over {many} steps{behind}"
+
+
+def _line(run: Run, name: str, label: str, colour: str, smoothing: list[int]) -> Line:
+    """A series of the losses; one that every step logs is smoothed."""
+    curve = run.losses.curves.curve(name)
+    if not name.startswith("loss_bins"):
+        return _points(curve, label, colour)
+    means, window = smoothed(curve, run.losses.last_step)
+    smoothing.append(window)
+    return Line(label, colour, curve.step.tolist(), means.tolist())
+
+
+def _points(curve: Curve, label: str, colour: str) -> Line:
+    dots = len(curve.step) <= 60
+    return Line(label, colour, curve.step.tolist(), curve.mean.tolist(), dots=dots)
+
+
+def _measured(view: View, name: str) -> Line:
+    return _points(view.run.losses.curves.curve(name), view.label, view.colour)
+
+
+def _smooth(view: View, name: str, smoothing: list[int]) -> Line:
+    """A series of every step, smoothed, over its own means and extremes."""
+    curve = view.run.losses.curves.curve(name)
+    means, window = smoothed(curve, view.run.losses.last_step)
+    smoothing.append(window)
+    band = (curve.low.tolist(), curve.high.tolist()) if (curve.count > 1).any() else ([], [])
+    return Line(
+        view.label,
+        view.colour,
+        curve.step.tolist(),
+        means.tolist(),
+        faint=curve.mean.tolist(),
+        low=band[0],
+        high=band[1],
+    )
+
+
+def _plain(view: View, name: str, *, speed: bool = False) -> Line:
+    curve = (view.run.speed if speed else view.run.losses).curves.curve(name)
+    return Line(view.label, view.colour, curve.step.tolist(), curve.mean.tolist())
+
+
+def _profile(view: View) -> Line:
+    """The last held-out loss for each bin of t."""
+    final = view.run.losses.final
+    bins = [
+        (k + 0.5, final[f"val_loss_bins/{k}"]) for k in range(BINS) if f"val_loss_bins/{k}" in final
+    ]
+    x, y = [k / BINS for k, _ in bins], [point.value for _, point in bins]
+    return Line(view.label, view.colour, x, y, dots=True)
+
+
+def _profiles(view: View) -> list[Line]:
+    """The held-out loss for each bin of t at the first, a middle and the last validation."""
+    curves = [view.run.losses.curves.curve(f"val_loss_bins/{k}") for k in range(BINS)]
+    shortest = min(len(curve.step) for curve in curves)
+    x = [(k + 0.5) / BINS for k in range(BINS)]
+    places = sorted({0, shortest // 2, shortest - 1}) if shortest else []
+    return [
+        Line(
+            f"step {curves[0].step[at]:,.0f}",
+            colour,
+            x,
+            [float(curve.mean[at]) for curve in curves],
+            dots=True,
+        )
+        for at, colour in zip(places, ("t1", "t5", "t9")[3 - len(places) :], strict=True)
+    ]
