@@ -97,7 +97,20 @@ def _claims(records: Records) -> list[Claim]:
             f"best (at most 1.5 {'demanded' if loss == 'v' else 'expected'}; paper {paper:.3g})."
         )
         claims.append(Claim(text, ratio <= 1.5, demanded=loss == "v"))
-    return claims
+    return [*claims, *(_gap(records, prediction) for prediction in ("eps", "v"))]
+
+
+def _gap(records: Records, prediction: str) -> Claim:
+    """How much further off than x a prediction is, under v-loss, at both patches."""
+    rows = [_row(records, recipe, "v") for recipe in PAPER]
+    large, small = (row[prediction] / row["x"] for row in rows)
+    i = SPACES.index(prediction)
+    paper = " and ".join(f"{PAPER[r]['v'][i] / PAPER[r]['v'][0]:.3g}" for r in PAPER)
+    text = (
+        f"under v-loss {prediction}-prediction is {large:.3g} times as far off as x at the large "
+        f"patch, {small:.3g} times at the small one (half of that expected; paper {paper})."
+    )
+    return Claim(text, small <= large / 2)
 
 
 def _cells(records: Records, shown: Mapping[str, Shown], recipe: str) -> list[tuple[str, Array]]:
