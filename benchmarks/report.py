@@ -36,7 +36,8 @@ def make_run(folder: Path, steps: int) -> None:
 def measure(run: Path) -> tuple[float, float, float]:
     """Processor seconds and MiB of one report in a process of its own, and MB of its page."""
     code = (
-        "import resource, sys; from pathlib import Path; from jitkit.report import write_report; "
+        "import resource, sys; from pathlib import Path; "
+        "from jitkit.report.page import write_report; "
         "write_report([Path(sys.argv[1])]); "
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
     )

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from jitkit.abilities import Weighted
 from jitkit.conditions import null
 from jitkit.denoiser import Denoiser, Diffusion
-from jitkit.domain import Domain, Weighted, domain_class, open_domain
+from jitkit.domain import Domain, domain_class, open_domain
 from jitkit.errors import JitkitError
 from jitkit.fields import Category, Grid, Layout, PerToken, Scalars
 from jitkit.flow import auto_noise_scale

@@ -270,7 +270,7 @@ def report(*runs: Path, out: Path | None = None) -> None:
         File for the page; report.html in the run's folder where not given, or comparison.html in
         the first one's where there are several.
     """
-    from jitkit.report import write_report
+    from jitkit.report.page import write_report
 
     path = write_report(runs, out)
     print(f"report in {path} ({path.stat().st_size / 1e6:.1f} MB)")
@@ -446,7 +446,8 @@ def fetch(recipe: str, *overrides: Overrides, to: Path) -> None:
     to
         Folder for the copy, new or begun by this command.
     """
-    from jitkit.domain import Fetchable, domain_class
+    from jitkit.abilities import Fetchable
+    from jitkit.domain import domain_class
     from jitkit.recipe import load_recipe
 
     section = load_recipe(recipe, overrides).domain

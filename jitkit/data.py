@@ -25,7 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from jitkit.domain import Chunked, Domain, Sized
+from jitkit.abilities import Chunked, Sized
+from jitkit.domain import Domain
 from jitkit.errors import BadItem, DataError, RecipeError, listed
 from jitkit.fields import Batch, Category, Condition, Field, Grid, Layout, PerToken, Scalars
 from jitkit.patches import extend_coords

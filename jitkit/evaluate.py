@@ -10,8 +10,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
+from jitkit.abilities import Scores, Verifies
 from jitkit.denoiser import Denoiser
-from jitkit.domain import Domain, Scores, Verifies, section_of
+from jitkit.domain import Domain, section_of
 from jitkit.errors import JitkitError, RecipeError
 from jitkit.fields import Category
 from jitkit.forecast import RollOut

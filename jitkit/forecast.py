@@ -20,9 +20,9 @@ from typing import Any
 
 import torch
 
+from jitkit.abilities import Rolled, Sequential
 from jitkit.data import collate
 from jitkit.denoiser import Denoiser
-from jitkit.domain import Rolled, Sequential
 from jitkit.errors import JitkitError, RecipeError, Stopped, listed
 from jitkit.facts import unequal
 from jitkit.fields import Field

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jitkit.abilities import Varying
 from jitkit.checkpoint import load
 from jitkit.conditions import prepare
 from jitkit.data import collate, encode, readable, spread
 from jitkit.denoiser import Denoiser
-from jitkit.domain import Varying
 from jitkit.errors import ConditionError, listed, nearest
 from jitkit.fields import Batch, Category, Condition, Field, PerToken, Scalars
 from jitkit.guidance import check_guide

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from jitkit.domain import Best, Domain, Measure, Scorer, Scores, Split
+from jitkit.abilities import Scorer, Scores
+from jitkit.domain import Best, Domain, Measure, Split
 from jitkit.errors import BadItem, JitkitError
 from jitkit.progress import bar
 from jitkit.sections import EvaluateSection

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jitkit.domain import Domain, Split, Varying, check_instance, section_of
+from jitkit.abilities import Varying
+from jitkit.domain import Domain, Split, check_instance, section_of
 from jitkit.errors import BadItem, listed
 from jitkit.facts import unequal, with_arrays, without_arrays
 from jitkit.fields import Category, Condition, Field, Grid, PerToken, Scalars

@@ -86,14 +86,15 @@ def write_sweep(run: Path, name: str, axes: Mapping[str, Sequence[Any]], done: i
         place = dict(zip(axes, values, strict=True))
         others = sum(values.index(place[axis]) for axis, values in list(axes.items())[1:])
         score = 3 + (place["sample.guidance"] - 2) ** 2 + others
-        row = {"value": score, "interval": [score - 0.1, score + 0.1]}
+        row = {"value": score, "interval": [score - 0.1, score + 0.1], "best": "low"}
         points.append({"set": place, "scores": {"fid": row}})
-    told: dict[str, Any] = {"axes": dict(axes), "samples": 800, "by": "fid", "direction": "low"}
+    told: dict[str, Any] = {"axes": dict(axes), "samples": 800, "by": "fid"}
     told["points"] = points[:done]
     if done >= len(points):
         best = min(points, key=lambda point: point["scores"]["fid"]["value"])
         ties = [points[0]["set"]]
         told["best"] = {"set": best["set"], **best["scores"]["fid"], "wins": 0.8, "tied_with": ties}
+        told["best"]["at_edge"] = ["ema"]
     (run / "sweeps" / name).mkdir(parents=True)
     write_json(run / "sweeps" / name / "sweep.json", told)
 

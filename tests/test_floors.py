@@ -13,28 +13,40 @@ ROOT = Path(__file__).parents[1]
 
 FLOORS = """
     door         cli
-    runs         trainer resume sweep trained best evaluate sweepmap choice scoring grid runlog previews
+    report       report.page report.scores report.words report.folder
+    report       report.pictures report.charts report.curves
+    runs         trainer resume sweep trained best evaluate
+    runs         sweepmap choice scoring grid runlog previews
     training     learner validation check forecast generate
-    report       report reportscores reportwords reportrun reportpictures reportcharts reportcurves
     borders      official posthoc checkpoint data testing facts run
     recipe       recipe mistakes written
     processes    tracking meter stop sampler guidance optim ema parallel progress memory
     network      denoiser transformer conditions layers
     mathematics  flow rope patches centring seeds
-    words        domain sections fields errors
+    words        abilities domain sections fields errors
 """
 """From top to bottom, and from left to right: a module imports only from what follows it."""
 
 ORDER = [module for floor in FLOORS.strip().splitlines() for module in floor.split()[1:]]
 PURE = ORDER[ORDER.index("denoiser") :]
 PURE_MAY_IMPORT = {"torch", "einops"}
-BESIDES = {"sections": {"pydantic"}, "domain": {"numpy", "PIL"}}  # domain: for its types alone
+BESIDES = {"sections": {"pydantic"}, "domain": {"numpy", "PIL"}, "abilities": {"numpy"}}  # types
 DOMAINS_MAY_IMPORT = {
-    f"jitkit.{name}" for name in ("domain", "sections", "fields", "errors", "progress")
+    f"jitkit.{name}" for name in ("abilities", "domain", "sections", "fields", "errors", "progress")
 }
 
-MODULES = sorted(p.stem for p in (ROOT / "jitkit").glob("*.py") if not p.stem.startswith("__"))
+MODULES = sorted(
+    ".".join(path.relative_to(ROOT / "jitkit").with_suffix("").parts)
+    for folder in ("", "report")
+    for path in (ROOT / "jitkit" / folder).glob("*.py")
+    if not path.stem.startswith("__")
+)
 ADAPTERS = sorted(p for p in (ROOT / "domains").rglob("*.py") if p.stem != "__init__")
+
+
+def file_of(module: str) -> Path:
+    """Where a module of jitkit is written."""
+    return (ROOT / "jitkit").joinpath(*module.split(".")).with_suffix(".py")
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -68,13 +80,13 @@ def test_every_module_has_a_floor() -> None:
 @pytest.mark.parametrize("module", MODULES)
 def test_a_module_imports_only_from_floors_below(module: str) -> None:
     below = {f"jitkit.{name}" for name in ORDER[ORDER.index(module) + 1 :]}
-    above = ours(ROOT / "jitkit" / f"{module}.py") - below
+    above = ours(file_of(module)) - below
     assert not above, f"jitkit.{module} imports {sorted(above)}, which is not below it"
 
 
 @pytest.mark.parametrize("module", [module for module in PURE if module in MODULES])
 def test_network_and_mathematics_need_little_besides_torch(module: str) -> None:
-    heavy = others(ROOT / "jitkit" / f"{module}.py") - PURE_MAY_IMPORT - BESIDES.get(module, set())
+    heavy = others(file_of(module)) - PURE_MAY_IMPORT - BESIDES.get(module, set())
     assert not heavy, f"jitkit.{module} imports {sorted(heavy)}"
 
 

@@ -17,8 +17,8 @@ import xarray as xr
 from models import sizes
 from torch import Tensor
 
+from jitkit.abilities import Sequential
 from jitkit.denoiser import Denoiser
-from jitkit.domain import Sequential
 from jitkit.domains.weather.adapter import Weather
 from jitkit.domains.weather.forecasts import Forecasts
 from jitkit.domains.weather.section import WeatherSection

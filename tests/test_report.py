@@ -18,9 +18,10 @@ import html5lib
 import pytest
 from reportruns import GUIDANCE, SCORES, make_run, write_json, write_scores, write_sweep
 
+from jitkit.best import write_best
 from jitkit.errors import RecipeError
-from jitkit.report import write_report
-from jitkit.reportscores import score_groups, sweep_views
+from jitkit.report.page import write_report
+from jitkit.report.scores import score_groups, sweep_views
 
 Ask = Callable[..., Any]
 NAMES = {"html": "http://www.w3.org/1999/xhtml"}
@@ -222,7 +223,9 @@ def test_scores_are_told_with_interval_floor_baselines_and_how_they_were_taken(r
 
 
 def test_scores_of_several_runs_share_an_axis_and_what_is_equal() -> None:
-    other = {"scores": {"frechet_pixels": {"value": 0.75, "interval": [0.7, 0.8], "floor": 0.34}}}
+    other = {
+        "scores": {"frechet_pixels": {"value": 0.75, "interval": [0.7, 0.8], "floor": 0.34000001}}
+    }
     score = score_groups([("a", "c0", SCORES), ("b", "c1", other)])["scores"][0]
     assert [mark.label for mark in score.marks] == ["a", "climatology", "b", "real items"]
     at = {mark.label: mark.at for mark in score.marks}
@@ -242,7 +245,7 @@ def test_pictures_outside_the_run_are_not_opened(run: Path, tmp_path: Path) -> N
 
 
 def test_the_best_of_a_sweep_is_marked_and_its_rank_shades_it(run: Path) -> None:
-    axes = {"sample.guidance": GUIDANCE, "ema": ["0.99", "0.995"]}
+    axes: dict[str, Any] = {"sample.guidance": GUIDANCE, "ema": ["0.99", "0.995"]}
     write_sweep(run, "a", axes)
     (sweep,) = sweep_views([json.loads((run / "sweeps" / "a" / "sweep.json").read_text())])
     assert sweep.header == ["sample.guidance \\ ema", "0.99", "0.995"]
@@ -253,13 +256,36 @@ def test_the_best_of_a_sweep_is_marked_and_its_rank_shades_it(run: Path) -> None
     shown = told(run)
     assert "Best: sample.guidance=2, ema=0.99, fid 3 (2.9 to 3.1)" in shown
     assert (
-        "the best in 80 % of resamples; not told apart from sample.guidance=1, ema=0.99." in shown
+        "the best in 80 % of resamples; no worse within the noise: sample.guidance=1, ema=0.99. It "
+        "lies at an end of ema, so a better one may lie beyond." in shown
     )
+
+
+@pytest.mark.parametrize(("best", "order"), [("low", "abc"), ("high", "cba"), ("real", "bac")])
+def test_points_of_a_sweep_are_ranked_by_what_is_better(best: str, order: str) -> None:
+    points = [
+        {"set": {"k": name}, "scores": {"s": {"value": value, "floor": 2.2, "best": best}}}
+        for name, value in (("a", 1.0), ("b", 2.0), ("c", 4.0))
+    ]
+    (sweep,) = sweep_views([{"axes": {"k": ["a", "b", "c"]}, "by": "s", "points": points}])
+    assert "".join(row[0].text for row in sweep.rows) == order
+    assert [row[1].shade for row in sweep.rows] == [100, 50, 0]
+
+
+def test_what_a_sweep_set_for_samples_is_told(run: Path) -> None:
+    write_best(run, {"sample.guidance": 2.2, "ema": "0.99"}, {"by": "fid"})
+    assert "( best.yaml ): sample.guidance=2.2 , ema=0.99 ." in told(run)
+    (run / "best.yaml").write_text("sample: [")
+    assert "best.yaml cannot be read" in told(run)
 
 
 def test_sweeps_of_one_axis_and_of_three_are_shown_and_unfinished_ones_said_so(run: Path) -> None:
     write_sweep(run, "one", {"sample.guidance": GUIDANCE}, done=3)
-    axes = {"sample.guidance": GUIDANCE, "ema": ["0.9", "0.99"], "sample.method": ["heun", "euler"]}
+    axes: dict[str, Any] = {
+        "sample.guidance": GUIDANCE,
+        "ema": ["0.9", "0.99"],
+        "sample.method": ["heun", "euler"],
+    }
     write_sweep(run, "three", axes)
     one, three = sweep_views(
         [

@@ -16,13 +16,13 @@ import pytest
 from browser import Browser, chromium
 from reportruns import GUIDANCE, make_run, write_scores, write_sweep
 
-from jitkit.report import write_report
+from jitkit.report.page import write_report
 
 pytestmark = pytest.mark.skipif(
     chromium() is None, reason="no Chromium is installed: apt-get install chromium"
 )
 
-LONG = "a-name-without-any-place-to-break-it-that-is-wider-than-the-window-of-a-telephone-is"
+LONG = "a_name_without_any_place_to_break_it_that_is_wider_than_the_window_of_a_telephone_is"
 
 CONTRAST = """(() => {
   const brush = Object.assign(document.createElement("canvas"), {width: 1, height: 1})

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jitkit import validation
-from jitkit.reportcharts import SIDE, Line, chart, linear, logarithmic
-from jitkit.reportcurves import BINS, BUCKETS, LOSSES, Buckets, Curve, read, smoothed
-from jitkit.reportpictures import chosen, encoded, pictures
+from jitkit.report.charts import SIDE, Line, chart, linear, logarithmic
+from jitkit.report.curves import BINS, BUCKETS, LOSSES, Buckets, Curve, read, smoothed
+from jitkit.report.pictures import chosen, encoded, pictures
 
 numbers = st.floats(-1e6, 1e6)
 

@@ -22,7 +22,7 @@ from benchmarks.forecastsystem import (  # noqa: E402
     standardised,
     write_zarr,
 )
-from jitkit.domain import RollOut  # noqa: E402
+from jitkit.abilities import RollOut
 from jitkit.domains.arrays.items import Sample  # noqa: E402
 from jitkit.domains.verification.baselines import (  # noqa: E402
     LinearRegression,

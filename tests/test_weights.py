@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models import awake, layout
 
+from jitkit.abilities import Weighted
 from jitkit.check import assemble
 from jitkit.data import spread
-from jitkit.domain import Weighted
 from jitkit.domains.digits import Digits, DigitsSection
 from jitkit.flow import errors, interpolate, mean_over_data
 from jitkit.recipe import load_recipe

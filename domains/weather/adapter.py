@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from jitkit.domain import Measure, RollOut, Split
+from jitkit.abilities import RollOut
+from jitkit.domain import Measure, Split
 from jitkit.domains.arrays import writing as arraywrite
 from jitkit.domains.arrays.adapter import Arrays
 from jitkit.domains.arrays.conditions import part_of_time

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jitkit.domain import RollOut
+from jitkit.abilities import RollOut
 from jitkit.domains.scores.spectra import bands
 from jitkit.domains.scores.summaries import spaced
 from jitkit.domains.verification import pictures

@@ -13,9 +13,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from jitkit.reportcharts import Chart, Line, chart, short
-from jitkit.reportcurves import finite
-from jitkit.reportpictures import Picture, address, encoded
+from jitkit.report.charts import Chart, Line, chart, short
+from jitkit.report.curves import finite
+from jitkit.report.pictures import Picture, address, encoded
 
 BETTER = {
     "low": "lower is better",
@@ -23,6 +23,7 @@ BETTER = {
     "real": "best near that of real items",
 }
 TOP = 12  # points of a sweep of three axes or more
+TIES = 6  # settings beside the best that are named
 EXTRA = 8  # pictures of an evaluation
 
 
@@ -91,8 +92,8 @@ def _score(name: str, runs: Sequence[tuple[str, str, Mapping[str, Any]]]) -> Sco
         (label, colour, _mapping(_mapping(found, "scores"), name)) for label, colour, found in runs
     ]
     found = [mark for label, colour, row in rows for mark in _values(label, colour, row)]
-    floors = dict.fromkeys(mark for mark in found if mark[0].kind == "floor")  # runs share data
-    found = [mark for mark in found if mark[0].kind != "floor"] + list(floors)
+    floors = {mark: ends for mark, ends in found if mark.kind == "floor"}  # runs may share data
+    found = [pair for pair in found if pair[0].kind != "floor"] + list(floors.items())
     ends = [value for _, values in found for value in values if value is not None]
     start, end = (min(ends), max(ends)) if ends else (0.0, 1.0)
     margin = 0.06 * (end - start) or abs(end) / 2 or 1.0
@@ -222,7 +223,7 @@ def _sweep(sweep: Mapping[str, Any]) -> Sweep | None:
     ]
     if not axes or not scored:
         return None
-    order = sorted(scored, key=lambda point: point[1], reverse=sweep.get("direction") == "high")
+    order = sorted(scored, key=lambda point: _cost(point[1], point[2]))
     best = _mapping(sweep, "best")
     chosen = _mapping(best, "set") or order[0][0]
     total = len(list(product(*axes.values())))
@@ -246,10 +247,18 @@ def _sweep(sweep: Mapping[str, Any]) -> Sweep | None:
     )
 
 
+def _cost(value: float, row: Mapping[str, Any]) -> float:
+    """What is least for the best value of a row."""
+    floor = finite(row.get("floor"))
+    if row.get("best") == "real" and floor is not None:
+        return abs(value - floor)
+    return -value if row.get("best") == "high" else value
+
+
 def _points(sweep: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
     """Setting of each point, and its row of the score that the sweep goes by."""
-    by, points = str(sweep.get("by", "")), sweep.get("points")
-    for point in points if isinstance(points, list) else []:
+    by = str(sweep.get("by", ""))
+    for point in _listed(sweep, "points"):
         if isinstance(point, dict) and isinstance(point.get("set"), dict):
             yield point["set"], _mapping(_mapping(point, "scores"), by)
 
@@ -312,20 +321,21 @@ def _progress(sweep: Mapping[str, Any], done: int, total: int) -> str:
 
 def _best_text(best: Mapping[str, Any], chosen: Mapping[str, Any], by: str) -> str:
     """The best setting, how sure that is, and which others it cannot be told from."""
-    setting = ", ".join(f"{key}={_said(value)}" for key, value in chosen.items())
     mark, _ = _marked("", "", best, "run")
-    told = f"Best: {setting}, {by.replace('_', ' ')} {mark.text}"
+    told = f"Best: {_setting(chosen)}, {by.replace('_', ' ')} {mark.text}"
     if (wins := finite(best.get("wins"))) is not None:
         told += f"; the best in {100 * wins:.0f} % of resamples"
-    ties = best.get("tied_with")
-    if isinstance(ties, list) and ties:
-        others = [
-            ", ".join(f"{key}={_said(value)}" for key, value in tie.items())
-            for tie in ties
-            if isinstance(tie, dict)
-        ]
-        told += f"; not told apart from {' and '.join(others)}"
+    ties = [_setting(tie) for tie in _listed(best, "tied_with") if isinstance(tie, dict)]
+    if ties:
+        more = f" and {len(ties) - TIES} more" * (len(ties) > TIES)
+        told += f"; no worse within the noise: {'; '.join(ties[:TIES])}{more}"
+    if edges := _texts(best.get("at_edge")):
+        told += f". It lies at an end of {', '.join(edges)}, so a better one may lie beyond"
     return told + "."
+
+
+def _setting(place: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={_said(value)}" for key, value in place.items())
 
 
 def _reach(row: Mapping[str, Any]) -> str:
@@ -347,6 +357,11 @@ def _number(value: Any) -> float | None:
 
 def _texts(value: Any) -> list[str]:
     return [each for each in value if isinstance(each, str)] if isinstance(value, list) else []
+
+
+def _listed(record: Mapping[str, Any], key: str) -> list[Any]:
+    found = record.get(key)
+    return found if isinstance(found, list) else []
 
 
 def _mapping(record: Mapping[str, Any], key: str) -> dict[str, Any]:

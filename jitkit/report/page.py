@@ -1,11 +1,8 @@
 """`jitkit report`: what runs came to, as one page of HTML that needs nothing beside it.
 
-    folders ─ reportrun, reportcurves ─▶ Run ─┬ reportcharts   ─▶ charts   ┐
-                                              ├ reportpictures ─▶ samples  ├─ report.html ─▶ page
-                                              └ reportscores   ─▶ scores   ┘
-
-The page holds its style, its script and its pictures, asks no network for anything, and forbids
-itself to (Content-Security-Policy). Every word that a run holds is escaped.
+folders ─ folder, curves ─▶ Run ─┬ charts   ─▶ charts   ┐
+                                 ├ pictures ─▶ samples  ├─ page.html ─▶ page
+                                 └ scores   ─▶ scores   ┘
 """
 
 from __future__ import annotations
@@ -22,12 +19,12 @@ from pathlib import Path
 from jitkit import __version__
 from jitkit.errors import RecipeError
 from jitkit.progress import Bar, bar
-from jitkit.reportcharts import Chart, Line, chart, short
-from jitkit.reportcurves import BINS, Curve, smoothed
-from jitkit.reportpictures import Picture, pictures
-from jitkit.reportrun import Key, Run, metrics_bytes, open_run, without_secrets
-from jitkit.reportscores import attached, score_groups, sweep_views
-from jitkit.reportwords import figures, machine_facts, sentence, state_text
+from jitkit.report.charts import Chart, Line, chart, short
+from jitkit.report.curves import BINS, Curve, smoothed
+from jitkit.report.folder import Key, Run, metrics_bytes, open_run, without_secrets
+from jitkit.report.pictures import Picture, pictures
+from jitkit.report.scores import attached, score_groups, sweep_views
+from jitkit.report.words import figures, machine_facts, sentence, state_text
 from jitkit.run import write_text
 
 MARK = '<meta name="generator" content="jitkit report">'
@@ -103,11 +100,11 @@ def page(runs: Sequence[Run]) -> str:
     )
     words.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     words.filters["short"] = short
-    script = (place / "report.js").read_text(encoding="utf-8")
+    script = (place / "page.js").read_text(encoding="utf-8")
     views = [_view(run, k, label, len(runs)) for k, (run, label) in enumerate(_labelled(runs))]
-    told = words.get_template("report.html").render(
+    told = words.get_template("page.html").render(
         mark=MARK,
-        style=(place / "report.css").read_text(encoding="utf-8"),
+        style=(place / "page.css").read_text(encoding="utf-8"),
         script=script,
         script_hash=b64encode(sha256(script.encode()).digest()).decode(),
         title=_title(views),

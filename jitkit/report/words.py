@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from statistics import median
 from typing import Any
 
-from jitkit.reportcharts import short
-from jitkit.reportcurves import smoothed
-from jitkit.reportrun import Run, without_secrets
+from jitkit.report.charts import short
+from jitkit.report.curves import smoothed
+from jitkit.report.folder import Run, without_secrets
 
 
 def sentence(run: Run) -> str:

@@ -18,10 +18,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from jitkit.best import read_best
 from jitkit.domain import domain_class
 from jitkit.errors import JitkitError, RecipeError
 from jitkit.recipe import SECTIONS, bundled, load_recipe
-from jitkit.reportcurves import LOSSES, SPEEDS, History, Show, read
+from jitkit.report.curves import LOSSES, SPEEDS, History, Show, read
 from jitkit.sections import Section
 from jitkit.written import Draft, dotted, leaves, parsed
 
@@ -67,6 +68,8 @@ class Run:
     weights: int | None
     evaluation: dict[str, Any]
     sweeps: list[dict[str, Any]]
+    defaults: list[tuple[str, str]]
+    """Keys that a sweep set for samples of the run, with their values (``best.yaml``)."""
     losses: History
     speed: History
     written: datetime
@@ -113,6 +116,7 @@ def open_run(folder: Path, show: Show = lambda done: None) -> Run:
         weights=weights,
         evaluation=_json(folder / "evaluation.json", notes),
         sweeps=_sweeps(folder, notes),
+        defaults=_defaults(folder, notes),
         losses=losses,
         speed=speed,
         written=_written(folder),
@@ -154,6 +158,16 @@ def _sweeps(folder: Path, notes: list[str]) -> list[dict[str, Any]]:
     """Every sweep that was done on the run, oldest first."""
     files = sorted((folder / "sweeps").glob("*/sweep.json"))
     return [found for path in files if (found := _json(path, notes))]
+
+
+def _defaults(folder: Path, notes: list[str]) -> list[tuple[str, str]]:
+    try:
+        keys, mean, _ = read_best(folder)
+    except (JitkitError, OSError) as error:
+        notes.append(f"best.yaml cannot be read ({error})")
+        return []
+    found = keys if mean is None else keys | {"ema": mean}
+    return [(key, _shown(key, value)) for key, value in found.items()]
 
 
 def _written(folder: Path) -> datetime:
