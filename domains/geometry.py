@@ -27,3 +27,26 @@ def random_rotation(rng: np.random.Generator) -> Array:
 
 def _unit(vector: Array) -> Array:
     return vector / np.sqrt(vector @ vector)
+
+
+def superposed(moving: Array, fixed: Array, weights: Array | None = None) -> Array:
+    """Points turned and shifted so that they lie as near to others as they can (Kabsch 1976).
+
+    Args:
+        moving: (..., N, 3).
+        fixed: (N, 3), to which they belong one by one.
+        weights: what each counts for, (N,); all alike where not given.
+
+    Returns:
+        (..., N, 3) float64, with the least weighted sum of squared distances that proper rotations
+        and shifts can give.
+    """
+    moving, fixed = np.asarray(moving, np.float64), np.asarray(fixed, np.float64)
+    share = np.ones(len(fixed)) if weights is None else np.asarray(weights, np.float64)
+    share = (share / share.sum())[:, None]
+    centre = (share * fixed).sum(axis=0)
+    moving = moving - (share * moving).sum(axis=-2, keepdims=True)
+    u, _, vt = np.linalg.svd(np.swapaxes(moving, -1, -2) @ (share * (fixed - centre)))
+    signs = np.ones(u.shape[:-1])
+    signs[..., 2] = np.sign(np.linalg.det(u) * np.linalg.det(vt))  # no mirror images
+    return moving @ ((u * signs[..., None, :]) @ vt) + centre

@@ -51,3 +51,18 @@ def square_root(cov: Array) -> Array:
     """The symmetric square root of a covariance."""
     values, vectors = np.linalg.eigh(cov)
     return (vectors * np.sqrt(values.clip(0))) @ vectors.T
+
+
+def jensen_shannon(p: Array, q: Array) -> float:
+    """Of two histograms of counts, in bits; NaN where one is empty.
+
+    >>> jensen_shannon(np.array([2, 2, 0]), np.array([0, 0, 3])), jensen_shannon(*[np.ones(3)] * 2)
+    (1.0, 0.0)
+    """
+    if not p.sum() or not q.sum():
+        return float("nan")
+    p, q = p / p.sum(), q / q.sum()
+    middle = (p + q) / 2
+    parts = [np.where(x > 0, x * np.log2(np.where(x > 0, x, 1) / middle.clip(1e-300)), 0.0)
+             for x in (p, q)]  # fmt: skip
+    return max(0.0, float(sum(part.sum() for part in parts)) / 2)

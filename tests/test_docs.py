@@ -113,6 +113,31 @@ def test_the_walk_from_molecules_to_samples_works(tmp_path: Path) -> None:
     assert (tmp_path / "gap" / "grid.png").is_file()
 
 
+@pytest.mark.slow
+def test_the_walk_from_structures_to_samples_works(tmp_path: Path) -> None:
+    """The commands of docs/proteins.md on real entries of tests/data, with fewer steps."""
+    pytest.importorskip("biotite")
+    text = (ROOT / "docs" / "proteins.md").read_text(encoding="utf-8")
+    found = "".join(re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL))
+    lines = [line for line in found.splitlines() if not line.startswith("pip ")]
+    assert len(lines) >= 7
+    data = ROOT / "tests" / "data" / "proteins"
+    models = f" domain.path={data / '2juy_backbone.pdb.gz'} domain.trajectory=null"
+    short = " train.steps=4 train.warmup_steps=0 sample.steps=2 evaluate.samples=8"
+    for line in lines:
+        _, command, recipe = line.split()[:3]
+        line = line.replace("package:MDAnalysisTests/data/dssp", str(data))
+        line += models if recipe == "ensemble" else ""
+        line += short if command == "train" else " sample.steps=2" if command == "sample" else ""
+        line += " model.width=32 model.depth=2 model.heads=2" if recipe == "proteins" else ""
+        run([sys.executable, "-m", *shlex.split(line)], tmp_path)
+    conformations = (tmp_path / "conformations" / "samples.pdb").read_text(encoding="ascii")
+    assert conformations.count("ENDMDL") == 20
+    helices = [path.read_text(encoding="ascii") for path in (tmp_path / "helices").glob("pdb/*")]
+    assert [text.count(" CA  UNK A") for text in helices] == [80] * 4
+    assert (tmp_path / "runs/ensemble/evaluation.json").is_file()
+
+
 def test_the_readme_is_short_and_its_links_lead_somewhere() -> None:
     assert len(README.splitlines()) < 150
     links = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)

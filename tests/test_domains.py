@@ -48,6 +48,13 @@ def molecules(folder: Path) -> dict[str, Any]:
     return {"path": path, "properties": names, "composition": True}
 
 
+def proteins(folder: Path) -> dict[str, Any]:
+    """Keys for chains of real structures, some of their atoms missing, told all there is."""
+    path = str(Path(__file__).parent / "data" / "proteins")
+    told = {"sequence": True, "secondary_structure": True}
+    return {"path": path, "max_length": 150, "held_out": 0.3} | told
+
+
 def weather(folder: Path) -> dict[str, Any]:
     """Keys for a forecast on a store as WeatherBench 2 has them."""
     variables = {"2m_temperature": None, "geopotential": [500, 850]}
@@ -56,6 +63,7 @@ def weather(folder: Path) -> dict[str, Any]:
 
 TOLERANCE = {
     "molecules": 1e-6,  # the mean of positions is removed again
+    "proteins": 1e-6,  # as with molecules
     "weather": 1e-4,  # a state in physical units is rounded, and its change is small beside it
 }
 DATA = {
@@ -63,6 +71,7 @@ DATA = {
     "digits": digits,
     "images": images,
     "molecules": molecules,
+    "proteins": proteins,
     "weather": weather,
 }  # keys of the section, over data made in a folder
 

@@ -20,12 +20,12 @@ from scipy import stats
 import jitkit as jk
 from jitkit.data import collate
 from jitkit.domains.geometry import random_rotation
+from jitkit.domains.measures import jensen_shannon
 from jitkit.domains.molecules import chemistry, reading
 from jitkit.domains.molecules.adapter import Molecules
 from jitkit.domains.molecules.bonds import bond_orders, stable_atoms
 from jitkit.domains.molecules.molecule import Molecule, Packed
 from jitkit.domains.molecules.reading import read
-from jitkit.domains.molecules.scores import jensen_shannon
 from jitkit.domains.molecules.sdf import read_sdf
 from jitkit.domains.molecules.section import MoleculesSection
 from jitkit.domains.molecules.writing import sdf_of, write

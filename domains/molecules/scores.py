@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from jitkit.domain import Measure
-from jitkit.domains.measures import lower_is_better
+from jitkit.domains.measures import jensen_shannon, lower_is_better
 from jitkit.domains.molecules.bonds import bond_orders, stable_atoms
 from jitkit.domains.molecules.chemistry import check_rdkit, has_rdkit, smiles, written_smiles
 from jitkit.domains.molecules.molecule import Array, Molecule
@@ -170,21 +170,6 @@ class Divergence:
             numbers = [self._numbers.setdefault(p, len(self._numbers)) for p in found]
             molecule.kept[self] = np.array(numbers, np.int64)
         return molecule.kept[self]
-
-
-def jensen_shannon(p: Array, q: Array) -> float:
-    """Of two histograms of counts, in bits; NaN where one is empty.
-
-    >>> jensen_shannon(np.array([2, 2, 0]), np.array([0, 0, 3])), jensen_shannon(*[np.ones(3)] * 2)
-    (1.0, 0.0)
-    """
-    if not p.sum() or not q.sum():
-        return float("nan")
-    p, q = p / p.sum(), q / q.sum()
-    middle = (p + q) / 2
-    parts = [np.where(x > 0, x * np.log2(np.where(x > 0, x, 1) / middle.clip(1e-300)), 0.0)
-             for x in (p, q)]  # fmt: skip
-    return max(0.0, float(sum(part.sum() for part in parts)) / 2)
 
 
 class PropertyError:

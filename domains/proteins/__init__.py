@@ -1,0 +1,1 @@
+"""Backbones of proteins, from structures and trajectories."""
