@@ -44,6 +44,7 @@ from jitkit.domains.verification.pictures import draw_scores
 from jitkit.domains.verification.scores import Frame
 from jitkit.domains.verification.seasons import States
 from jitkit.domains.verification.verify import MODEL, Plan, Verification, verify
+from jitkit.domains.weather.verifying import grid_of
 from jitkit.run import environment, write_text
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -141,12 +142,14 @@ def scored(run: Path, file: Path, fields: DriftingFields) -> Verification:
     """The file's forecasts, exact ones from the same states and the baselines, side by side."""
     domain: Any = jitkit.load(run).domain
     states = domain.states()
-    model = ForecastFile(file, states, MODEL)
+    model = ForecastFile(file, states, MODEL, grid_of(domain))
     axes = [(axis.name, axis.kind) for axis in domain.layout.axes]
     frame = Frame(states.channels, axes, np.asarray(domain.weights, np.float64))
     exact = ExactEnsemble(fields, states, model.members)
     kinds = [kind for _, kind in axes]
-    others = baselines(states, kinds=kinds, members=model.members, longest=STEPS, most=2000, seed=0)
+    others, _ = baselines(
+        states, kinds=kinds, members=model.members, longest=STEPS, most=2000, seed=0
+    )
     labels = [f"{HOURS * step}h" for step in model.leads]
     plan = Plan(model.starts, model.leads, labels)
     return verify([model, exact, *others], states, frame, plan)

@@ -300,7 +300,7 @@ def departures(result: Mapping[str, Any], denoiser: Denoiser) -> list[str]:
 def table(result: Mapping[str, Any]) -> str:
     """What `evaluate` found, a line for each score."""
     if "table" in result:  # a domain's own
-        return str(result["table"])
+        return "\n".join([str(result["table"]), *(f"note: {text}" for text in _notes(result))])
     rows = [("", "value", "95 % interval", "held out")]
     rows += [(name, *_cells(score)) for name, score in result["scores"].items()]
     widths = [max(len(cells[i]) for cells in rows) for i in range(4)]

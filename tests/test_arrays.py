@@ -536,6 +536,10 @@ def test_other_data_under_a_model_are_refused(tmp_path: Path) -> None:
     other = Arrays(section(path=path, axes=GLOBE, variables=["sst"]), facts)
     with pytest.raises(DataError, match=r"has channels sst on .*the model was trained on t2m"):
         other.items("val")
+    turned = as_netcdf(climate().isel(latitude=slice(None, None, -1)), tmp_path / "turned.nc")
+    other = Arrays(section(path=turned, axes=GLOBE, variables=["t2m"]), facts)
+    with pytest.raises(DataError, match="latitude runs from .*Turn the data round"):
+        other.items("val")
     with pytest.raises(DataError, match="facts of format 0"):
         Arrays(section(path=path), facts | {"format": 0})
 

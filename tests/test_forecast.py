@@ -181,6 +181,38 @@ def test_forecasts_leave_land_missing_and_tell_the_forcings_of_each_step(store: 
     assert np.allclose(field.cond["scalars"], [sine, cosine], atol=1e-6)
 
 
+def test_a_start_with_holes_that_training_had_not_is_refused(store: str, tmp_path: Path) -> None:
+    keys: dict[str, Any] = {"variables": {"t": [500], "sst": None}, "val": 0.2}
+    facts = weather(path=store, **keys).facts()
+    with xr.open_zarr(store, chunks=None) as data:
+        data.load()
+    data["t"][10, 0, 4, 4:7] = data["sst"][11, 5, 5] = np.nan
+
+    def known(at: int, facts: Mapping[str, Any]) -> None:
+        text = json.dumps({"name": "weather", "task": "forecast", "target": "state", **keys})
+        section = WeatherSection.model_validate_json(text, strict=True)
+        domain = Weather(section.model_copy(update={"path": str(path)}), facts)
+        domain.known(domain.states().name(at))
+
+    data.to_zarr(path := tmp_path / "holes.zarr", zarr_format=2)
+    known(9, facts)  # land is missing, as it always was
+    with pytest.raises(JitkitError, match=r"2001-01-03T12 3 cells of t.500 lack values.*never"):
+        known(10, facts)
+    with pytest.raises(JitkitError, match=r"2001-01-03T18 1 cell of sst lack"):
+        known(11, facts)
+    known(11, weather(path=str(path), **keys).facts())  # it was missing in training, too
+
+
+def test_the_number_of_files_is_told_where_it_is_large(
+    store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rolled(store, tmp_path / "few.zarr")
+    assert "files" not in capsys.readouterr().err
+    monkeypatch.setattr("jitkit.domains.weather.forecasts.MANY_FILES", 63)
+    rolled(store, tmp_path / "many.zarr")
+    assert "64 files, one for each variable, start, member and lead" in capsys.readouterr().err
+
+
 def test_starts_are_times_ranges_or_held_out_ones(store: str) -> None:
     domain = weather(path=store, variables={"t": [500]}, lead="12h", inputs=2)
     assert isinstance(domain, Sequential)
@@ -379,14 +411,25 @@ def test_a_signal_ends_it_after_the_step_with_code_75(
     [
         (("--init", "1999-01-01", "--lead", "1d"), "no state of 1999-01-01"),
         (("--init", "val:2", "--lead", "7h"), "--lead: 7h is not a multiple of the 6h"),
+        (
+            ("--init", "val:2", "--lead", "1d", "--out", "fc.nc"),
+            "fc.nc: forecasts are written as a Zarr store; name it fc.zarr",
+        ),
         (("--init", "val:2", "--lead", "soon"), "'soon' is no length of time"),
         (("--init", "val:2", "--lead", "1d", "--members", "0"), "--members 0 must be at least 1"),
     ],
 )
 def test_a_mistake_of_the_command_is_one_message_and_leaves_nothing(
-    words: tuple[str, ...], text: str, run: Path, tmp_path: Path, jitkit: Callable[..., Any]
+    words: tuple[str, ...],
+    text: str,
+    run: Path,
+    tmp_path: Path,
+    jitkit: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    answer = jitkit("forecast", run, *words, "--out", tmp_path / "fc.zarr")
+    monkeypatch.chdir(tmp_path)
+    out = () if "--out" in words else ("--out", tmp_path / "fc.zarr")
+    answer = jitkit("forecast", run, *words, *out)
     assert answer.code == 2 and text in answer.err and "Traceback" not in answer.err
     assert list(tmp_path.iterdir()) == []
 

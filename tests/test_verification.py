@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from math import pi, sqrt
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from benchmarks.forecastsystem import (  # noqa: E402
 )
 from jitkit.abilities import RollOut
 from jitkit.domains.arrays.items import Sample  # noqa: E402
+from jitkit.domains.verification import pictures  # noqa: E402
 from jitkit.domains.verification.baselines import (  # noqa: E402
     LinearRegression,
     OtherYears,
@@ -31,6 +33,7 @@ from jitkit.domains.verification.baselines import (  # noqa: E402
     neighbourhood,
 )
 from jitkit.domains.verification.files import ForecastFile  # noqa: E402
+from jitkit.domains.verification.pictures import Shown, draw_maps, draw_spectra  # noqa: E402
 from jitkit.domains.verification.projection import Map, equal_earth  # noqa: E402
 from jitkit.domains.verification.scores import (  # noqa: E402
     Frame,
@@ -41,11 +44,13 @@ from jitkit.domains.verification.scores import (  # noqa: E402
     ranks,
 )
 from jitkit.domains.verification.seasons import Climatology, year_and_hour  # noqa: E402
-from jitkit.domains.verification.verify import Plan, verify  # noqa: E402
+from jitkit.domains.verification.verify import Plan, Verification, verify  # noqa: E402
+from jitkit.domains.weather.adapter import Weather  # noqa: E402
 from jitkit.domains.weather.section import WeatherSection  # noqa: E402
-from jitkit.domains.weather.verifying import held_out  # noqa: E402
+from jitkit.domains.weather.verifying import areas_of, grid_of, held_out  # noqa: E402
 from jitkit.domains.weather.verifying import verify as verify_weather  # noqa: E402
 from jitkit.errors import DataError  # noqa: E402
+from jitkit.evaluate import table as evaluation_table  # noqa: E402
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -353,6 +358,63 @@ def test_the_linear_regression_finds_a_drift() -> None:
     np.testing.assert_array_equal(found.forecast(1300, 3)[0] - 100, ahead)
 
 
+@pytest.mark.parametrize("drift", [0.0, 0.03])
+def test_a_linear_regression_on_few_noisy_states_stays_bounded(drift: float) -> None:
+    x = np.random.default_rng(14).normal(size=(100, 1, 8, 10))
+    for _ in range(2):  # neighbours that say almost the same
+        near = [np.roll(x, (i, j), (2, 3)) for i in (-1, 0, 1) for j in (-1, 0, 1)]
+        x = np.sum(near, axis=0) / 3
+    x += drift * np.arange(100)[:, None, None, None]
+    states = Held(x, hourly(100, 24), 40)
+    mean = Climatology.fit(states, states.train)
+    found = LinearRegression.fit(states, mean, states.train, ["line", "line"])
+
+    def rmse(forecast: Any) -> float:
+        return sqrt(np.mean([np.square(forecast(p) - states.read(p + 20)) for p in range(40, 80)]))
+
+    climatology = rmse(lambda p: mean.of(p + 20))
+    assert rmse(lambda p: found.forecast(p, 20)[0]) < 1.5 * climatology
+
+
+def test_a_linear_regression_is_no_worse_than_what_its_ridge_pulls_to() -> None:
+    rng = np.random.default_rng(18)
+    noise = rng.normal(size=(100, 1, 8, 10))
+    for x in (noise, np.cumsum(noise, axis=0)):  # known: climatology is best; persistence is
+        states = Held(x, hourly(100, 24), 40)
+        mean = Climatology.fit(states, states.train)
+        found = LinearRegression.fit(states, mean, states.train, ["line", "line"])
+        ahead = [(found.forecast(p, 1)[0], mean.of(p + 1), x[p], x[p + 1]) for p in range(39, 60)]
+        own, climatology, persistence = (
+            sqrt(np.mean([np.square(each[i] - each[3]) for each in ahead])) for i in range(3)
+        )
+        assert own < 1.1 * min(climatology, persistence)
+
+
+def test_a_linear_regression_on_states_that_grow_does_not_grow_for_ever() -> None:
+    rng = np.random.default_rng(15)
+    x = 1.05 ** np.arange(140)[:, None, None, None] * rng.normal(1, 0.1, (1, 1, 4, 6))
+    states = Held(x, hourly(140, 24), 60)
+    mean = Climatology.fit(states, states.train)
+    found = LinearRegression.fit(states, mean, states.train, ["line", "line"])
+    start, far = (np.abs(f - mean.of(60)).max() for f in (x[60], found.forecast(60, 70)))
+    assert far < 1.5 * start
+
+
+def test_a_baseline_that_training_is_too_short_for_is_left_out_with_a_note(
+    system: tuple[DriftingFields, Array, Held],
+) -> None:
+    held = system[2]
+    found, notes = baselines(
+        held, kinds=["line", "circle"], members=3000, longest=4, most=200, seed=0
+    )
+    names = [each.name for each in found]
+    assert names == ["persistence", "climatology", "linear_regression"]
+    assert notes == [
+        "no climatological ensemble: training has 1996 stretches of 4 steps, fewer than 3000 "
+        "members; forecast less far, or with fewer members"
+    ]
+
+
 # The whole
 
 
@@ -383,7 +445,10 @@ def test_the_exact_forecast_beats_every_baseline_and_its_rows_say_so(
 ) -> None:
     fields, states, held = system
     plan = Plan(range(2000, 2380, 8), [1, 2, 4], ["6h", "12h", "24h"], seed=1)
-    against = baselines(held, kinds=["line", "circle"], members=5, longest=4, most=1000, seed=0)
+    against, notes = baselines(
+        held, kinds=["line", "circle"], members=5, longest=4, most=1000, seed=0
+    )
+    assert notes == []
     model = Exact(fields, states, 5, 4)
     whole = Frame(("temperature", "pressure"), AXES, np.ones((6, 8)))
     found = verify([model, *against], held, whole, plan)
@@ -439,8 +504,6 @@ def test_a_lead_past_the_end_is_left_out_and_one_without_any_truth_is_refused(
 @pytest.fixture(scope="module")
 def weather(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A domain of forecasts on a small store."""
-    from jitkit.domains.weather.adapter import Weather
-
     fields = DriftingFields(rows=6, columns=8)
     path = tmp_path_factory.mktemp("weather") / "fields.zarr"
     write_zarr(fields.series(1500, np.random.default_rng(10)), fields, path, "2001-01-01")
@@ -522,10 +585,10 @@ def test_a_file_that_does_not_fit_the_truth_is_refused_in_words(
 ) -> None:
     import xarray
 
-    states = weather.states()
+    states, grid = weather.states(), grid_of(weather)
     path = tmp_path / "fc.nc"
     with pytest.raises(DataError, match="no file of forecasts at .*jitkit forecast RUN --out"):
-        ForecastFile(path, states, "model")
+        ForecastFile(path, states, "model", grid)
     dims = ("time", "prediction_timedelta", "latitude", "longitude")
     values = np.zeros((1, 2, 6, 8))
     coords = {
@@ -536,7 +599,7 @@ def test_a_file_that_does_not_fit_the_truth_is_refused_in_words(
     }
     whole = xarray.Dataset({n: (dims, values) for n in states.channels}, coords)
     whole.to_netcdf(path, engine="h5netcdf")
-    found = ForecastFile(path, states, "model")
+    found = ForecastFile(path, states, "model", grid)
     assert (found.starts, found.leads, found.members) == ([len(states) - 20], [1, 2], 1)
     wrong = {
         "no forecast of pressure; it has temperature": whole.drop_vars("pressure"),
@@ -545,12 +608,112 @@ def test_a_file_that_does_not_fit_the_truth_is_refused_in_words(
         "none of its leads is a multiple": whole.assign_coords(
             prediction_timedelta=np.array([1, 2], "m8[h]").astype("m8[ns]")
         ),
+        "temperature lies on .* lat, longitude; it should on .* latitude, longitude": (
+            whole.rename(latitude="lat")
+        ),
         "no dimension prediction_timedelta": whole.isel(prediction_timedelta=0, drop=True),
     }
     for number, (text, data) in enumerate(wrong.items()):
         data.to_netcdf(tmp_path / f"{number}.nc", engine="h5netcdf")
         with pytest.raises(DataError, match=text):
-            ForecastFile(tmp_path / f"{number}.nc", states, "model")
+            ForecastFile(tmp_path / f"{number}.nc", states, "model", grid)
+
+
+def test_dimensions_and_cells_of_a_file_are_found_by_name_and_place(
+    weather: Any, tmp_path: Path
+) -> None:
+    import xarray
+
+    states, grid = weather.states(), grid_of(weather)
+    starts = [states.name(int(p)) for p in states.val[[5, 9]]]
+    write_forecasts(exact_roll_out(weather), states, starts, tmp_path / "fc.zarr")
+    known = ForecastFile(tmp_path / "fc.zarr", states, "model", grid)
+    with xarray.open_zarr(tmp_path / "fc.zarr", decode_timedelta=True) as store:
+        data = store.load().drop_encoding()
+    turned = {
+        "order": data.transpose("longitude", "prediction_timedelta", "time", "latitude", "number"),
+        "flipped": data.isel(latitude=slice(None, None, -1)),
+        "rolled": data.roll(longitude=3, roll_coords=True),
+    }
+    start = known.starts[1]
+    for name, other in turned.items():
+        other.to_netcdf(tmp_path / f"{name}.nc", engine="h5netcdf")
+        found = ForecastFile(tmp_path / f"{name}.nc", states, "model", grid)
+        assert found.members == 3, name
+        np.testing.assert_array_equal(found.forecast(start, 2), known.forecast(start, 2), name)
+
+
+def test_starts_of_a_file_that_are_not_held_out_are_left_out_with_a_note(
+    weather: Any, tmp_path: Path
+) -> None:
+    states, roll_out = weather.states(), exact_roll_out(weather)
+    told, held = states.train[[-400, -2]].tolist(), states.val[[0, 30]].tolist()
+
+    def verified(positions: list[int], name: str) -> dict[str, Any]:
+        names = [states.name(p) for p in positions]
+        write_forecasts(roll_out, states, names, tmp_path / name)
+        update = {"forecasts": str(tmp_path / name)}
+        section = weather.section.verify.model_copy(update=update)
+        return verify_weather(weather, section, roll_out, tmp_path / "run", seed=1)
+
+    found = verified(told + held, "some.zarr")
+    assert found["settings"]["starts"] == [states.name(p) for p in held]
+    assert "2 of 4 initial times" in found["notes"][0]
+    assert found["notes"][0] in evaluation_table(found)
+    with pytest.raises(DataError, match="none of the 2 initial times .* is held out"):
+        verified(told, "none.zarr")
+
+
+def test_cells_count_by_area_also_where_the_model_was_not_trained_so(weather: Any) -> None:
+    by_area = areas_of(weather, weather.states())
+    section = weather.section.model_copy(update={"area_weights": False})
+    plain = Weather(section)
+    assert plain.weights is None
+    np.testing.assert_allclose(
+        areas_of(plain, plain.states()) / by_area, 4 * pi / by_area.sum(), rtol=1e-5
+    )
+    assert by_area[0, 0] < 0.5 * by_area[3, 0]
+
+
+def test_maps_name_long_channels_in_two_lines_and_say_which_are_left_out(tmp_path: Path) -> None:
+    names = [f"mean_top_net_long_wave_radiation_flux_{i}" for i in range(6)]
+    fields = np.random.default_rng(17).normal(size=(2, 6, 6, 8))
+    shown = [Shown.of(f"{h}h", fields, fields[0]) for h in (6, 12, 18)]
+    place = {"latitude": np.linspace(75, -75, 6), "longitude": np.arange(0, 360, 45.0)}
+    drawn: list[Any] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures, "_save", lambda figure, path: drawn.append(figure))
+        draw_maps(
+            shown, channels=names, units={}, title="forecast", path=tmp_path / "m.png", **place
+        )
+    figure = drawn[0]
+    figure.canvas.draw()
+    assert "2 of 6 channels; not shown: " in figure.get_suptitle()
+    boxes = [t.get_window_extent() for ax in figure.axes[::5] if (t := ax.yaxis.label).get_text()]
+    assert len(boxes) == 6
+    assert all(upper.y0 >= lower.y1 for upper, lower in pairwise(boxes))
+
+
+def test_a_file_of_another_kind_is_refused_in_one_line(weather: Any, tmp_path: Path) -> None:
+    (tmp_path / "fc.txt").write_text("no forecasts")
+    with pytest.raises(DataError, match="should be a Zarr store or a NetCDF file") as caught:
+        ForecastFile(tmp_path / "fc.txt", weather.states(), "model", grid_of(weather))
+    assert "\n" not in str(caught.value)
+
+
+def test_land_in_every_row_leaves_a_spectrum_out_and_its_picture_says_so(tmp_path: Path) -> None:
+    truths = np.random.default_rng(16).normal(size=(20, 1, 6, 8))
+    truths[..., 2] = np.nan  # a column of land
+    held = Held(truths, hourly(20), 10)
+    against = verify(
+        [OtherYears(held, 2, 1, 0)], held, frame(channels=["c0"]), Plan([12], [1], [""])
+    )
+    tally = against.tallies["climatological_ensemble"]
+    found = Verification(against.plan, against.frame, {"model": tally})
+    names = {name.split(".c0")[0] for name in found.rows({})}
+    assert "spectrum.latitude" in names and "spectrum.longitude" not in names
+    draw_spectra(found, "longitude", np.arange(1, 5), tmp_path / "spectrum.png")
+    assert (tmp_path / "spectrum.png").read_bytes()[:4] == b"\x89PNG"
 
 
 # Maps

@@ -415,6 +415,33 @@ def test_a_coarse_store_is_interpolated_and_only_shared_times_are_used(tmp_path:
     assert np.isclose(found[1, 7], 2 + 45 + column, atol=1e-4)
 
 
+@pytest.mark.parametrize("turn", [0, 360])
+def test_a_coarse_region_may_count_longitudes_from_elsewhere(turn: int) -> None:
+    source = (
+        np.array([50.0, 40]),
+        np.arange(-20, 41, 10.0) % 360 if turn else np.arange(-20, 41, 10.0),
+    )
+    target = np.array([45.0]), np.array([350.0, 355, 0, 5, 10])
+    between = Between.grids(source, target)
+    found = between(np.arange(-20, 41, 10.0)[None].repeat(2, axis=0))
+    assert np.allclose(found, [[-10, -5, 0, 5, 10]], atol=1e-5)
+
+
+def test_a_coarse_region_that_does_not_cover_the_fine_grid_is_refused(tmp_path: Path) -> None:
+    fine = globe(tmp_path)
+    with xr.open_zarr(fine, chunks=None) as data:
+        part = data.load().isel(latitude=slice(0, 3), longitude=[7, 0, 1, 2])
+    part.to_zarr(tmp_path / "part.zarr", zarr_format=2)
+    keys: dict[str, Any] = {"path": fine, "task": "downscaling"}
+    keys["coarse"] = {"path": str(tmp_path / "part.zarr")}
+    with pytest.raises(DataError, match=r"3 of 6 entries of latitude \(-75 to -15\) are outside of "
+                       r"15 to 75; 4 of 8 entries of longitude.*by domain.select"):  # fmt: skip
+        weather(**keys)
+    domain = weather(**keys, select={"latitude": {"from": 15}, "longitude": {"to": 90}})
+    item = domain.items("train")[0]
+    assert np.array_equal(item.cond["grids"][0], item.values[0])
+
+
 # The sphere
 
 
@@ -540,11 +567,16 @@ def test_forcings_are_of_the_time_that_is_predicted(bucket: dict[str, str]) -> N
             {"variables": {"2m_temperature": [500]}},
             "levels 500 are asked, and the variable has none",
         ),
+        (
+            {"variables": {"2m_temperature": None, "wave_height": None}},
+            "no variable 'wave_height'.*to replace them give domain.variables=null first",
+        ),
         ({"static": ["orography"]}, r"no variable 'orography' \(domain.static\)"),
         ({"task": "forecast", "lead": "9h"}, "domain.lead: 9h is not a multiple of the 6h"),
         ({"static": ["temperature"]}, "'temperature' has levels, and a map has none"),
         ({"transforms": {"temprature": "sqrt"}}, "domain.transforms: no variable.*'temperature'"),
         ({"accumulate": {"rain": "6h"}}, "domain.accumulate: 'rain' is not among the variables"),
+        ({"every": "3h"}, "domain.every: 3h is not a multiple of the 6h from one step to the next"),
         (
             {"variables": ["2m_temperature", "land_sea_mask"]},
             "without time it is for domain.static",
@@ -565,6 +597,8 @@ def test_a_mistake_is_one_clear_message(
         ({"task": "downscaling"}, "needs coarse.factor or coarse.path"),
         ({"task": "downscaling", "coarse": {"factor": 1}}, "coarsens nothing"),
         ({"every": "six hours"}, "'six hours' is no length of time; write 6h"),
+        ({"every": "48h"}, "every: 48h does not divide a day.*'8 steps'"),
+        ({"every": "5h"}, "every: 5h does not divide a day"),
         ({"condition_drop": {"past": 0.1}}, "condition_drop: no condition 'past'; there are: none"),
     ],
 )
@@ -613,3 +647,50 @@ def test_a_trained_model_cannot_be_asked_for_another_lead_or_past(tmp_path: Path
     other = Weather(section(**keys | {"lead": "12h"}), facts)
     with pytest.raises(DataError, match="12h apart, and the model's 6h; domain.lead"):
         other.items("train")
+
+
+def test_a_trained_model_refuses_another_grid_and_other_units(tmp_path: Path) -> None:
+    keys: dict[str, Any] = {"path": globe(tmp_path), "task": "forecast"}
+    facts = weather(**keys).facts()
+    with xr.open_zarr(keys["path"], chunks=None) as data:
+        data.load()
+    rolled = data.roll(longitude=4, roll_coords=True)
+    moved = rolled.assign_coords(longitude=("longitude", np.arange(-180, 180, 45.0)))
+    celsius = data.assign(t=(data["t"] - 273.15).assign_attrs(units="degC"))
+    nudged = data.assign_coords(longitude=data["longitude"] + 0.01)
+    rounded = data.assign_coords(latitude=data["latitude"].astype("f4") + np.float32(1e-3))
+
+    def opened(name: str, other: xr.Dataset) -> Weather:
+        other.to_zarr(tmp_path / name, zarr_format=2)
+        return Weather(section(**keys | {"path": str(tmp_path / name)}), facts)
+
+    for name, other, text in (
+        ("n", data.isel(latitude=slice(None, None, -1)), "latitude runs from -75 to 75.*from 75 to "
+         "-75.*Turn the data round"),
+        ("w", moved, "longitude runs from -180 to 135.*from 0 to 315.*same places in another"),
+        ("u", celsius, "t is in 'degC', and the model was trained in 'K'; convert"),
+        ("s", nudged, "longitude runs from 0.01 to.*put the data on the model's grid"),
+    ):  # fmt: skip
+        domain = opened(name, other)
+        with pytest.raises(DataError, match=text):
+            domain.starts(["val:1"])
+    assert opened("r", rounded).starts(["val:1"])
+
+
+def test_a_trained_model_refuses_other_units_of_what_it_is_told(tmp_path: Path) -> None:
+    fine = globe(tmp_path)
+    with xr.open_zarr(fine, chunks=None) as data:
+        celsius = data.load().assign(t=(data["t"] - 273.15).assign_attrs(units="degC"))
+    celsius.to_zarr(tmp_path / "celsius.zarr", zarr_format=2)
+    keys: dict[str, Any] = {"path": fine, "task": "downscaling"}
+    facts = weather(**keys, coarse={"path": fine}).facts()
+    domain = Weather(section(**keys, coarse={"path": str(tmp_path / "celsius.zarr")}), facts)
+    with pytest.raises(DataError, match="coarse.t is in 'degC', and the model was trained in 'K'"):
+        domain.items("val")
+
+
+def test_a_trained_model_refuses_other_sums(bucket: dict[str, str]) -> None:
+    keys = TASKS["rain"] | {"path": bucket["arco"]}
+    facts = weather(**keys).facts()
+    with pytest.raises(RecipeError, match="domain.accumulate is .*'3h'.* trained with .*'6h'"):
+        Weather(section(**keys | {"accumulate": {"total_precipitation": "3h"}}), facts)

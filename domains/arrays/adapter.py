@@ -17,6 +17,7 @@ import numpy as np
 from jitkit.domain import Measure, Split
 from jitkit.domains.arrays import conditions as told
 from jitkit.domains.arrays import writing as arraywrite
+from jitkit.domains.arrays.agreement import check_agreement
 from jitkit.domains.arrays.data import FORMAT, Data, check_transforms, measure, open_data
 from jitkit.domains.arrays.items import ArrayItems, Sample
 from jitkit.domains.arrays.output import Column, class_column, columns, number_column
@@ -283,7 +284,11 @@ class Known:
         return ~(observed[:, None] if self.facts["window"] > 1 else observed)
 
     def check(self, data: Data) -> None:
-        """Whether opened data have the axes and channels of these facts."""
+        """Whether opened data have the axes, channels, coordinates and units of these facts.
+
+        Raises:
+            DataError: they do not.
+        """
         channels = [name for v in data.plan.variables for name in v.channels]
         grid = [axis["size"] for axis in self.facts["axes"]][
             -len(data.plan.grid) or len(self.facts["axes"]) :
@@ -294,6 +299,7 @@ class Known:
                 f"{list(data.plan.grid)}; the model was trained on {listed(self.layout.channels)} "
                 f"on {grid}; domain.path points elsewhere"
             )
+        check_agreement(data, self.facts)
 
     # Conditions
 

@@ -201,9 +201,16 @@ def measure(data: Data) -> dict[str, Any]:
         "statistics": found.facts(),
         "static": _static(data),
         "grids": None if not data.grids else _statistics(data, data.grids, "")[0].facts(),
+        "grid_units": units_of(data.store, data.grids),
         **told.as_facts(data.numbers, data.classes),
         "output": describe(data.store, plan, window=section.window),
     }
+
+
+def units_of(store: Readable, variables: Sequence[Variable]) -> dict[str, str]:
+    """Units of the channels whose variables tell them."""
+    told = {v: str(store.variables[v.name].attrs.get("units", "")) for v in variables}
+    return {channel: unit for v, unit in told.items() if unit for channel in v.channels}
 
 
 def _static(data: Data) -> dict[str, Any] | None:

@@ -24,6 +24,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 TransformLike = Transform | str | Mapping[str, float]
 
 FORMAT = 1  # of facts
+EXACT = 1e-12  # shares of counts are no further apart by rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +76,13 @@ class Statistics:
     observed: Array | None = None
     cell_shift: Array | None = None
     cell_ratio: Array | None = None
+
+    def sometimes_missing(self) -> Array:
+        """Channels, (C,) bool, that lack more values than those of cells never observed."""
+        never = np.zeros(len(self.channels))
+        if self.observed is not None:
+            never = 1 - self.observed.reshape(len(self.channels), -1).mean(axis=1)
+        return np.asarray(self.missing - never > EXACT)
 
     @classmethod
     def measure(

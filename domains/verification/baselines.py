@@ -21,7 +21,11 @@ from jitkit.progress import bar
 Array = np.ndarray[Any, np.dtype[Any]]
 
 WINDOW = 15 / 365  # of the year: how far from the season the states of other years may lie
-RIDGE = 1e-3  # of the number of pairs, on standardised anomalies
+RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # of the number of pairs, on standardised anomalies
+RESTS = (0.0, 1.0)  # what an infinite ridge leaves of a cell's own anomaly
+TRIED = tuple(product(RESTS, RIDGES))
+TAIL = 5  # the last fifth of the pairs says which of them is best
+ROUNDS = 200  # of the power iteration
 REACH = 1  # cells to each side that make up a neighbourhood
 
 
@@ -119,6 +123,11 @@ class LinearRegression:
     beside it along every axis, 3 x 3 cells of a map. Their weights are ridge regression's, in
     closed form, fitted for one step on training pairs; more steps repeat it. A cell that is missing
     or outside the grid has no anomaly, zero.
+
+    The ridge pulls weights to those of climatology or of persistence. Each channel has the ridge
+    and the one of the two that forecast the last fifth of the pairs best when fitted to those
+    before. Repeated for ever, anomalies of a stationary sequence die away; where those of the fit
+    would grow, as few or drifting states make them, its weights are lowered until they do not.
     """
 
     name, members = "linear_regression", 1
@@ -149,23 +158,24 @@ class LinearRegression:
         pairs = [(int(p), n) for p in positions if (n := states.after(int(p), 1)) in trained]
         if not pairs:
             raise DataError("training has no two states in a row for a linear regression")
-        normal: Any = 0.0
-        moment: Any = 0.0
+        tail = len(pairs) - len(pairs) // TAIL
+        sums, tried = _Normal(), list[Array]()
+        errors: Any = np.zeros((len(TRIED), len(states.channels)))
         with bar("linear regression", len(pairs), unit="pairs") as done:
-            for i, (first, second) in enumerate(pairs, 1):
+            for i, (first, second) in enumerate(pairs):
                 assert second is not None
                 x = neighbourhood(_anomaly(states, climatology, first), kinds)
                 y = _anomaly(states, climatology, second)
-                known = np.isfinite(y)
-                seen = np.where(known, x, 0)
-                normal = normal + seen[:, None] * x[None]
-                moment = moment + seen * np.nan_to_num(y)
-                done(i)
-        size = len(normal)
-        each = np.moveaxis(normal.reshape(size, size, -1), -1, 0)  # (cells, F, F)
-        each = each + RIDGE * len(pairs) * np.eye(size)
-        weights = np.linalg.solve(each, moment.reshape(size, -1).T[..., None])[..., 0].T
-        return cls(states, climatology, weights.reshape(moment.shape), kinds)
+                if i >= tail:
+                    if i == tail:
+                        tried = [sums.solved([each] * len(y)) for each in TRIED]
+                    errors += _square_errors(tried, x, y)
+                sums.add(x, y)
+                done(i + 1)
+        if tail == len(pairs):  # too few: the largest ridge, to climatology
+            errors[len(RIDGES) - 1] = -1
+        weights = sums.solved([TRIED[i] for i in errors.argmin(axis=0)])
+        return cls(states, climatology, weights / _growth(weights, kinds), kinds)
 
     def forecast(self, start: int, steps: int) -> Array:
         """(1, C, X1..Xn), as `System`."""
@@ -181,6 +191,62 @@ class LinearRegression:
         if self._held is not None and self._held[0] == start and self._held[1] <= steps:
             return self._held[1:]
         return 0, _anomaly(self._states, self._climatology, start)
+
+
+class _Normal:
+    """Sums of the normal equations of every cell, (neighbours, neighbours, C, X1..Xn)."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.normal: Array | None = None
+        self.moment: Array | None = None
+
+    def add(self, x: Array, y: Array) -> None:
+        """A pair: predictors (neighbours, C, X1..Xn), what came (C, X1..Xn), NaN missing."""
+        if self.normal is None or self.moment is None:
+            self.normal, self.moment = np.zeros((len(x), *x.shape)), np.zeros(x.shape)
+        known = np.isfinite(y)
+        for c in range(len(y)):  # a channel at a time, so that no second array of sums is needed
+            seen = np.where(known[c], x[:, c], 0)
+            self.normal[:, :, c] += seen[:, None] * x[None, :, c]
+            self.moment[:, c] += seen * np.nan_to_num(y[c])
+        self.count += 1
+
+    def solved(self, pulls: Sequence[tuple[float, float]]) -> Array:
+        """Weights (neighbours, C, X1..Xn), for each channel with a ridge to some weight of a cell's
+        own anomaly, (weight, ridge)."""
+        assert self.normal is not None and self.moment is not None
+        size, found = len(self.normal), np.empty_like(self.moment)
+        for c, (rest, ridge) in enumerate(pulls):
+            each = np.moveaxis(self.normal[:, :, c].reshape(size, size, -1), -1, 0)
+            each = each + ridge * self.count * np.eye(size)  # (cells, neighbours, neighbours)
+            moment = self.moment[:, c].reshape(size, -1).T[..., None].copy()
+            moment[:, size // 2] += rest * ridge * self.count
+            found[:, c] = np.linalg.solve(each, moment)[..., 0].T.reshape(found[:, c].shape)
+        return found
+
+
+def _square_errors(weights: Sequence[Array], x: Array, y: Array) -> Array:
+    """Of each channel, summed over known cells, for some sets of weights, (sets, C)."""
+    apart = np.stack([(each * x).sum(axis=0) - y for each in weights])
+    return np.square(np.nan_to_num(apart)).reshape(*apart.shape[:2], -1).sum(axis=-1)
+
+
+def _growth(weights: Array, kinds: Sequence[str]) -> Array:
+    """By how much the anomalies of a channel grow at each step in the end, 1 where they do not.
+
+    The spectral radius of one step, (C, 1..1), by power iteration from noise.
+    """
+    x = np.random.default_rng(0).standard_normal(weights.shape[1:])
+    cells = tuple(range(1, x.ndim))
+    logs = []
+    for _ in range(ROUNDS):
+        x = (weights * neighbourhood(x, kinds)).sum(axis=0)
+        size = np.sqrt(np.square(x).sum(axis=cells, keepdims=True))
+        x = x / np.where(size > 0, size, 1)
+        logs.append(np.log(np.maximum(size, np.finfo(float).tiny)))
+    settled = np.mean(logs[ROUNDS // 2 :], axis=0)  # a mean, since complex pairs make it swing
+    return np.asarray(np.maximum(np.exp(settled), 1))
 
 
 def neighbourhood(anomaly: Array, kinds: Sequence[str]) -> Array:
@@ -226,8 +292,8 @@ def baselines(
     longest: int,
     most: int,
     seed: int,
-) -> list[System]:
-    """All four, fitted to training.
+) -> tuple[list[System], list[str]]:
+    """All four, fitted to training, and notes on those that training is too short for.
 
     Args:
         states: the sequence.
@@ -239,9 +305,11 @@ def baselines(
     """
     learned = chosen(states.train, most, seed)
     climatology = Climatology.fit(states, learned)
-    return [
-        Persistence(states),
-        MeanOfSeason(states, climatology),
-        OtherYears(states, members, longest, seed),
-        LinearRegression.fit(states, climatology, learned, kinds),
-    ]
+    systems: list[System] = [Persistence(states), MeanOfSeason(states, climatology)]
+    notes = []
+    try:
+        systems.append(OtherYears(states, members, longest, seed))
+    except DataError as error:
+        notes.append(f"no climatological ensemble: {error}")
+    systems.append(LinearRegression.fit(states, climatology, learned, kinds))
+    return systems, notes

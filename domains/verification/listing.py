@@ -55,8 +55,9 @@ def table(
         for name in spectra
     }
     for score in (*SHOWN, *spectra):
-        keys = [(channel, label) for channel in shown for label in labels]
-        if f"{score}.{shown[0]}.{labels[0]}" in rows:
+        every = [(channel, label) for channel in shown for label in labels]
+        keys = [key for key in every if ".".join((score, *key)) in rows]
+        if keys:
             unit = units if score in ("crps", "rmse") else {}
             lines += ["", titles[score], *_block(score, keys, rows, unit)]
     return "\n".join(lines)

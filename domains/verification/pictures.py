@@ -14,6 +14,7 @@ from jitkit.domains.panels.views import labelled, pretty
 from jitkit.domains.scores.summaries import spaced
 from jitkit.domains.verification.projection import Map
 from jitkit.domains.verification.verify import MODEL, REACH, Verification
+from jitkit.errors import listed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,6 +25,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 DPI = 110
 ROBUST = (0.5, 99.5)  # per cent of the truth's values that colours run over
 SIGNED = 0.2  # the smaller side of zero over the larger one, from which colours are about zero
+LETTER = 0.09  # inches of a letter of a label
 LAND = "#c9c9c9"
 COLOURS = {
     MODEL: "#b5462f",
@@ -109,9 +111,28 @@ def draw_maps(
             unit = pretty(units.get(channels[c], ""))
             _draw_channel(figure, mine, forecasts, c, place, land, unit)
             for row, each in zip(mine, forecasts, strict=True):
-                row[0].set_ylabel(plain(short(channels[c], 20)) + "\n" + each.title)
-        figure.suptitle(plain(title), fontsize=11)
+                row[0].set_ylabel(_wrapped(channels[c], int(height / LETTER)) + "\n" + each.title)
+        figure.suptitle(plain(title) + _left_out(channels, shown), fontsize=11)
         _save(figure, path)
+
+
+def _wrapped(name: str, letters: int) -> str:
+    """A channel's name in at most two lines of so many letters, broken where its words are.
+
+    >>> _wrapped("sea_surface_temperature", 14)
+    'sea_surface_\\ntemperature'
+    """
+    if len(name) <= letters:
+        return plain(name)
+    first = name[: name.rfind("_", 0, letters) + 1]
+    return plain(first) + ("\n" if first else "") + plain(short(name[len(first) :], letters))
+
+
+def _left_out(channels: Sequence[str], shown: Sequence[int]) -> str:
+    """A second line under a title, where not all channels are drawn."""
+    rest = [short(name, 24) for c, name in enumerate(channels) if c not in shown]
+    told = f"\n{len(shown)} of {len(channels)} channels; not shown: {plain(listed(rest, most=5))}"
+    return told if rest else ""
 
 
 def _draw_channel(
@@ -245,6 +266,8 @@ def draw_ranks(found: Verification, path: Path) -> None:
 def draw_spectra(found: Verification, axis: str, starts: Array, path: Path) -> None:
     """Power over the truth's by wavenumber, a row for each channel, at some leads.
 
+    A panel without any power to show, such as where land is in every row, says so.
+
     Args:
         found: a verification.
         axis: name of the axis that waves go along.
@@ -263,10 +286,15 @@ def draw_spectra(found: Verification, axis: str, starts: Array, path: Path) -> N
         )
         for row, c in enumerate(shown):
             for ax, lead in zip(grid[row], leads, strict=True):
-                for name, ratio in ratios.items():
-                    _line(ax, starts, ratio[lead, c], name)
                 ax.axhline(1, color="k", lw=0.6)
-                ax.set(xscale="log", yscale="log", ylim=(0.02, 5))
+                ax.set(xscale="log", yscale="log", xlim=_around(starts), ylim=(0.02, 5))
+                drawn = False
+                for name, ratio in ratios.items():
+                    known = np.isfinite(ratio[lead, c]) & (ratio[lead, c] > 0)
+                    _line(ax, starts, np.where(known, ratio[lead, c], np.nan), name)
+                    drawn |= bool(known.any())
+                if not drawn:
+                    ax.text(0.5, 0.4, "no whole row", transform=ax.transAxes, ha="center")
                 if row == 0:
                     ax.set_title(found.plan.labels[lead], fontsize=9)
             grid[row, 0].set_ylabel(plain(short(channels[c], 18)) + "\npower over truth's")
@@ -274,6 +302,11 @@ def draw_spectra(found: Verification, axis: str, starts: Array, path: Path) -> N
             ax.set_xlabel(f"wavenumber along {plain(axis)}")
         _legend(figure, grid[0, 0])
         _save(figure, path)
+
+
+def _around(starts: Array) -> tuple[float, float]:
+    """Limits of a logarithmic axis about wavenumbers, also where no line makes it."""
+    return 0.9 * float(starts.min()), 1.1 * float(starts.max())
 
 
 def _line(ax: Axes, at: Array, values: Array, name: str) -> None:

@@ -110,7 +110,8 @@ class Verification:
     def rows(self, units: Mapping[str, str]) -> dict[str, dict[str, Any]]:
         """Scores of the model by name, ``SCORE.CHANNEL.LEAD``, beside those of the baselines.
 
-        Of many leads some are listed, evenly spaced, the first and last among them. An interval is
+        Of many leads some are listed, evenly spaced, the first and last among them; a spectrum that
+        had no whole row to be taken from is not. An interval is
         1.96 standard deviations of the resamples to each side; none for a single initial time.
 
         Args:
@@ -122,6 +123,8 @@ class Verification:
             for c, channel in enumerate(self.frame.channels):
                 for number in spaced(len(self.plan.leads), LISTED):
                     at = (number, c)
+                    if not self._has_rows(score, at):
+                        continue
                     row = self._row(score, at, values)
                     row |= {"floor": IDEAL.get(score), "best": BEST.get(score, "low")}
                     if score == "rank_error":
@@ -130,6 +133,11 @@ class Verification:
                         row["unit"] = units[channel]
                     found[f"{score}.{channel}.{self.plan.labels[number]}"] = row
         return found
+
+    def _has_rows(self, score: str, at: tuple[int, int]) -> bool:
+        """Whether a score is none of a spectrum, or a row without missing cells went into it."""
+        kind, _, axis = score.partition(".")
+        return kind != "spectrum" or bool(self.tallies[MODEL].rows[axis][:, *at].any())
 
     def _row(
         self, score: str, at: tuple[int, int], values: Mapping[str, Numbers]

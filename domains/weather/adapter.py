@@ -30,7 +30,7 @@ from jitkit.domains.weather.opening import open_weather
 from jitkit.domains.weather.section import WeatherSection
 from jitkit.domains.weather.states import States
 from jitkit.domains.weather.view import sky
-from jitkit.errors import BadItem, DataError, listed
+from jitkit.errors import BadItem, DataError, RecipeError, listed
 from jitkit.fields import Condition, Field, Layout
 from jitkit.sections import DomainSection
 
@@ -203,11 +203,32 @@ class Weather:
         return duration(lead, "--lead").in_steps(self._learned().seconds, "--lead")
 
     def known(self, start: str) -> Sequence[Sample]:
-        """The states up to an initial time, oldest first, as many as the model is told."""
+        """The states up to an initial time, oldest first, as many as the model is told.
+
+        Raises:
+            DataError: cells are missing that never were in training.
+        """
         states = self._states()
         position = states.position(start)
         back = [states.after(position, -k) for k in range(states.inputs - 1, -1, -1)]
-        return [Sample(states.read(at)) for at in back if at is not None]
+        found = {states.name(at): states.read(at) for at in back if at is not None}
+        for name, values in found.items():
+            self._check_missing(name, values)
+        return [Sample(values) for values in found.values()]
+
+    def _check_missing(self, name: str, values: Array) -> None:
+        arrays = self._arrays.known()
+        new = ~np.isfinite(values)
+        if arrays.never is not None:
+            new &= ~arrays.never
+        if arrays.layout.missing:
+            new[arrays.statistics.sometimes_missing()] = False
+        counts = {c: int(n) for c, n in zip(arrays.layout.channels, new.sum((1, 2)), strict=True)}
+        if told := [f"{n} cell{'s' * (n > 1)} of {c}" for c, n in counts.items() if n]:
+            raise DataError(
+                f"in the state of {name} {listed(told)} lack values, which training never did; "
+                "begin at another time, or fill them in the data"
+            )
 
     def told(self, start: str, step: int, states: Sequence[Sample]) -> Field:
         """Past states, forcings of the time that is predicted, static maps; where there are data.
@@ -264,7 +285,16 @@ class Weather:
         )
 
     def recorded(self, path: Path) -> Mapping[str, Any] | None:
-        """How the forecasts of a store were made; None where it is none."""
+        """How the forecasts of a store were made; None where it is none.
+
+        Raises:
+            RecipeError: nothing is there yet, and the name is not that of a Zarr store.
+        """
+        if path.suffix not in ("", ".zarr") and not path.exists():
+            raise RecipeError(
+                f"{path}: forecasts are written as a Zarr store; name it {path.stem}.zarr (xarray "
+                "makes NetCDF of it afterwards: open_zarr, then to_netcdf)"
+            )
         return recorded(path)
 
     def _states(self) -> States:

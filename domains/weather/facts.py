@@ -25,7 +25,7 @@ from jitkit.progress import bar
 Array = np.ndarray[Any, np.dtype[Any]]
 
 FORMAT = 1
-ASKED = ("task", "inputs", "target", "forcings", "static")
+ASKED = ("task", "inputs", "target", "forcings", "static", "accumulate")
 """Keys of the section that a trained model cannot do otherwise."""
 
 

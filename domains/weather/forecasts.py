@@ -10,6 +10,7 @@ good. Zarr version 2, which every reader of Zarr knows.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jitkit.domains.arrays.items import Sample
+from jitkit.progress import warn
 
 if TYPE_CHECKING:
     import xarray
@@ -28,6 +30,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 TIME, NUMBER, LEAD, VALID = "time", "number", "prediction_timedelta", "valid_time"
 RECORD = "jitkit_forecast"  # global attribute
+MANY_FILES = 100_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +70,7 @@ class Frame:
 
 
 class Forecasts:
-    """The file; made where it is not there."""
+    """The file; made where it is not there, and the number of its chunks told where large."""
 
     def __init__(
         self,
@@ -132,6 +135,12 @@ class Forecasts:
         return whole
 
     def _make(self, starts: list[Any], valid: Array, leads: Array) -> None:
+        files = len(self._frame.fields) * math.prod(self._shape)
+        if files > MANY_FILES:
+            warn(
+                f"the forecasts are {files:,} files, one for each variable, start, member and "
+                "lead; where the file system limits their number, ask for fewer starts at a time"
+            )
         self._coords(starts, valid, leads).to_zarr(self.path, zarr_format=2, consolidated=False)
         level, grid = self._frame.level, self._frame.grid
         for field in self._frame.fields:

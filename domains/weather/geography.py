@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from jitkit.domains.stores.store import Readable
 
 
+EMPTIED = (
+    ". Overrides add to the variables of a recipe; to replace them give domain.variables=null first"
+)
+
+
 @dataclass(frozen=True)
 class Dims:
     """The dimensions of fields, by the part they have."""
@@ -41,7 +46,7 @@ def named(store: Readable, asked: Variables | None) -> dict[str, list[float] | N
         for name, levels in asked.items():
             if name not in store.variables and not by_level(store, name, levels or ()):
                 known = listed(store.variables, 20)
-                near = nearest(name, store.variables)
+                near = nearest(name, store.variables) or EMPTIED
                 raise DataError(
                     f"{store.path}: no variable {name!r} (domain.variables); it has {known}{near}"
                 )

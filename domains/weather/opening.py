@@ -30,7 +30,7 @@ from jitkit.domains.weather.geography import (
     places,
 )
 from jitkit.domains.weather.section import WeatherSection
-from jitkit.domains.weather.sphere import Between, Blocks
+from jitkit.domains.weather.sphere import Between, Blocks, outside
 from jitkit.domains.weather.times import step_of, sums_of, tell_gaps, times_of, used, whole
 from jitkit.domains.weather.view import Coarse, Plain, Sky, Source, View
 from jitkit.errors import DataError, RecipeError, listed, nearest
@@ -122,6 +122,8 @@ def open_weather(section: WeatherSection) -> Weather:
     spacing = duration(section.lead).in_steps(step, "domain.lead") if section.lead else 1
     asked = _as_arrays(section, store, dims, sources, list(maps))
     data = open_data(asked, view, spacing=spacing)
+    if coarse is not None:
+        _check_covered(coarse, store, dims, data, section)
     tell_gaps(data, dims.time, section.path)
     return Weather(section, store, dims, view, channels, level, step, data)
 
@@ -293,6 +295,29 @@ def _coarse(
     channels = find_channels(coarse, theirs, names, section, entries)
     grid = ((theirs.y, theirs.x), (dims.y, dims.x))
     return {f"{COARSE}{c.name}": Coarse(c.source, between, grid, shape) for c in channels}
+
+
+def _check_covered(
+    coarse: Readable, store: Readable, dims: Dims, data: Data, section: WeatherSection
+) -> None:
+    """The cells of the recipe lie within those of the coarse store."""
+    assert section.coarse is not None
+    theirs = find_dims(coarse, named(coarse, section.coarse.variables or section.variables))
+    rows, columns = _latlon(store, dims)
+    fine = rows[data.plan.entries[dims.y]], columns[data.plan.entries[dims.x]]
+    source = _latlon(coarse, theirs)
+    kinds = zip((dims.y, dims.x), fine, source, outside(source, fine), strict=True)
+    beyond = [
+        f"{int(far.sum())} of {len(far)} entries of {dim} ({x[far].min():g} to {x[far].max():g}) "
+        f"are outside of {s.min():g} to {s.max():g}"
+        for dim, x, s, far in kinds
+        if far.any()
+    ]
+    if beyond:
+        raise DataError(
+            f"domain.coarse: {coarse.path} does not cover the fine grid: {'; '.join(beyond)} by "
+            "more than half a coarse cell; take a part of the fine grid by domain.select"
+        )
 
 
 def _latlon(store: Readable, dims: Dims) -> tuple[Array, Array]:

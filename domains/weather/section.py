@@ -9,11 +9,12 @@ from pydantic import Field as Limit
 
 from jitkit.domains.arrays.section import Drop
 from jitkit.domains.arrays.splits import Selection, SplitsSection
-from jitkit.domains.weather.durations import duration
+from jitkit.domains.weather.durations import SECONDS, Duration, duration
 from jitkit.errors import RecipeError, listed
 from jitkit.sections import Count, DomainSection, Natural, Section
 
 Task = Literal["unconditional", "forecast", "downscaling"]
+DAY = SECONDS["d"]
 Forcing = Literal["cos_zenith", "toa_radiation", "dayofyear", "hour"]
 
 
@@ -112,7 +113,8 @@ class WeatherSection(DomainSection):
     static: list[str] = []
     """Variables or coordinates without time, as maps: orography, a land-sea mask, latitude."""
     every: str | None = None
-    """Use the times of day that are multiples of this from midnight: `6h` of hourly data."""
+    """Use the times of day that are multiples of this from midnight: `6h` of hourly data; what
+    divides a day, or a number of steps, `8 steps`."""
     select: dict[str, Selection] = {}
     """Part of a dimension: `{latitude: {from: 30, to: 72}}`, or one member: `{number: [0]}`."""
     area_weights: bool = True
@@ -147,6 +149,8 @@ class WeatherSection(DomainSection):
         for key in ("lead", "every"):
             if (text := getattr(self, key)) is not None:
                 duration(text, key)
+        if self.every is not None:
+            _divides_the_day(duration(self.every, "every"))
         for name, text in self.accumulate.items():
             duration(text, f"accumulate.{name}")
         if self.task == "downscaling" and self.coarse is None:
@@ -181,6 +185,15 @@ class WeatherSection(DomainSection):
         if isinstance(self.condition_drop, dict):
             return self.condition_drop.get(name, 0.0)
         return self.condition_drop
+
+
+def _divides_the_day(every: Duration) -> None:
+    """Times are counted from midnight, so that others would fall on other hours each day."""
+    if every.unit != "steps" and DAY % every.seconds:
+        raise RecipeError(
+            f"every: {every} does not divide a day, and hours are counted from midnight; take 1h, "
+            "2h, 3h, 4h, 6h, 8h, 12h or 24h, or a number of steps of the data such as '8 steps'"
+        )
 
 
 _TASKS: dict[str, Task] = {

@@ -15,6 +15,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 POLE = 90.0
 CIRCLE = 360.0
+ROUNDING = 1e-3  # degrees
 
 
 def latitude_edges(latitudes: Array) -> Array:
@@ -112,8 +113,10 @@ class Blocks:
 class Between:
     """Bilinear interpolation from one latitude-longitude grid to another.
 
-    A longitude that goes round the globe has no seam. Beyond the first and the last row or column
-    their values are taken. Of four neighbours those with data count.
+    A longitude that goes round the globe has no seam, and one of a region may be counted from
+    elsewhere than the target's. Beyond the first and the last row or column their values are
+    taken; `outside` says where that is further than their cells reach. Of four neighbours those
+    with data count.
 
     Attributes:
         rows, columns: of each target row (column) the two source ones beside it, (n, 2).
@@ -128,11 +131,10 @@ class Between:
     @classmethod
     def grids(cls, source: tuple[Array, Array], target: tuple[Array, Array]) -> Between:
         """From (latitudes, longitudes) to (latitudes, longitudes), in degrees."""
-        circle = abs(longitude_widths(source[1]).sum() - CIRCLE) < 1e-3
-        return cls(
-            *_beside(source[0], target[0], None),
-            *_beside(source[1], target[1], CIRCLE if circle else None),
-        )
+        rows = _beside(source[0], target[0], None)
+        if _closes(source[1]):
+            return cls(*rows, *_beside(source[1], target[1], CIRCLE))
+        return cls(*rows, *_beside(*_one_branch(source[1], target[1]), None))
 
     def __call__(self, values: Array) -> Array:
         """Source (..., n, m) to target (..., N, M), float32, NaN where none of four has data."""
@@ -146,6 +148,36 @@ class Between:
                 weight = weight + share
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.where(weight > 1e-6, total / weight, np.nan).astype(np.float32)
+
+
+def outside(source: tuple[Array, Array], target: tuple[Array, Array]) -> tuple[Array, Array]:
+    """Which rows and columns of a grid lie beyond the cells of another, (n,) and (m,) bool.
+
+    Args:
+        source: latitudes and longitudes whose cells (half a step to each side, up to a pole that
+            is near) are to cover the others.
+        target: latitudes (n,) and longitudes (m,).
+    """
+    edges, rows = latitude_edges(source[0]), np.asarray(target[0], np.float64)
+    beyond = (rows < edges.min() - ROUNDING) | (rows > edges.max() + ROUNDING)
+    if _closes(source[1]):
+        return beyond, np.zeros(len(target[1]), bool)
+    columns, wanted = _one_branch(source[1], target[1])
+    halves = longitude_widths(columns) / 2
+    low, high = (columns - halves).min(), (columns + halves).max()
+    return beyond, (wanted < low - ROUNDING) | (wanted > high + ROUNDING)
+
+
+def _closes(longitudes: Array) -> bool:
+    return bool(abs(longitude_widths(longitudes).sum() - CIRCLE) < 1e-3)
+
+
+def _one_branch(source: Array, target: Array) -> tuple[Array, Array]:
+    """Longitudes of a region without a jump, and others within half a circle of its middle."""
+    columns = np.unwrap(np.asarray(source, np.float64), period=CIRCLE)
+    middle = (columns.min() + columns.max()) / 2
+    away = (np.asarray(target, np.float64) - middle + CIRCLE / 2) % CIRCLE - CIRCLE / 2
+    return columns, middle + away
 
 
 def _beside(source: Array, target: Array, period: float | None) -> tuple[Array, Array]:

@@ -37,6 +37,7 @@ def used(store: Readable, times: Array, section: WeatherSection) -> Array:
         if every.unit == "steps":
             used &= np.arange(len(times)) % every.amount == 0
         else:
+            every.in_steps(step_of(times), "domain.every")
             used &= _since_midnight(times) % every.seconds == 0
     if not used.any():
         raise DataError(

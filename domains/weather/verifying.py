@@ -24,6 +24,7 @@ from jitkit.domains.verification.verify import MODEL, Plan, Verification
 from jitkit.domains.verification.verify import verify as verified
 from jitkit.domains.weather.durations import duration, in_words
 from jitkit.domains.weather.section import VerifySection
+from jitkit.domains.weather.sphere import cell_areas
 from jitkit.errors import DataError
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def verify(
     Raises:
         DataError: the data are not at hand, or the held-out split is too short.
     """
-    states = domain.states()
+    states, notes = domain.states(), list[str]()
     if section.forecasts is None:
         longest = duration(section.lead, "domain.verify.lead").in_steps(
             states.step_seconds, "domain.verify.lead"
@@ -124,14 +125,17 @@ def verify(
         starts, leads = held_out(states, longest, section.inits), list(range(1, longest + 1))
         model: System = RolledOut(states, roll_out, section.members, longest)
     else:
-        file = ForecastFile(Path(section.forecasts), states, MODEL)
-        starts, leads, model = file.starts, file.leads, file
+        file = ForecastFile(Path(section.forecasts), states, MODEL, grid_of(domain))
+        starts, leads, model = kept_out(states, file), file.leads, file
+        if len(starts) < len(file.starts):
+            left = len(file.starts) - len(starts)
+            told = f"{left} of {len(file.starts)} initial times in {section.forecasts} are left out"
+            notes.append(f"{told}: they or what came after are not held out")
     labels = [in_words(k * states.step_seconds) for k in leads]
     plan = Plan(starts, leads, labels, seed)
     axes = [(axis.name, axis.kind) for axis in domain.layout.axes]
-    weights = np.ones(domain.layout.grid) if domain.weights is None else domain.weights
-    frame = Frame(states.channels, axes, np.asarray(weights, np.float64))
-    against = baselines(
+    frame = Frame(states.channels, axes, areas_of(domain, states))
+    against, lacking = baselines(
         states,
         kinds=[kind for _, kind in axes],
         members=model.members,
@@ -157,6 +161,7 @@ def verify(
             "block": found.block,
         },
         "table": table(rows, found, units),
+        "notes": notes + lacking,
         "pictures": draw(found, watched.shown, states, land_of(domain), folder),
     }
 
@@ -180,6 +185,45 @@ def held_out(states: States, longest: int, inits: int) -> list[int]:
             "domain.verify.lead, or hold out more by domain.val"
         )
     return [found[i] for i in spaced(len(found), inits)]
+
+
+def kept_out(states: States, file: ForecastFile) -> list[int]:
+    """Starts of a file that are held out, with all states that their forecasts are scored by.
+
+    Raises:
+        DataError: there is none.
+    """
+    members = set(states.val.tolist())
+    reached = {p: [states.after(p, k) for k in (0, *file.leads)] for p in file.starts}
+    found = [p for p, ahead in reached.items() if {at for at in ahead if at is not None} <= members]
+    if not found:
+        raise DataError(
+            f"none of the {len(reached)} initial times of the forecasts "
+            f"({states.name(file.starts[0])} to {states.name(file.starts[-1])}) is held out "
+            f"with what came after; the held-out split is {states.name(int(states.val[0]))} to "
+            f"{states.name(int(states.val[-1]))} (domain.val or domain.splits)"
+        )
+    return found
+
+
+def areas_of(domain: Weather, states: States) -> Array:
+    """Weights of the cells, (rows, columns): their areas where latitudes are known, also if the
+    model was trained without ``area_weights``."""
+    if domain.weights is not None:
+        return np.asarray(domain.weights, np.float64)
+    if states.latitude is None or states.longitude is None:
+        return np.ones(domain.layout.grid)
+    return cell_areas(states.latitude, states.longitude)
+
+
+def grid_of(domain: Weather) -> dict[str, Array | None]:
+    """The grid's dimensions by name, with their coordinates where the data have some."""
+    known = domain.facts()["arrays"]["output"]["coords"]
+    found: dict[str, Array | None] = {}
+    for axis in domain.layout.axes:
+        values = np.asarray(known[axis.name]["values"]) if axis.name in known else np.zeros(0, str)
+        found[axis.name] = values.astype(float) if values.dtype.kind in "fiu" else None
+    return found
 
 
 def draw(
