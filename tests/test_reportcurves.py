@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -123,6 +123,7 @@ def test_smoothing_leaves_a_straight_line_and_its_start_alone() -> None:
 
 
 @given(st.lists(st.floats(1e-9, 1e9), min_size=1, max_size=6), st.booleans())
+@example([607593835.0, 605093893.0], False)
 def test_an_axis_holds_its_values_between_ticks(values: list[float], log: bool) -> None:
     axis = logarithmic(values) if log else linear(values)
     places = [axis.place(value) for value in values]

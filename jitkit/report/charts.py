@@ -93,7 +93,13 @@ class Axis:
         return (value - self.low) / (self.high - self.low)
 
     def marks(self) -> list[Tick]:
-        return [Tick(round(100 * self.place(tick), 2), short(tick)) for tick in self.ticks]
+        """Where ticks stand, in hundredths of the axis, each with figures enough to differ."""
+        for figures in range(3, 16):
+            texts = [short(tick, figures=figures) for tick in self.ticks]
+            if len(set(texts)) == len(texts):
+                break
+        places = [round(100 * self.place(tick), 2) for tick in self.ticks]
+        return [Tick(place, text) for place, text in zip(places, texts, strict=True)]
 
 
 def chart(
@@ -235,7 +241,7 @@ def summary(line: Line, x_label: str) -> str:
     return f"{line.name}: {', '.join(dict.fromkeys(ends))}, {lowest}"
 
 
-def short(number: float, *, exact: bool = False) -> str:
+def short(number: float, *, exact: bool = False, figures: int = 3) -> str:
     """A number in few characters; with ``exact`` a whole one keeps all its digits.
 
     >>> [short(number) for number in (0.08131, 1234567, 4e5, 2000, 5e-4, 1e-5, 0)]
@@ -247,17 +253,17 @@ def short(number: float, *, exact: bool = False) -> str:
     if exact and number == round(number) and size < 1e15:
         return f"{number:,.0f}"
     if size >= 1e15 or 0 < size < 1e-4:
-        digits, _, power = f"{number:.2e}".partition("e")
+        digits, _, power = f"{number:.{figures - 1}e}".partition("e")
         return f"{digits.rstrip('0').rstrip('.')}e{int(power)}"
     for unit, text in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
         if size >= unit * 0.9995:
-            return f"{_three(number / (1e3 if text == 'k' else unit))}{text}"
-    return f"{number:,.0f}" if size >= 1000 else _three(number)
+            return f"{_plain(number / (1e3 if text == 'k' else unit), figures)}{text}"
+    return f"{number:,.{max(0, figures - 4)}f}" if size >= 1000 else _plain(number, figures)
 
 
-def _three(number: float) -> str:
-    """Three figures without an exponent, and without zeros at the end."""
-    decimals = max(0, 2 - floor(log10(abs(number)))) if number else 0
+def _plain(number: float, figures: int) -> str:
+    """So many figures without an exponent, and without zeros at the end."""
+    decimals = max(0, figures - 1 - floor(log10(abs(number)))) if number else 0
     text = f"{number:.{decimals}f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
 
