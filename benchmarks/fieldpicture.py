@@ -18,6 +18,7 @@ from benchmarks.gaussian import (
     GaussianFields,
     standardized,
 )
+from jitkit.files import written_aside
 
 SHOWN = 2  # fields of each kind
 TITLES = ("true", "sampled", "exact, same noise")
@@ -51,10 +52,8 @@ def draw_picture(
     found = fields.line_power_of(standardized(sampled))
     _draw_spectrum(line, k, np.stack([fields.line_power] * 2), found, "line (latitude), Hann taper")
     _draw_jumps(seam, fields, sampled)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.part")
-    figure.savefig(aside, format="png", dpi=80)
-    aside.replace(path)
+    with written_aside(path) as aside:
+        figure.savefig(aside, format="png", dpi=80)
 
 
 def _draw_fields(figure: Any, fields: GaussianFields, kinds: Sequence[Array]) -> None:

@@ -45,6 +45,7 @@ from jitkit.domains.verification.scores import Frame
 from jitkit.domains.verification.seasons import States
 from jitkit.domains.verification.verify import MODEL, Plan, Verification, verify
 from jitkit.domains.weather.verifying import grid_of
+from jitkit.files import written_aside
 from jitkit.run import environment, write_text
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -246,9 +247,8 @@ def picture(maps: Path, scores: Path, path: Path) -> None:
     both = Image.new("RGB", (above.width, above.height + below.height), "white")
     both.paste(above, (0, 0))
     both.paste(below, (0, above.height))
-    aside = path.with_name(f".{path.name}.part")
-    both.quantize(256).save(aside, format="PNG", optimize=True)
-    aside.replace(path)
+    with written_aside(path) as aside:
+        both.quantize(256).save(aside, format="PNG", optimize=True)
 
 
 def main() -> None:

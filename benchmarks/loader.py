@@ -78,7 +78,7 @@ def write(folder: Path, steps: int) -> None:
 
 
 class Items(Sequence[Any]):
-    """Every step of all levels, chunked as `jitkit.domain.Chunked` asks."""
+    """Every step of all levels, chunked as `jitkit.abilities.Chunked` asks."""
 
     def __init__(self, path: Path, threads: int, buffer_bytes: int) -> None:
         from jitkit.domains.stores.store import Store

@@ -10,11 +10,11 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, sqrt
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, ClassVar, Literal, overload
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, overload
 
 import numpy as np
 from PIL import Image
@@ -24,6 +24,7 @@ from jitkit.domain import Measure, Split
 from jitkit.domains.measures import Array, frechet, lower_is_better
 from jitkit.errors import BadItem, DataError, listed
 from jitkit.fields import Axis, Category, Condition, Field, Layout
+from jitkit.files import written_aside
 from jitkit.sections import Count, DomainSection, EvaluateSection
 
 CHANNELS = {1: ("grey",), 3: ("red", "green", "blue"), 4: ("red", "green", "blue", "alpha")}
@@ -125,7 +126,8 @@ class Pictures:
         if None not in labels:
             arrays.append(np.array(labels, np.int64))
         archive = path / "samples.npz"
-        _write_aside(archive, lambda file: np.savez(file, *arrays))
+        with written_aside(archive) as aside, aside.open("wb") as file:
+            np.savez(file, *arrays)
         return [*files, _write_png(path / "grid.png", self.preview(kept)), archive]
 
     def scorer(self, section: EvaluateSection) -> tuple[FeatureScorer | None, list[str]]:
@@ -182,15 +184,9 @@ def _image(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> Image.Image:
 
 
 def _write_png(path: Path, image: Image.Image) -> Path:
-    return _write_aside(path, lambda file: image.save(file, format="PNG"))
-
-
-def _write_aside(path: Path, write: Callable[[BinaryIO], object]) -> Path:
-    """Write beside ``path`` and rename, so that no half file ever has its name."""
-    aside = path.with_name(f".{path.name}.part")
-    with aside.open("wb") as file:
-        write(file)
-    return aside.replace(path)
+    with written_aside(path) as aside:
+        image.save(aside, format="PNG")
+    return path
 
 
 @lower_is_better

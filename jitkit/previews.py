@@ -9,6 +9,7 @@ from typing import Any
 
 from jitkit.domain import Domain
 from jitkit.errors import JitkitError
+from jitkit.files import written_aside
 from jitkit.generate import conditions_for, generate
 from jitkit.learner import Learner
 from jitkit.parallel import Team
@@ -69,7 +70,5 @@ class Previews:
 
 
 def _save_picture(picture: Any, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.part")
-    picture.save(aside, format="PNG")
-    aside.replace(path)
+    with written_aside(path) as aside:
+        picture.save(aside, format="PNG")

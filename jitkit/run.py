@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from jitkit.errors import JitkitError, RecipeError
+from jitkit.files import written_aside
 
 try:
     import fcntl
@@ -63,10 +64,8 @@ def choose_folder(name: str, run: Path | None, *, new: bool) -> Path:
 
 def write_text(path: Path, text: str) -> None:
     """Write a small file aside and rename it, so that it is never half there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.part")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
+    with written_aside(path) as aside:
+        aside.write_text(text, encoding="utf-8")
 
 
 def environment() -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jitkit.files import written_aside
 from jitkit.scoring import cost
 
 if TYPE_CHECKING:
@@ -35,10 +36,8 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     panel = figure.add_subplot()
     (_line if len(keys) == 1 else _map)(panel, result, keys)
     panel.set_title(_title(result, keys), fontsize=10, loc="left")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.part")
-    figure.savefig(aside, format="png", dpi=150)
-    aside.replace(path)
+    with written_aside(path) as aside:
+        figure.savefig(aside, format="png", dpi=150)
 
 
 def _title(result: Mapping[str, Any], keys: Sequence[str]) -> str:

@@ -33,6 +33,7 @@ from queue import SimpleQueue
 from typing import Any, Literal, Protocol
 
 from jitkit.errors import JitkitError, listed, nearest
+from jitkit.files import written_aside
 from jitkit.progress import warn
 
 BACKENDS = ("tensorboard", "wandb", "mlflow")
@@ -430,7 +431,5 @@ def _noted(path: Path) -> dict[str, Any]:
 
 
 def _note(path: Path, facts: Mapping[str, Any]) -> None:
-    """Written aside and renamed, so that it is never half there."""
-    aside = path.with_name(f".{path.name}.part")
-    aside.write_text(json.dumps(facts), encoding="utf-8")
-    aside.replace(path)
+    with written_aside(path) as aside:
+        aside.write_text(json.dumps(facts), encoding="utf-8")

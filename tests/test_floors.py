@@ -23,7 +23,7 @@ FLOORS = """
     processes    tracking meter stop sampler guidance optim ema parallel progress memory
     network      denoiser transformer conditions layers
     mathematics  flow rope patches centring seeds
-    words        abilities domain sections fields errors
+    words        abilities domain sections fields files errors
 """
 """From top to bottom, and from left to right: a module imports only from what follows it."""
 
@@ -32,7 +32,8 @@ PURE = ORDER[ORDER.index("denoiser") :]
 PURE_MAY_IMPORT = {"torch", "einops"}
 BESIDES = {"sections": {"pydantic"}, "domain": {"numpy", "PIL"}, "abilities": {"numpy"}}  # types
 DOMAINS_MAY_IMPORT = {
-    f"jitkit.{name}" for name in ("abilities", "domain", "sections", "fields", "errors", "progress")
+    f"jitkit.{name}"
+    for name in ("abilities", "domain", "sections", "fields", "files", "errors", "progress")
 }
 
 MODULES = sorted(

@@ -192,7 +192,7 @@ class Arrays:
         return reads(self.data())
 
     def fetch(self, folder: Path) -> list[str]:
-        """Copy what the recipe reads, see `jitkit.domain.Fetchable`."""
+        """Copy what the recipe reads, see `jitkit.abilities.Fetchable`."""
         from jitkit.domains.arrays.reads import copy_of
 
         return copy_of(self, folder, threads=self.data().items("train").threads)

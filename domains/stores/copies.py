@@ -9,7 +9,6 @@ FOLDER.part/            the copy until it is whole, then FOLDER
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import threading
 import zlib
@@ -22,6 +21,7 @@ import numpy as np
 
 from jitkit.domains.stores.chunks import Array
 from jitkit.errors import DataError, listed
+from jitkit.files import written_aside
 from jitkit.progress import bar
 
 if TYPE_CHECKING:
@@ -145,10 +145,8 @@ class Copy:
             file.write(line.encode())
 
     def _put(self, path: Path, data: bytes) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.part")
-        aside.write_bytes(data)
-        os.replace(aside, path)
+        with written_aside(path) as aside:
+            aside.write_bytes(data)
 
     def frame(self, write: Callable[[Path], None]) -> None:
         """Everything but chunks, written by ``write`` into a folder that it is given."""

@@ -11,6 +11,7 @@ import numpy as np
 from jitkit.domains.scores.summaries import spaced
 from jitkit.domains.verification.verify import LISTED, MODEL, Verification
 from jitkit.errors import listed
+from jitkit.files import written_aside
 
 if TYPE_CHECKING:
     import xarray
@@ -124,7 +125,5 @@ def dataset(found: Verification, step_seconds: float) -> xarray.Dataset:
 
 def write_dataset(data: xarray.Dataset, path: Path) -> None:
     """As NetCDF, aside and renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.part")
-    data.to_netcdf(aside, engine="h5netcdf")
-    aside.replace(path)
+    with written_aside(path) as aside:
+        data.to_netcdf(aside, engine="h5netcdf")

@@ -15,6 +15,7 @@ from jitkit.domains.scores.summaries import spaced
 from jitkit.domains.verification.projection import Map
 from jitkit.domains.verification.verify import MODEL, REACH, Verification
 from jitkit.errors import listed
+from jitkit.files import written_aside
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -335,7 +336,5 @@ def _legend(figure: Figure, ax: Axes) -> None:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.part")
-    figure.savefig(aside, format="png")
-    aside.replace(path)
+    with written_aside(path) as aside:
+        figure.savefig(aside, format="png")

@@ -105,7 +105,7 @@ class Watched:
 def verify(
     domain: Weather, section: VerifySection, roll_out: RollOut, folder: Path, *, seed: int
 ) -> dict[str, Any]:
-    """Roll out ensembles over held-out times and score them, as `jitkit.domain.Verifies` says.
+    """Roll out ensembles over held-out times and score them, as `jitkit.abilities.Verifies` says.
 
     Args:
         domain: with its data at hand.
