@@ -64,6 +64,16 @@ def read_best(folder: Path) -> tuple[dict[str, Any], str | None, int | None]:
     return keys, None if mean is None else str(mean), step
 
 
+def named(overrides: Overrides) -> list[str]:
+    """The keys that overrides are of.
+
+    >>> named(["sample.guidance=3", "ema=0.99"]), named({"sample.steps": 20})
+    (['sample.guidance', 'ema'], ['sample.steps'])
+    """
+    words = [overrides] if isinstance(overrides, str) else overrides
+    return [word.partition("=")[0] for word in words]
+
+
 def with_best(
     folder: Path, overrides: Overrides, ema: float | str | None
 ) -> tuple[Overrides, float | str | None]:
@@ -75,8 +85,7 @@ def with_best(
     """
     keys, mean, step = read_best(folder)
     asked = [overrides] if isinstance(overrides, str) else overrides
-    named = {word if isinstance(asked, Mapping) else word.partition("=")[0] for word in asked}
-    used = {key: value for key, value in keys.items() if key not in named}
+    used = {key: value for key, value in keys.items() if key not in named(overrides)}
     words = [f"{key}={json.dumps(value)}" for key, value in used.items()]
     shown = words + ([f"ema {mean}"] if mean is not None and ema is None else [])
     if shown:

@@ -369,12 +369,10 @@ def load(
     if domain is not None:
         _check_fits(denoiser, domain, found.path)
         denoiser.domain = domain
-    own = ema == "none" or (ema is None and not found.means)
-    name = None if own else mean_named(found, ema)
-    made = None
-    if name is not None and name not in found.means:
-        made = made_mean(found.run, name, found.step)
-    path = made or found.path / ("model.safetensors" if name is None else f"ema-{name}.safetensors")
+    name = mean_named(found, ema)
+    path = found.path / ("model.safetensors" if name == "none" else f"ema-{name}.safetensors")
+    if name not in ("none", *found.means):
+        path = made_mean(found.run, name, found.step) or path
     load_weights(denoiser.network, read_tensors(path), str(path))
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -512,7 +510,15 @@ def restore(found: Checkpoint, denoiser: Denoiser, ema: EMA, optimizer: Optimize
 
 
 def mean_named(found: Checkpoint, asked: float | str | None) -> str:
-    """The name of a running mean that a checkpoint holds, or that was made for its run."""
+    """The name of a running mean that a checkpoint holds, or that was made for its run.
+
+    ``"none"`` stands for the weights themselves, which are meant where it holds no mean.
+
+    Raises:
+        CheckpointError: there is no such mean.
+    """
+    if asked == "none" or (asked is None and not found.means):
+        return "none"
     if asked is None:
         return found.means[0]
     name = _canonical(str(asked))

@@ -99,16 +99,13 @@ def sample(
     told = dict(pairs)
     if len(told) < len(pairs):
         raise ConditionError(f"--cond is given twice for {listed(_repeated(pairs))}")
-    from jitkit.best import with_best
     from jitkit.generate import conditions_for, generate
     from jitkit.parallel import team
     from jitkit.run import choose_folder
-    from jitkit.trained import folder_of, found_in, ready, settings
+    from jitkit.trained import asked, ready
 
-    found = found_in(run)
-    words, mean = with_best(folder_of(found.path), overrides, ema)
-    recipe = settings(folder_of(found.path), words)
-    near = folder_of(found.path) / "samples" / f"step-{found.step}-seed-{recipe.sample.seed}"
+    found, own, recipe, mean = asked(run, overrides, ema)
+    near = own / "samples" / f"step-{found.step}-seed-{recipe.sample.seed}"
     folder = out or choose_folder(near.name, near, new=True)
     with team() as ours:
         denoiser, section = ready(recipe, found, mean), recipe.sample
@@ -164,24 +161,22 @@ def forecast(
     """
     if members < 1:
         raise RecipeError(f"--members {members} must be at least 1")
-    from jitkit.best import with_best
+    from jitkit.checkpoint import mean_named
     from jitkit.forecast import Asked
     from jitkit.forecast import forecast as roll_out
     from jitkit.parallel import team
-    from jitkit.trained import folder_of, found_in, ready, settings
+    from jitkit.trained import asked, ready
 
-    found = found_in(run)
-    words, mean = with_best(folder_of(found.path), overrides, ema)
-    recipe = settings(folder_of(found.path), words)
+    found, _, recipe, mean = asked(run, overrides, ema)
     model = {
         "checkpoint": str(found.path),
-        "ema": mean or [*found.means, "none"][0],
+        "ema": mean or mean_named(found, None),
         "domain": recipe.domain.model_dump(mode="json"),
     }
     with team() as ours:
         denoiser = ready(recipe, found, mean)
-        asked = Asked(tuple(init), lead, members, model)
-        file = roll_out(denoiser, recipe.sample, asked, out, team=ours)
+        wanted = Asked(tuple(init), lead, members, model)
+        file = roll_out(denoiser, recipe.sample, wanted, out, team=ours)
     if ours.leads:
         print(file)
 

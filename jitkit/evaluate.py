@@ -234,7 +234,7 @@ class _RollOuts:
         self, denoiser: Denoiser, sampling: SampleSection, guide: Denoiser | None
     ) -> Judged:
         seed = self.section.seed
-        roll_out = RollOut(denoiser, sampling.model_copy(update={"seed": seed}))
+        roll_out = RollOut(denoiser, sampling.model_copy(update={"seed": seed}), guide=guide)
         # all call the network, whose parts they may hold; rank 0 alone writes into the run
         with TemporaryDirectory(prefix="jitkit-") as aside:
             folder = self.folder if self.team.leads else Path(aside)
@@ -250,7 +250,7 @@ def steady(denoiser: Denoiser, sampling: SampleSection, team: Team) -> SampleSec
     """
     if sampling.batch_size is not None:
         return sampling
-    fits = int(-team.highest([-fitting_batch(denoiser)])[0])
+    fits = team.lowest(fitting_batch(denoiser))
     size = 1 << (min(fits, LARGEST_BATCH).bit_length() - 1)
     return sampling.model_copy(update={"batch_size": size})
 
@@ -302,11 +302,11 @@ def table(result: Mapping[str, Any]) -> str:
     if "table" in result:  # a domain's own
         return "\n".join([str(result["table"]), *(f"note: {text}" for text in _notes(result))])
     rows = [("", "value", "95 % interval", "held out")]
-    rows += [(name, *_cells(score)) for name, score in result["scores"].items()]
-    widths = [max(len(cells[i]) for cells in rows) for i in range(4)]
+    rows += [(name, *cells(score)) for name, score in result["scores"].items()]
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
     lines = [
-        "  " + "  ".join((cells[0].ljust(widths[0]), *map(str.rjust, cells[1:], widths[1:])))
-        for cells in rows
+        "  " + "  ".join((row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])))
+        for row in rows
     ]
     return "\n".join([f"{_head(result)}:", *lines, *(f"note: {text}" for text in _notes(result))])
 
@@ -318,7 +318,7 @@ def _head(result: Mapping[str, Any]) -> str:
     return f"{result['samples']} samples{of_seeds} in {result['seconds']:.0f} s{held_out}"
 
 
-def _cells(score: Mapping[str, Any]) -> tuple[str, str, str]:
+def cells(score: Mapping[str, Any]) -> tuple[str, str, str]:
     """Value, interval and floor in words."""
     low, high = score["interval"]
     value = "says nothing" if score["value"] is None else f"{score['value']:.4g}"

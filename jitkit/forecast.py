@@ -61,7 +61,12 @@ class RollOut:
     """Members of a start, step by step: ``roll_out("2020-01-01T00", range(8), 40)``."""
 
     def __init__(
-        self, denoiser: Denoiser, section: SampleSection, *, batch_size: int | None = None
+        self,
+        denoiser: Denoiser,
+        section: SampleSection,
+        *,
+        batch_size: int | None = None,
+        guide: Denoiser | None = None,
     ) -> None:
         """Make ready.
 
@@ -69,13 +74,14 @@ class RollOut:
             denoiser: a model whose domain is `Sequential`.
             section: section ``sample`` of a recipe; its seed is the members'.
             batch_size: members made at once; by the section or the memory where not given.
+            guide: the weaker model of autoguidance; the one that the section names where not given.
 
         Raises:
             JitkitError: the domain is something else.
         """
         self.denoiser, self.domain, self.section = denoiser, sequential(denoiser), section
         self.batch_size = batch_size or section.batch_size or fitting_members(denoiser)
-        self._guide = guide_of(denoiser, section)
+        self._guide = guide or guide_of(denoiser, section)
 
     def __call__(self, start: str, members: Sequence[int], steps: int) -> Iterator[Sequence[Any]]:
         """The states of all members after each of so many steps, as items of the domain."""
@@ -244,7 +250,7 @@ def _opened(
 
 def _agreed_size(denoiser: Denoiser, team: Team) -> int:
     """The same in all processes, since it decides which members make a batch."""
-    return int(-team.highest([-fitting_members(denoiser)])[0])
+    return team.lowest(fitting_members(denoiser))
 
 
 def _begun(part: Path) -> dict[str, Any] | None:

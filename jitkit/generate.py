@@ -155,7 +155,7 @@ def _made(
     first: int = 0,
 ) -> Iterator[tuple[int, Tensor | None]]:
     """This process's batches, with the place of each one's first sample; None when others end."""
-    size = section.batch_size or int(-team.highest([-fitting_batch(denoiser)])[0])
+    size = section.batch_size or team.lowest(fitting_batch(denoiser))
     size = min(size, -(-n // team.world))
     for turn in range(0, n, size * team.world):
         own = turn + team.rank * size

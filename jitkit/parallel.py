@@ -54,6 +54,10 @@ class Team:
         dist.all_reduce(found, dist.ReduceOp.MAX)
         return found.tolist()
 
+    def lowest(self, value: int) -> int:
+        """The smallest of a number among all processes, known to all."""
+        return int(-self.highest([-value])[0])
+
     def total(self, values: Tensor) -> Tensor:
         """The sum of a tensor over all processes, on the processor."""
         found = values.detach().cpu()

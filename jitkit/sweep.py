@@ -26,7 +26,7 @@ from jitkit.choice import chosen
 from jitkit.denoiser import Denoiser
 from jitkit.domain import Domain
 from jitkit.errors import RecipeError, listed, nearest
-from jitkit.evaluate import Judge, opened, steady, under_protocol
+from jitkit.evaluate import Judge, cells, opened, steady, under_protocol
 from jitkit.generate import guide_of
 from jitkit.parallel import Team, team
 from jitkit.recipe import Recipe
@@ -76,7 +76,7 @@ def sweep(
         made = _Sweep(found, axes, recipes, samples, by, ours, domain)
         result = made.run(tell)
         if ours.leads:
-            kept = {k: v for k, v in made.asked(overrides).items() if k not in axes}
+            kept = made.asked(overrides)
             about = {"by": result["by"], "step": found.step, "from": f"sweeps/{made.name}"}
             default = best.write_best(made.folder, kept | result["best"]["set"], about)
             result |= {"folder": str(made.place), "default": str(default)}
@@ -95,9 +95,7 @@ def table(result: Mapping[str, Any]) -> str:
     rows = [heads]
     for point in result["points"]:
         score = point["scores"][by]
-        low, high = score["interval"]
-        reach = "" if low is None else f"{low:.4g} to {high:.4g}"
-        value = "says nothing" if score["value"] is None else f"{score['value']:.4g}"
+        value, reach, _ = cells(score)
         wins = "" if point["wins"] is None else f"{100 * point['wins']:.0f} %"
         mark = " <- best" if point["set"] == best_set else " ~" if point["tied"] else ""
         rows.append([*map(str, point["set"].values()), value, reach, wins + mark])
@@ -130,7 +128,7 @@ def _recipes(
     if ema is not None and "ema" in axes:
         raise RecipeError("--ema and --sweep ema: give one of them")
     folder, plain = folder_of(found.path), [overrides] if isinstance(overrides, str) else overrides
-    named = [word if isinstance(plain, Mapping) else word.partition("=")[0] for word in plain]
+    named = best.named(overrides)
     if twice := [key for key in axes if key in named]:
         raise RecipeError(f"{twice[0]} is swept and overridden; give one of them")
     recipes = []
@@ -141,17 +139,21 @@ def _recipes(
         else:
             more = [f"{key}={json.dumps(value)}" for key, value in keys.items()]
             recipe = settings(folder, [*plain, *more], domain)
-        mean = setting.get("ema", ema)
-        is_own = mean == "none" or (mean is None and not found.means)
-        recipes.append((setting, recipe, "none" if is_own else mean_named(found, mean)))
+        recipes.append((setting, recipe, mean_named(found, setting.get("ema", ema))))
     return recipes
 
 
 @dataclass
 class _Opened:
-    """A mean of the weights that is ready, and what tells it from all others."""
+    """A model that is ready.
 
-    mean: str
+    Attributes:
+        name: the mean of the weights, or where a guide is to be found.
+        denoiser: the model.
+        key: what tells it from all others.
+    """
+
+    name: str
     denoiser: Denoiser
     key: str
 
@@ -178,14 +180,14 @@ class _Sweep:
         self.name = f"step-{found.step}-{short}-{_hash(asked)[:6]}"
         self.place = self.folder / "sweeps" / self.name
         self._opened: _Opened | None = None
-        self._guides: dict[str, tuple[Denoiser, str]] = {}
+        self._guiding: _Opened | None = None
+        self._batch_size: int | None = None
         self._began = time.monotonic()
 
     def asked(self, overrides: Overrides) -> dict[str, Any]:
         """Overridden keys of section ``sample`` that change samples, with their values."""
-        words = [overrides] if isinstance(overrides, str) else list(overrides)
-        keys = [word.partition("=")[0] for word in words]
         section = self.recipes[0][1].sample.model_dump(mode="json")
+        keys = best.named(overrides)
         names = [key.removeprefix("sample.") for key in keys if key.startswith("sample.")]
         return {f"sample.{name}": section[name] for name in names if name not in grid.FIXED}
 
@@ -193,13 +195,15 @@ class _Sweep:
         """Every point, from its file or scored now, and the best of them."""
         points: list[dict[str, Any]] = []
         judge: Judge | None = None
+        self._batch_size = self._begun_with()
         for setting, recipe, mean in self.recipes:
-            denoiser, weights = self._ready(recipe, mean)
+            model = self._ready(recipe, mean)
             sampling, section = under_protocol(recipe.sample, recipe.evaluate, self.samples)
             section = section.model_copy(update={"seeds": 1})
-            judge = judge or opened(denoiser, section, self.folder, self.team)
-            sampling = self._steady(denoiser, sampling)
-            points.append(self._point(judge, denoiser, weights, setting, sampling, section))
+            judge = judge or opened(model.denoiser, section, self.folder, self.team)
+            sampling = self._steady(model.denoiser, sampling)
+            points.append(self._point(judge, model, setting, sampling, section))
+            del model  # or it would be held while the next one is loaded
             if self.team.leads:
                 self._check_by(points[-1])
                 self._write(self._result(points, section))
@@ -211,35 +215,41 @@ class _Sweep:
             draw(result, self.place / "sweep.png")
         return result
 
-    def _ready(self, recipe: Recipe, mean: str) -> tuple[Denoiser, str]:
+    def _ready(self, recipe: Recipe, mean: str) -> _Opened:
         """The model with a mean of the weights; loaded once for all settings that have it."""
-        if self._opened is None or self._opened.mean != mean:
+        if self._opened is None or self._opened.name != mean:
             domain = self.domain or (self._opened.denoiser.domain if self._opened else None)
             self._opened = None  # so that two are never held
             denoiser = ready(recipe, self.found, mean, domain)
             self._opened = _Opened(mean, denoiser, _weights(denoiser))
-        return self._opened.denoiser, self._opened.key
+        return self._opened
 
-    def _steady(self, denoiser: Denoiser, sampling: SampleSection) -> SampleSection:
-        """The batch size that the sweep began with, as it changes the last digits of samples."""
+    def _begun_with(self) -> int | None:
+        """The batch size that the sweep began with, if it did before."""
         path = self.place / "sweep.json"
         began = json.loads(path.read_text()) if self.team.leads and path.is_file() else {}
-        size = self.team.gathered(began.get("batch_size"))[0]
-        if sampling.batch_size is None and size is not None:
-            return sampling.model_copy(update={"batch_size": size})
-        return steady(denoiser, sampling, self.team)
+        size: int | None = self.team.gathered(began.get("batch_size"))[0]
+        return size
+
+    def _steady(self, denoiser: Denoiser, sampling: SampleSection) -> SampleSection:
+        """With one batch size for all settings, as it changes the last digits of samples."""
+        if sampling.batch_size is None and self._batch_size is not None:
+            return sampling.model_copy(update={"batch_size": self._batch_size})
+        sampling = steady(denoiser, sampling, self.team)
+        self._batch_size = sampling.batch_size
+        return sampling
 
     def _point(
         self,
         judge: Judge,
-        denoiser: Denoiser,
-        weights: str,
+        model: _Opened,
         setting: Mapping[str, Any],
         sampling: SampleSection,
         section: EvaluateSection,
     ) -> dict[str, Any]:
-        guide, guide_key = self._guide(denoiser, sampling)
-        about = [FORMAT, weights, guide_key, judge.key, sampling.model_dump(mode="json")]
+        guide = self._guide(model.denoiser, sampling)
+        guide_key = None if guide is None else guide.key
+        about = [FORMAT, model.key, guide_key, judge.key, sampling.model_dump(mode="json")]
         about.append(section.model_dump(mode="json", exclude={"after_training", "seeds"}))
         path = self.folder / "sweeps" / "points" / f"{_hash(about)}.json"
         known = path.is_file() if self.team.leads else False
@@ -247,7 +257,7 @@ class _Sweep:
             point = json.loads(path.read_text()) if self.team.leads else {}
         else:
             began = time.monotonic()
-            judged = judge(denoiser, sampling, guide)
+            judged = judge(model.denoiser, sampling, None if guide is None else guide.denoiser)
             point = {
                 "scores": judged.scores,
                 "resampled": {k: list(map(number, v)) for k, v in judged.resampled.items()},
@@ -258,17 +268,16 @@ class _Sweep:
                 write_text(path, json.dumps(point))
         return {"set": dict(setting)} | point
 
-    def _guide(
-        self, denoiser: Denoiser, sampling: SampleSection
-    ) -> tuple[Denoiser | None, str | None]:
-        """The guide of a setting, loaded once, and what tells it from others."""
+    def _guide(self, denoiser: Denoiser, sampling: SampleSection) -> _Opened | None:
+        """The guide of a setting; loaded once for all settings in a row that have it."""
         if sampling.guide is None:
-            return None, None
-        if sampling.guide not in self._guides:
+            return None
+        if self._guiding is None or self._guiding.name != sampling.guide:
+            self._guiding = None
             guide = guide_of(denoiser, sampling)
             assert guide is not None
-            self._guides = {sampling.guide: (guide, _weights(guide))}
-        return self._guides[sampling.guide]
+            self._guiding = _Opened(sampling.guide, guide, _weights(guide))
+        return self._guiding
 
     def _check_by(self, point: Mapping[str, Any]) -> None:
         """Whether there is a score to choose by; the first distance where none is asked for."""
@@ -286,8 +295,7 @@ class _Sweep:
             )
 
     def _line(self, point: Mapping[str, Any]) -> str:
-        score = point["scores"][self.by]
-        value = "says nothing" if score["value"] is None else f"{score['value']:.4g}"
+        value, *_ = cells(point["scores"][self.by])
         return f"{grid.in_words(point['set'])}: {self.by} {value}"
 
     def _result(
@@ -300,7 +308,7 @@ class _Sweep:
             "axes": self.axes,
             "samples": section.samples,
             "seed": section.seed,
-            "batch_size": points[-1]["batch_size"] if points else None,
+            "batch_size": points[-1]["batch_size"],
             "by": self.by,
             "points": [{**point, "wins": None, "tied": False} for point in shown],
             "best": None,
@@ -317,7 +325,7 @@ def _weights(denoiser: Denoiser) -> str:
     for name, value in sorted(denoiser.state_dict().items()):
         flat = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         found.update(name.encode())
-        found.update(flat.numpy().tobytes())
+        found.update(flat.numpy())
     return found.hexdigest() + str(denoiser.autocast)
 
 

@@ -25,11 +25,10 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    keys = sorted(result["axes"], key=lambda key: len(result["axes"][key]) < 2)[:2]
-    if len(keys) == 2 and len(result["axes"][keys[1]]) < 2:
-        keys = keys[:1]
-    keys.sort(key=lambda key: -len(result["axes"][key]))  # the longer one lies flat
-    sizes = [len(result["axes"][key]) for key in keys]
+    axes = result["axes"]
+    several = [key for key in axes if len(axes[key]) > 1]
+    keys = sorted(several[:2] or list(axes)[:1], key=lambda key: -len(axes[key]))  # the longer flat
+    sizes = [len(axes[key]) for key in keys]
     high = 3.6 if len(keys) == 1 else max(2.4, 1.6 + 0.5 * sizes[1])
     figure = Figure(figsize=(max(5.0, 1.8 + 0.75 * sizes[0]), high), layout="constrained")
     FigureCanvasAgg(figure)

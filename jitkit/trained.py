@@ -7,7 +7,7 @@ from typing import Any
 
 from jitkit.best import Overrides, with_best
 from jitkit.check import choose_precision
-from jitkit.checkpoint import Checkpoint, find, load
+from jitkit.checkpoint import Checkpoint, find, load, mean_named
 from jitkit.denoiser import Denoiser
 from jitkit.domain import Domain, check_instance
 from jitkit.errors import RecipeError, listed
@@ -45,16 +45,28 @@ def evaluate(
         JitkitError: the domain has no measures.
     """
     check_instance(domain)
-    found = found_in(run, domain)
-    folder = folder_of(found.path)
-    overrides, ema = with_best(folder, overrides, ema)
-    recipe = settings(folder, overrides, domain)
-    mean = [*found.means, "none"][0] if ema is None else str(ema)
+    found, folder, recipe, ema = asked(run, overrides, ema, domain)
+    mean = mean_named(found, None) if ema is None else str(ema)
     model = {"step": found.step, "ema": mean, "means": found.means}
     with team() as ours:
         denoiser = ready(recipe, found, ema, domain)
-        asked = (recipe.sample, recipe.evaluate)
-        return score(denoiser, *asked, folder, model=model, samples=samples, team=ours)
+        sections = (recipe.sample, recipe.evaluate)
+        return score(denoiser, *sections, folder, model=model, samples=samples, team=ours)
+
+
+def asked(
+    run: str | Path, overrides: Overrides, ema: float | str | None, domain: Domain | None = None
+) -> tuple[Checkpoint, Path, Recipe, float | str | None]:
+    """What is asked of a run: its checkpoint, its folder, its recipe and the mean of the weights,
+    the last two with the best setting that a sweep found beneath what is asked.
+
+    Raises:
+        CheckpointError, RecipeError: as `found_in` and `settings`.
+    """
+    found = found_in(run, domain)
+    folder = folder_of(found.path)
+    words, mean = with_best(folder, overrides, ema)
+    return found, folder, settings(folder, words, domain), mean
 
 
 def found_in(run: str | Path, domain: Domain | None = None) -> Checkpoint:

@@ -72,8 +72,6 @@ class Chart:
     """For the script: ``x`` distinct axes, ``lines`` with name, colour, index of the axis, y."""
     header: list[str]
     rows: list[list[str]]
-    ramp: bool = False
-    """Whether its colours are steps of one ramp."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +107,6 @@ def chart(
     about: str,
     x_label: str = "step",
     log: bool | None = None,
-    ramp: bool = False,
 ) -> Chart | None:
     """A chart of the lines that have points; None where none has.
 
@@ -139,7 +136,6 @@ def chart(
         hovered(lines) | {"low": x_axis.low, "high": x_axis.high},
         header,
         rows,
-        ramp,
     )
 
 

@@ -232,3 +232,15 @@ def finite(value: Any) -> float | None:
     """A number that is one, or None."""
     good = isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
     return float(value) if good else None
+
+
+def mapping(record: Any, key: str) -> dict[str, Any]:
+    """What a record has under a key, where that is a mapping."""
+    found = record.get(key)
+    return found if isinstance(found, dict) else {}
+
+
+def sequence(record: Any, key: str) -> list[Any]:
+    """What a record has under a key, where that is a list."""
+    found = record.get(key)
+    return found if isinstance(found, list) else []

@@ -208,7 +208,6 @@ def _loss_charts(views: Sequence[View]) -> Iterator[Chart]:
             profiles,
             about="The last one of each run" if len(views) > 1 else "As training went on",
             x_label="t, from noise (0) to data (1)",
-            ramp=len(views) == 1,
         ),
     )
 
@@ -219,16 +218,16 @@ def _other_charts(views: Sequence[View]) -> Iterator[Chart]:
         of = f" of {view.label}" if len(views) > 1 else ""
         smoothing: list[int] = []
         bins = [(k, f"t {k / BINS:g} to {(k + 1) / BINS:g}") for k in range(BINS)]
-        held_out = [_line(view.run, f"val_loss_bins/{k}", name, f"t{k}", []) for k, name in bins]
+        curve = view.run.losses.curves.curve
+        held_out = [_points(curve(f"val_loss_bins/{k}"), name, f"t{k}") for k, name in bins]
         training = [_line(view.run, f"loss_bins/{k}", name, f"t{k}", smoothing) for k, name in bins]
         about = "Time t is 0 for noise and 1 for data"
         yield from _present(
-            chart(f"Held-out loss for each tenth of time{of}", held_out, about=about, ramp=True),
+            chart(f"Held-out loss for each tenth of time{of}", held_out, about=about),
             chart(
                 f"Training loss for each tenth of time{of}",
                 training,
                 about=f"{about}. {_smoothing(smoothing, faint=False)}",
-                ramp=True,
             ),
         )
     smoothing = []
@@ -257,10 +256,8 @@ def _smoothing(windows: Sequence[int], *, faint: bool = True) -> str:
 
 
 def _line(run: Run, name: str, label: str, colour: str, smoothing: list[int]) -> Line:
-    """A series of the losses; one that every step logs is smoothed."""
+    """A series of the losses that every step logs, smoothed."""
     curve = run.losses.curves.curve(name)
-    if not name.startswith("loss_bins"):
-        return _points(curve, label, colour)
     means, window = smoothed(curve, run.losses.last_step)
     smoothing.append(window)
     return Line(label, colour, curve.step.tolist(), means.tolist())

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jitkit.report.charts import Chart, Line, chart, short
-from jitkit.report.curves import finite
+from jitkit.report.curves import finite, mapping, sequence
 from jitkit.report.pictures import Picture, address, encoded
 
 BETTER = {
@@ -78,7 +78,7 @@ def score_groups(runs: Sequence[tuple[str, str, Mapping[str, Any]]]) -> dict[str
     Args:
         runs: label, colour and ``evaluation.json`` of each.
     """
-    names = dict.fromkeys(name for _, _, found in runs for name in _mapping(found, "scores"))
+    names = dict.fromkeys(name for _, _, found in runs for name in mapping(found, "scores"))
     scores = [_score(name, runs) for name in names]
     return {
         "scores": [score for score in scores if score.marks],
@@ -89,7 +89,7 @@ def score_groups(runs: Sequence[tuple[str, str, Mapping[str, Any]]]) -> dict[str
 
 def _score(name: str, runs: Sequence[tuple[str, str, Mapping[str, Any]]]) -> Score:
     rows = [
-        (label, colour, _mapping(_mapping(found, "scores"), name)) for label, colour, found in runs
+        (label, colour, mapping(mapping(found, "scores"), name)) for label, colour, found in runs
     ]
     found = [mark for label, colour, row in rows for mark in _values(label, colour, row)]
     floors = {mark: ends for mark, ends in found if mark.kind == "floor"}  # runs may share data
@@ -120,7 +120,7 @@ def _values(label: str, colour: str, row: Mapping[str, Any]) -> Iterator[tuple[M
     if not row:
         return
     yield _marked(label, colour, row, "run")
-    for name, other in _mapping(row, "baselines").items():
+    for name, other in mapping(row, "baselines").items():
         if isinstance(other, dict):
             yield _marked(str(name), colour, other, "baseline")
     floor = finite(row.get("floor"))
@@ -153,7 +153,7 @@ def interval(row: Mapping[str, Any]) -> tuple[float | None, float | None]:
 
 def _taken(found: Mapping[str, Any]) -> str:
     """How the scores of a run were taken."""
-    model, sample = _mapping(found, "model"), _mapping(found, "sample")
+    model, sample = mapping(found, "model"), mapping(found, "sample")
     parts = []
     if isinstance(found.get("samples"), int):
         parts.append(f"{found['samples']:,} samples")
@@ -169,7 +169,7 @@ def _taken(found: Mapping[str, Any]) -> str:
         parts.append(f"in {short(seconds)} s")
     if found.get("held_out"):
         parts.append(f"beside {found['held_out']} held-out items")
-    protocol = _mapping(found, "protocol")
+    protocol = mapping(found, "protocol")
     if protocol:
         departures = _texts(protocol.get("departures"))
         told = f" but for: {'; '.join(departures)}" if departures else ""
@@ -187,8 +187,8 @@ def attached(
     Args:
         budget: bytes that they may take in all.
     """
-    names = [name for name in _texts(evaluation.get("pictures"))][:EXTRA]
-    step = _mapping(evaluation, "model").get("step")
+    names = _texts(evaluation.get("pictures"))[:EXTRA]
+    step = mapping(evaluation, "model").get("step")
     found, notes = [], []
     for name in names:
         path = (run / name).resolve()
@@ -214,7 +214,7 @@ def sweep_views(sweeps: Sequence[Mapping[str, Any]]) -> list[Sweep]:
 
 
 def _sweep(sweep: Mapping[str, Any]) -> Sweep | None:
-    axes = {str(k): v for k, v in _mapping(sweep, "axes").items() if isinstance(v, list) and v}
+    axes = {str(k): v for k, v in mapping(sweep, "axes").items() if isinstance(v, list) and v}
     by, points = str(sweep.get("by", "")), list(_points(sweep))
     scored = [
         (place, value, row)
@@ -224,8 +224,8 @@ def _sweep(sweep: Mapping[str, Any]) -> Sweep | None:
     if not axes or not scored:
         return None
     order = sorted(scored, key=lambda point: _cost(point[1], point[2]))
-    best = _mapping(sweep, "best")
-    chosen = _mapping(best, "set") or order[0][0]
+    best = mapping(sweep, "best")
+    chosen = mapping(best, "set") or order[0][0]
     total = len(list(product(*axes.values())))
     cells = {
         _key(place, axes): Cell(
@@ -258,9 +258,9 @@ def _cost(value: float, row: Mapping[str, Any]) -> float:
 def _points(sweep: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
     """Setting of each point, and its row of the score that the sweep goes by."""
     by = str(sweep.get("by", ""))
-    for point in _listed(sweep, "points"):
+    for point in sequence(sweep, "points"):
         if isinstance(point, dict) and isinstance(point.get("set"), dict):
-            yield point["set"], _mapping(_mapping(point, "scores"), by)
+            yield point["set"], mapping(mapping(point, "scores"), by)
 
 
 def _key(place: Mapping[str, Any], axes: Mapping[str, Any]) -> tuple[str, ...]:
@@ -325,7 +325,7 @@ def _best_text(best: Mapping[str, Any], chosen: Mapping[str, Any], by: str) -> s
     told = f"Best: {_setting(chosen)}, {by.replace('_', ' ')} {mark.text}"
     if (wins := finite(best.get("wins"))) is not None:
         told += f"; the best in {100 * wins:.0f} % of resamples"
-    ties = [_setting(tie) for tie in _listed(best, "tied_with") if isinstance(tie, dict)]
+    ties = [_setting(tie) for tie in sequence(best, "tied_with") if isinstance(tie, dict)]
     if ties:
         more = f" and {len(ties) - TIES} more" * (len(ties) > TIES)
         told += f"; no worse within the noise: {'; '.join(ties[:TIES])}{more}"
@@ -357,13 +357,3 @@ def _number(value: Any) -> float | None:
 
 def _texts(value: Any) -> list[str]:
     return [each for each in value if isinstance(each, str)] if isinstance(value, list) else []
-
-
-def _listed(record: Mapping[str, Any], key: str) -> list[Any]:
-    found = record.get(key)
-    return found if isinstance(found, list) else []
-
-
-def _mapping(record: Mapping[str, Any], key: str) -> dict[str, Any]:
-    found = record.get(key)
-    return found if isinstance(found, dict) else {}

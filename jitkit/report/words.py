@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from statistics import median
-from typing import Any
 
 from jitkit.report.charts import short
-from jitkit.report.curves import smoothed
+from jitkit.report.curves import mapping, sequence, smoothed
 from jitkit.report.folder import Run, without_secrets
 
 
 def sentence(run: Run) -> str:
     """What was trained on what."""
     domain = next((key.value for key in run.recipe if key.name == "domain.name"), "unknown")
-    layout, sizes = _mapping(run.model, "layout"), _mapping(run.model, "sizes")
-    items = _mapping(run.model, "domain").get("num_items")
+    layout, sizes = mapping(run.model, "layout"), mapping(run.model, "sizes")
+    items = mapping(run.model, "domain").get("num_items")
     if not run.model:
         return f"Domain {domain}; no checkpoint is there yet to say more."
     told = f"A model of {run.weights:,} weights" if run.weights else "A model"
@@ -23,13 +22,13 @@ def sentence(run: Run) -> str:
         told += f" (width {sizes['width']}, depth {sizes['depth']})"
     told += f", trained on {f'{items:,} items' if isinstance(items, int) else 'items'}"
     told += f" of domain {domain}"
-    axes = [axis for axis in _list(layout, "axes") if isinstance(axis, dict)]
+    axes = [axis for axis in sequence(layout, "axes") if isinstance(axis, dict)]
     if axes:
         cells = " × ".join(f"{axis.get('size')}" for axis in axes)
         named = ", ".join(f"{axis.get('name')}" for axis in axes)
-        channels = len(_list(layout, "channels"))
+        channels = len(sequence(layout, "channels"))
         told += f": {channels} channel{'s' * (channels != 1)} on {cells} cells ({named})"
-    conditions = _mapping(run.model, "conditions")
+    conditions = mapping(run.model, "conditions")
     return told + (f"; conditions: {', '.join(map(str, conditions))}" if conditions else "") + "."
 
 
@@ -76,7 +75,7 @@ def figures(run: Run) -> Iterator[tuple[str, str]]:
 
 
 def machine_facts(run: Run) -> Iterator[tuple[str, str]]:
-    machine, versions = _mapping(run.environment, "machine"), _mapping(run.environment, "versions")
+    machine, versions = mapping(run.environment, "machine"), mapping(run.environment, "versions")
     for key in ("gpu", "processor", "cores", "system"):
         if machine.get(key) is not None:
             yield key, str(machine[key])
@@ -87,13 +86,3 @@ def machine_facts(run: Run) -> Iterator[tuple[str, str]]:
     if run.environment.get("started"):
         yield "started", str(run.environment["started"]).replace("T", " ").replace("+00:00", " UTC")
     yield "last written", run.written.strftime("%Y-%m-%d %H:%M:%S UTC")
-
-
-def _mapping(record: Any, key: str) -> dict[str, Any]:
-    found = record.get(key)
-    return found if isinstance(found, dict) else {}
-
-
-def _list(record: Any, key: str) -> list[Any]:
-    found = record.get(key)
-    return found if isinstance(found, list) else []
