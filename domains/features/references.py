@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +172,7 @@ def _read(items: Sequence[Any], where: Sequence[int]) -> Iterator[Array]:
 def _of_batch(path: Path, extractor: Extractor) -> Reference:
     """The reference of the pictures ``arr_0`` of an .npz."""
     with _opened_batch(path) as (shape, parts):
-        key = _hashed(extractor.key.encode(), str(shape).encode(), *parts)
+        key = _hashed(chain([extractor.key.encode(), str(shape).encode()], parts))
     count = shape[0]
 
     def read() -> Iterator[Array]:
@@ -246,7 +247,7 @@ def _contents(where: Sequence[int], content: Callable[[int], bytes], start: str)
     return found.hexdigest()
 
 
-def _hashed(*parts: bytes) -> str:
+def _hashed(parts: Iterable[bytes]) -> str:
     found = hashlib.blake2b(digest_size=20)
     for part in parts:
         found.update(part)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -98,8 +98,7 @@ class Molecules:
         kinds = (item.numbers[None] == np.array(self.elements)[:, None]) * height  # (E, N)
         charge = item.charges[None] * height if self.found["charged"] else np.empty((0, len(item)))
         values = np.concatenate((positions.T / self.found["position_scale"], kinds, charge))
-        counts = [int((item.numbers == number).sum()) for number in self.elements]
-        cond = self._told(len(item), counts, item.properties)
+        cond = self._told(len(item), item.counts(self.elements), item.properties)
         return Field(torch.from_numpy(values.astype(np.float32)), cond=cond)
 
     def decode(self, field: Field) -> Molecule:
@@ -185,14 +184,8 @@ class Molecules:
         """How samples compare with the training molecules."""
         from jitkit.domains.molecules.scores import Catalogue, measures
 
-        known: list[Catalogue] = []
-
-        def is_known(molecule: Molecule) -> bool:
-            if not known:
-                known.append(Catalogue(self._train, self._train.counts(self.elements)))
-            return known[0].has(molecule, self.elements)
-
-        return measures(self.section.properties, is_known)
+        catalogue = cache(lambda: Catalogue(self._train, self.elements))
+        return measures(self.section.properties, lambda molecule: catalogue().has(molecule))
 
 
 def check_properties(asked: Sequence[str], found: Iterable[str], path: object) -> None:

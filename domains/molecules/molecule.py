@@ -43,6 +43,10 @@ class Molecule:
         """Symbols of the elements."""
         return [SYMBOLS[number] for number in self.numbers]
 
+    def counts(self, elements: Sequence[int]) -> list[int]:
+        """Atoms of each of some elements."""
+        return [int((self.numbers == number).sum()) for number in elements]
+
     @cached_property
     def distances(self) -> Array:
         """Distances of all pairs of atoms, angstrom, (N, N)."""

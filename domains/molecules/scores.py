@@ -16,7 +16,7 @@ from jitkit.domain import Measure
 from jitkit.domains.measures import jensen_shannon, lower_is_better
 from jitkit.domains.molecules.bonds import bond_orders, stable_atoms
 from jitkit.domains.molecules.chemistry import check_rdkit, has_rdkit, smiles, written_smiles
-from jitkit.domains.molecules.molecule import Array, Molecule
+from jitkit.domains.molecules.molecule import Array, Molecule, Packed
 from jitkit.domains.molecules.regression import regressor
 
 Molecules = Sequence[Molecule]
@@ -83,17 +83,16 @@ class Catalogue:
     training set is never looked at by RDKit.
     """
 
-    def __init__(self, molecules: Molecules, counts: Array) -> None:
-        self._molecules = molecules
+    def __init__(self, molecules: Packed, elements: Sequence[int]) -> None:
+        self._molecules, self._elements = molecules, elements
         self._of: dict[bytes, list[int]] = {}
-        for i, row in enumerate(np.ascontiguousarray(counts, np.int32)):
+        for i, row in enumerate(np.ascontiguousarray(molecules.counts(elements), np.int32)):
             self._of.setdefault(row.tobytes(), []).append(i)
         self._names: dict[bytes, set[str | None]] = {}
 
-    def has(self, molecule: Molecule, elements: Sequence[int]) -> bool:
+    def has(self, molecule: Molecule) -> bool:
         """Whether a valid molecule is one of them."""
-        counts = [int((molecule.numbers == number).sum()) for number in elements]
-        key = np.array(counts, np.int32).tobytes()
+        key = np.array(molecule.counts(self._elements), np.int32).tobytes()
         if key not in self._names:
             own = (self._molecules[i] for i in self._of.get(key, ()))
             self._names[key] = {written_smiles(m) for m in own}

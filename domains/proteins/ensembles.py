@@ -57,7 +57,7 @@ class Compared:
         i, j = np.triu_indices(count, 2)
         some = np.linspace(0, len(i) - 1, min(PAIRS, len(i))).round().astype(int)
         self._pairs = i[some], j[some]
-        self._last: tuple[Frames, Array, Array] | None = None
+        self._last: tuple[Frames, Array, Array, Array] | None = None
 
     def _placed(self, frames: Frames) -> Array:
         """CA of frames, superposed, (frames, L, 3)."""
@@ -66,12 +66,12 @@ class Compared:
                 frame.kept["placed"] = superposed(frame.alphas, self._reference)
         return np.stack([frame.kept["placed"] for frame in frames])
 
-    def _train(self, train: Frames) -> tuple[Array, Array]:
-        """CA of the trajectory and the quantiles of its distances."""
+    def _train(self, train: Frames) -> tuple[Array, Array, Array]:
+        """CA of the trajectory, its fluctuations, and the quantiles of its distances."""
         if self._last is None or self._last[0] is not train:
             placed = self._placed(train[:])
-            self._last = (train, placed, self._quantiles(placed))
-        return self._last[1], self._last[2]
+            self._last = (train, placed, fluctuations(placed), self._quantiles(placed))
+        return self._last[1:]
 
     def _quantiles(self, alphas: Array) -> Array:
         i, j = self._pairs
@@ -80,18 +80,18 @@ class Compared:
 
     def fluctuation_correlation(self, samples: Frames, train: Frames) -> float:
         """Pearson correlation over residues of fluctuations with those of the trajectory."""
-        own, other = fluctuations(self._placed(samples)), fluctuations(self._train(train)[0])
+        own, other = fluctuations(self._placed(samples)), self._train(train)[1]
         return float(np.corrcoef(own, other)[0, 1]) if own.std() and other.std() else np.nan
 
     def fluctuation_error(self, samples: Frames, train: Frames) -> float:
         """Root mean square difference of fluctuations over residues, angstrom."""
-        own, other = fluctuations(self._placed(samples)), fluctuations(self._train(train)[0])
+        own, other = fluctuations(self._placed(samples)), self._train(train)[1]
         return float(np.sqrt(((own - other) ** 2).mean()))
 
     def pair_distance_error(self, samples: Frames, train: Frames) -> float:
         """Wasserstein distance of the distributions of the distance of two CA, angstrom, the mean
         over pairs."""
-        off = self._quantiles(self._placed(samples)) - self._train(train)[1]
+        off = self._quantiles(self._placed(samples)) - self._train(train)[2]
         return float(np.abs(off).mean())
 
     def nearest_tm_score(self, samples: Frames, train: Frames) -> float:
@@ -105,29 +105,25 @@ class Compared:
     def _mean_over_nearest(self, name: str, samples: Frames, train: Frames, score: Any) -> float:
         frames = self._train(train)[0]
         for frame, own in zip(samples, self._placed(samples), strict=True):
+            if "nearest" not in frame.kept:  # and itself laid upon it
+                nearest = frames[((frames - own) ** 2).sum(axis=(1, 2)).argmin()]
+                frame.kept["nearest"] = nearest, superposed(own, nearest)
             if name not in frame.kept:
-                apart = ((frames - own) ** 2).sum(axis=(1, 2))
-                frame.kept[name] = score(superposed_pair(frames[apart.argmin()], own))
+                frame.kept[name] = score(*map(_alphas_of, frame.kept["nearest"]))
         return float(np.mean([frame.kept[name] for frame in samples]))
 
 
-def superposed_pair(fixed: Array, moving: Array) -> tuple[Array, Array]:
-    """Two conformations, the second laid upon the first."""
-    return fixed, superposed(moving, fixed)
-
-
-def _tm_score(pair: tuple[Array, Array]) -> float:
+def _tm_score(fixed: Any, moving: Any) -> float:
     from biotite.structure import tm_score
 
-    fixed, moving = (_alphas_of(places) for places in pair)
-    own = np.arange(len(pair[0]))
+    own = np.arange(len(fixed))
     return float(tm_score(fixed, moving, own, own))
 
 
-def _lddt(pair: tuple[Array, Array]) -> float:
+def _lddt(fixed: Any, moving: Any) -> float:
     from biotite.structure import lddt
 
-    return float(lddt(*(_alphas_of(places) for places in pair)))
+    return float(lddt(fixed, moving))
 
 
 def _alphas_of(places: Array) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -41,7 +42,7 @@ def measures() -> dict[str, Measure]:
     }
 
 
-def _kept(chain: Backbone, name: str, found: Callable[[Backbone], Array]) -> Array:
+def _kept(chain: Backbone, name: str, found: Callable[[Backbone], Any]) -> Any:
     """What was found of a chain, once; scores are asked for again and again for intervals."""
     if name not in chain.kept:
         chain.kept[name] = found(chain)
@@ -78,7 +79,7 @@ def neighbour_distances(chain: Backbone) -> Array:
 
 def ca_distance(samples: Chains, train: Chains) -> float:
     """Share of neighbours whose CA are 3.7 to 3.9 angstrom apart, as over a trans peptide bond."""
-    apart = np.concatenate([neighbour_distances(chain) for chain in samples])
+    apart = np.concatenate([_kept(c, "neighbours", neighbour_distances) for c in samples])
     return float(((apart >= TRANS[0]) & (apart <= TRANS[1])).mean()) if len(apart) else np.nan
 
 
@@ -139,12 +140,12 @@ def _histogram(chain: Backbone) -> Array:
 
 def helix(samples: Chains, train: Chains) -> float:
     """Mean share of residues in helices (P-SEA)."""
-    return float(np.mean([contents(chain)[0] for chain in samples]))
+    return float(np.mean([_kept(c, "contents", contents)[0] for c in samples]))
 
 
 def strand(samples: Chains, train: Chains) -> float:
     """Mean share of residues in strands (P-SEA)."""
-    return float(np.mean([contents(chain)[1] for chain in samples]))
+    return float(np.mean([_kept(c, "contents", contents)[1] for c in samples]))
 
 
 def gyration(chain: Backbone) -> float:
@@ -156,4 +157,6 @@ def gyration(chain: Backbone) -> float:
 def radius_of_gyration(samples: Chains, train: Chains) -> float:
     """Mean radius of gyration over 2.2 N^0.38 angstrom, that of a globular protein of N residues
     (Skolnick et al. 1997, J. Mol. Biol. 265:217)."""
-    return float(np.mean([gyration(chain) / (2.2 * len(chain) ** 0.38) for chain in samples]))
+    radii = [_kept(chain, "gyration", gyration) for chain in samples]
+    globular = [2.2 * len(chain) ** 0.38 for chain in samples]
+    return float(np.mean([r / g for r, g in zip(radii, globular, strict=True)]))
