@@ -296,6 +296,15 @@ def holes(values: Array) -> Array:
     return np.asarray(lengths > 1.5 * np.median(lengths))
 
 
+def runs(values: Array) -> Array:
+    """The number of the unbroken run that each entry belongs to, (n,).
+
+    >>> runs(np.array([0, 1, 2, 5, 6]))
+    array([0, 0, 0, 1, 1])
+    """
+    return np.concatenate([[0], np.cumsum(holes(values))])
+
+
 @dataclass(frozen=True, eq=False)
 class Places:
     """Where the items of a split begin: every combination of the starts along each dimension.

@@ -112,12 +112,12 @@ def others_of(
         elif part != "member":
             raise DataError(
                 f"variable {name!r} has a dimension {dim} ({size}) that is neither time, level nor "
-                f"grid; choose one entry: domain.select.{dim}=[{label(first_of(store, dim))}]"
+                f"grid; choose one entry: domain.select.{dim}=[{label(_first_of(store, dim))}]"
             )
     return fixed, over
 
 
-def first_of(store: Readable, dim: str) -> Any:
+def _first_of(store: Readable, dim: str) -> Any:
     values = coordinate_of(store, dim)
     return values[0] if len(values) else 0
 

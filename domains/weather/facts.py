@@ -57,7 +57,7 @@ def _beside(numbers: Array, values: Array) -> Array:
 
 
 class Known:
-    """The same, made from facts alone.
+    """What a model needs, made from facts alone.
 
     Attributes:
         seconds: length of a lead.

@@ -111,10 +111,12 @@ def _sizes(store: Readable, names: Sequence[str]) -> dict[str, int]:
 
 
 def coordinate_of(store: Readable, dim: str) -> Array:
+    """Values of a dimension's coordinate; 0, 1, 2, ... where it has none."""
     return coordinate(store, dim, store.coords.sizes.get(dim, 0))
 
 
 def level_dims(store: Readable, dims: Dims, names: Mapping[str, Any]) -> Iterator[str]:
+    """Dimensions of levels that variables have."""
     for name in names:
         if name in store.variables:
             for dim in store.variables[name].dims:

@@ -108,9 +108,9 @@ def open_weather(section: WeatherSection) -> Weather:
     times = times_of(store, dims.time)
     sums = sums_of(times, names, section)
     entries = whole(store, times, used(store, times, section), max(sums.values(), default=1))
-    coarse = _coarse_store(section)
+    coarse = _open_coarse(section)
     if coarse is not None:
-        entries = entries[_shared(times[entries], times_of(coarse, find_dims(coarse).time))]
+        entries = entries[_shared(times[entries], coarse.times)]
     channels = find_channels(store, dims, names, section, entries)
     level = next((c for c in level_dims(store, dims, names)), None)
     sources = {c.name: summed(c, sums, step_of(times)) for c in channels}
@@ -123,7 +123,7 @@ def open_weather(section: WeatherSection) -> Weather:
     asked = _as_arrays(section, store, dims, sources, list(maps))
     data = open_data(asked, view, spacing=spacing)
     if coarse is not None:
-        _check_covered(coarse, store, dims, data, section)
+        _check_covered(coarse, store, dims, data)
     tell_gaps(data, dims.time, section.path)
     return Weather(section, store, dims, view, channels, level, step, data)
 
@@ -240,15 +240,34 @@ def _first_trained(times: Array, entries: Array, section: WeatherSection) -> int
     return int(entries[parts["train"][0]])
 
 
-def _coarse_store(section: WeatherSection) -> Readable | None:
+@dataclass(frozen=True, eq=False)
+class _CoarseStore:
+    """A store of coarse fields.
+
+    Attributes:
+        store, dims: as of the fine ones.
+        names: variables that are told, with the levels that are asked.
+        times: of the store, (n,).
+    """
+
+    store: Readable
+    dims: Dims
+    names: Mapping[str, list[float] | None]
+    times: Array
+
+
+def _open_coarse(section: WeatherSection) -> _CoarseStore | None:
     """The store of coarse fields; None where the fine ones are coarsened."""
     if section.coarse is None or section.coarse.path is None:
         return None
     try:
-        store: Store = open_store(_of_store(section.coarse))
+        real: Store = open_store(_of_store(section.coarse))
     except DataError as error:
         raise DataError(f"domain.coarse.path: {error}") from error
-    return Anemoi(store) if is_anemoi(store) else store
+    store = Anemoi(real) if is_anemoi(real) else real
+    names = named(store, section.coarse.variables or section.variables)
+    dims = find_dims(store, names)
+    return _CoarseStore(store, dims, names, times_of(store, dims.time))
 
 
 def _shared(times: Array, others: Array) -> Array:
@@ -265,7 +284,7 @@ def _shared(times: Array, others: Array) -> Array:
 
 def _coarse(
     store: Readable,
-    coarse: Readable | None,
+    coarse: _CoarseStore | None,
     dims: Dims,
     times: Array,
     fine: Mapping[str, Source],
@@ -282,30 +301,24 @@ def _coarse(
         assert factor is not None
         blocks = Blocks(np.ones(shape) if cells is None else cells, factor)
         return {f"{COARSE}{n}": Coarse(s, blocks, (own, own), shape) for n, s in fine.items()}
-    names = named(coarse, section.coarse.variables or section.variables)
-    theirs = find_dims(coarse, names)
-    between = Between.grids(_latlon(coarse, theirs), _latlon(store, dims))
-    known = times_of(coarse, theirs.time)
-    entries = np.searchsorted(known, times)
+    theirs = coarse.dims
+    between = Between.grids(_latlon(coarse.store, theirs), _latlon(store, dims))
+    entries = np.searchsorted(coarse.times, times)
     if theirs.time != dims.time:
         raise DataError(
             f"domain.coarse: time is {theirs.time!r} there and {dims.time!r} in the fine data; "
             "rename one"
         )
-    channels = find_channels(coarse, theirs, names, section, entries)
+    channels = find_channels(coarse.store, theirs, coarse.names, section, entries)
     grid = ((theirs.y, theirs.x), (dims.y, dims.x))
     return {f"{COARSE}{c.name}": Coarse(c.source, between, grid, shape) for c in channels}
 
 
-def _check_covered(
-    coarse: Readable, store: Readable, dims: Dims, data: Data, section: WeatherSection
-) -> None:
+def _check_covered(coarse: _CoarseStore, store: Readable, dims: Dims, data: Data) -> None:
     """The cells of the recipe lie within those of the coarse store."""
-    assert section.coarse is not None
-    theirs = find_dims(coarse, named(coarse, section.coarse.variables or section.variables))
     rows, columns = _latlon(store, dims)
     fine = rows[data.plan.entries[dims.y]], columns[data.plan.entries[dims.x]]
-    source = _latlon(coarse, theirs)
+    source = _latlon(coarse.store, coarse.dims)
     kinds = zip((dims.y, dims.x), fine, source, outside(source, fine), strict=True)
     beyond = [
         f"{int(far.sum())} of {len(far)} entries of {dim} ({x[far].min():g} to {x[far].max():g}) "
@@ -315,8 +328,8 @@ def _check_covered(
     ]
     if beyond:
         raise DataError(
-            f"domain.coarse: {coarse.path} does not cover the fine grid: {'; '.join(beyond)} by "
-            "more than half a coarse cell; take a part of the fine grid by domain.select"
+            f"domain.coarse: {coarse.store.path} does not cover the fine grid: {'; '.join(beyond)} "
+            "by more than half a coarse cell; take a part of the fine grid by domain.select"
         )
 
 

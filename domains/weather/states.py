@@ -11,7 +11,7 @@ import numpy as np
 
 from jitkit.domain import Split
 from jitkit.domains.arrays.reading import Cut, read_channels
-from jitkit.domains.arrays.splits import Array, edges, extent, holes, in_seconds, label
+from jitkit.domains.arrays.splits import Array, edges, extent, in_seconds, label, runs
 from jitkit.domains.weather.durations import duration
 from jitkit.domains.weather.opening import Weather
 from jitkit.errors import DataError, RecipeError
@@ -35,7 +35,7 @@ class States:
         self.train, self.val = data.splits["train"], data.splits["val"]
         self.channels = tuple(channel.name for channel in opened.channels)
         self.spacing = data.spacing
-        self._broken = np.concatenate([[0], np.cumsum(holes(self.times))])
+        self._run = runs(self.times)
 
     def __len__(self) -> int:
         return len(self.times)
@@ -68,6 +68,11 @@ class States:
         found = self._opened.places()
         return None if found is None else found[axis].ravel()
 
+    @cached_property
+    def _seconds(self) -> Array:
+        """The times to the second, as `edges` has them; cftime's as they are."""
+        return self.times.astype("M8[s]") if self.times.dtype.kind == "M" else self.times
+
     def read(self, position: int) -> Array:
         """A state, (C, y, x) float32 in physical units, NaN where missing. Safe for threads."""
         data = self._opened.data
@@ -81,7 +86,7 @@ class States:
         """The position so many leads later (earlier, below 0); None where the data have none, or a
         gap lies between."""
         there = position + steps * self.spacing
-        if not 0 <= there < len(self.times) or self._broken[there] != self._broken[position]:
+        if not 0 <= there < len(self.times) or self._run[there] != self._run[position]:
             return None
         return there
 
@@ -126,8 +131,7 @@ class States:
             DataError: no state of that time.
         """
         low, _ = edges(self.times, name, "--init")
-        times = self.times.astype("M8[s]") if self.times.dtype.kind == "M" else self.times
-        hit = np.flatnonzero(times == low)
+        hit = np.flatnonzero(self._seconds == low)
         if not len(hit):
             raise DataError(f"--init: no state of {name}; {extent(self.times)}")
         return int(hit[0])
@@ -160,7 +164,7 @@ class States:
             raise RecipeError(f"--init {word!r}: a range is first/last/every, as 2020/2020/24h")
         begin = edges(self.times, first, "--init")[0]
         end = edges(self.times, rest[0], "--init")[1]
-        times = self.times.astype("M8[s]") if self.times.dtype.kind == "M" else self.times
+        times = self._seconds
         inside = np.flatnonzero((times >= begin) & (times < end))
         if not len(inside):
             raise DataError(f"--init {word!r}: no state lies there; {extent(self.times)}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jitkit.domains.arrays.data import Data
-from jitkit.domains.arrays.splits import Array, holes, in_seconds, label
+from jitkit.domains.arrays.splits import Array, holes, in_seconds, label, runs
 from jitkit.domains.weather.anemoi import Anemoi
 from jitkit.domains.weather.durations import duration
 from jitkit.domains.weather.geography import coordinate_of
@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 
 
 def times_of(store: Readable, dim: str) -> Array:
+    """Times of a store, (n,).
+
+    Raises:
+        DataError: they do not rise.
+    """
     times = coordinate_of(store, dim)
     if len(times) > 1 and not (np.diff(times) > times[0] - times[0]).all():
         raise DataError(f"{store.path}: {dim} does not rise from entry to entry; sort the data")
@@ -66,6 +71,7 @@ _told: set[str] = set()  # once in a process is enough
 
 
 def tell_gaps(data: Data, time: str, path: str | None) -> None:
+    """Say where times are missing, if items would reach over them."""
     values = data.plan.values[time]
     gaps = np.flatnonzero(holes(values))
     if not len(gaps) or data.section.conditions.past == 0:
@@ -98,8 +104,8 @@ def whole(store: Readable, times: Array, entries: Array, steps: int) -> Array:
         return entries
     entries = entries[entries >= steps - 1]
     first = entries - steps + 1
-    broken = np.concatenate([[0], np.cumsum(holes(times))])
-    whole = broken[entries] == broken[first]
+    run = runs(times)
+    whole = run[entries] == run[first]
     if isinstance(store, Anemoi):
         absent = np.concatenate([[0], np.cumsum(store.missing)])
         whole &= absent[entries + 1] == absent[first]
