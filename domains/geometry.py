@@ -29,6 +29,18 @@ def _unit(vector: Array) -> Array:
     return vector / np.sqrt(vector @ vector)
 
 
+def along_axes(points: Array) -> Array:
+    """Points (N, 3) about their mean, along their principal axes, the longest first.
+
+    They keep their hand: a helix is not drawn as its mirror image.
+    """
+    about = points - points.mean(axis=0)
+    _, axes = np.linalg.eigh(about.T @ about)
+    axes = axes[:, ::-1].copy()
+    axes[:, 2] *= np.sign(np.linalg.det(axes))
+    return about @ axes
+
+
 def superposed(moving: Array, fixed: Array, weights: Array | None = None) -> Array:
     """Points turned and shifted so that they lie as near to others as they can (Kabsch 1976).
 

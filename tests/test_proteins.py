@@ -21,7 +21,7 @@ from biotite.structure.io.xtc import XTCFile
 
 from jitkit import testing
 from jitkit.data import collate
-from jitkit.domains.geometry import random_rotation, superposed
+from jitkit.domains.geometry import along_axes, random_rotation, superposed
 from jitkit.domains.packages import located
 from jitkit.domains.proteins.adapter import Proteins
 from jitkit.domains.proteins.backbone import Backbone
@@ -29,6 +29,7 @@ from jitkit.domains.proteins.ensembles import Compared, ensemble_measures, fluct
 from jitkit.domains.proteins.reading import chains_in, groups_of, read_atoms, read_chains
 from jitkit.domains.proteins.residues import LETTERS
 from jitkit.domains.proteins.scores import gyration, measures, neighbour_distances
+from jitkit.domains.proteins.secondary import secondary
 from jitkit.domains.proteins.section import ProteinsSection
 from jitkit.domains.proteins.torsions import (
     ANGLES,
@@ -293,6 +294,31 @@ def test_gaps_are_seen_as_positions(structures: Proteins, tmp_path: Path) -> Non
     field = structures.encode(chain)
     assert field.coords is not None and field.coords.max() == 27
     assert np.array_equal(structures.decode(field).index, chain.index)
+
+
+def test_a_piece_is_told_what_the_whole_chain_has_there_whatever_was_asked_before() -> None:
+    fresh = Proteins(section(max_length=60, secondary_structure=True, held_out=0.2))
+    chain = max(fresh.items("train"), key=len)
+    scale = fresh.found["told"]["secondary_structure"]
+
+    def told(start: int) -> np.ndarray[Any, Any]:
+        field = fresh.encode(chain.piece(start, 60))
+        return np.asarray(field.cond["secondary_structure"]) * scale["std"] + scale["mean"]
+
+    first = [told(start) for start in range(0, len(chain) - 60, 7)]
+    whole = secondary(chain)
+    for number, start in enumerate(range(0, len(chain) - 60, 7)):
+        own = whole[start : start + 60]
+        expected = [(own == "a").mean(), (own == "b").mean()]
+        np.testing.assert_allclose(first[number], expected, atol=1e-5)
+        np.testing.assert_array_equal(told(start), first[number])
+
+
+def test_pictures_keep_the_hand_of_what_they_show() -> None:
+    for seed in range(8):
+        points = np.random.default_rng(seed).standard_normal((9, 3)) * (3, 2, 1)
+        turned = along_axes(points)
+        np.testing.assert_allclose(superposed(points, turned), turned, atol=1e-9)
 
 
 def test_training_turns_and_cuts_structures_and_leaves_ensembles_alone(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from jitkit.domains.geometry import along_axes
 from jitkit.domains.molecules.bonds import bond_orders, stable_atoms
 from jitkit.domains.molecules.chemistry import has_rdkit, perceived
 from jitkit.domains.molecules.molecule import Array, Molecule
@@ -56,7 +57,7 @@ def in_space(molecule: Molecule) -> Image:
     size = SIDE * FINER
     picture = Image.new("RGB", (size, size), "white")
     pen = ImageDraw.Draw(picture)
-    at = _turned(molecule.positions)
+    at = along_axes(molecule.positions)
     reach = max(1.5, float(np.abs(at[:, :2]).max()) + 0.6)
     scale = size / 2 / reach
     flat = size / 2 + at[:, :2] * scale
@@ -66,13 +67,6 @@ def in_space(molecule: Molecule) -> Image:
             _stick(pen, flat[i], flat[j], int(orders[i, j]), scale)
         _ball(pen, flat[i], int(molecule.numbers[i]), bool(stable[i]), scale)
     return picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
-
-
-def _turned(positions: Array) -> Array:
-    """Positions about their mean, along their principal axes, the longest across the picture."""
-    about = positions - positions.mean(axis=0)
-    _, axes = np.linalg.eigh(about.T @ about)
-    return about @ axes[:, ::-1]
 
 
 def _stick(pen: ImageDraw, a: Array, b: Array, order: int, scale: float) -> None:

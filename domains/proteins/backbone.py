@@ -21,12 +21,14 @@ class Backbone:
         sequence: L letters, X for an amino acid without one or that is not known.
         index: place of each residue in the chain, (L,) int64; it jumps where residues are missing.
         name: what it is called.
+        piece_of: the chain that it is a piece of, and which residues.
     """
 
     positions: Array
     sequence: str
     index: Array
     name: str = ""
+    piece_of: tuple[Backbone, slice] | None = None
 
     def __len__(self) -> int:
         return len(self.sequence)
@@ -49,10 +51,8 @@ class Backbone:
     def piece(self, start: int, length: int) -> Backbone:
         """Some residues in a row."""
         own = slice(start, start + length)
-        made = Backbone(self.positions[own], self.sequence[own], self.index[own], self.name)
-        if "secondary" in self.kept:  # that of the whole chain: helices do not end at a cut
-            made.kept["secondary"] = self.kept["secondary"][own]
-        return made
+        parts = self.positions[own], self.sequence[own], self.index[own]
+        return Backbone(*parts, self.name, piece_of=(self, own))
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jitkit.domains.proteins.backbone import Array, Backbone
+from jitkit.domains.geometry import along_axes
+from jitkit.domains.proteins.backbone import Backbone
 from jitkit.domains.proteins.torsions import ramachandran
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def trace(chain: Backbone) -> Image:
     size = SIDE * FINER
     picture = Image.new("RGB", (size, size), "white")
     pen = ImageDraw.Draw(picture)
-    at = _turned(chain.alphas.astype(np.float64))
+    at = along_axes(chain.alphas.astype(np.float64))
     reach = max(5.0, float(np.abs(at[:, :2]).max()) + 2)
     flat = size / 2 + at[:, :2] * (size / 2 / reach)
     width = max(3, int(1.3 * size / 2 / reach))
@@ -54,14 +55,6 @@ def trace(chain: Backbone) -> Image:
         for x, y in (flat[i], flat[i + 1]):  # the outline of a neighbour would cut the joint
             pen.ellipse((x - width / 2, y - width / 2, x + width / 2, y + width / 2), fill=colour)
     return picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
-
-
-def _turned(positions: Array) -> Array:
-    about = positions - positions.mean(axis=0)
-    _, axes = np.linalg.eigh(about.T @ about)
-    axes = axes[:, ::-1].copy()
-    axes[:, 2] *= np.sign(np.linalg.det(axes))  # helices keep their hand
-    return about @ axes
 
 
 def _colour(along: float) -> tuple[int, int, int]:

@@ -12,13 +12,24 @@ KINDS = ("helix", "strand")
 
 
 def secondary(chain: Backbone) -> Array:
-    """What each residue is part of, (L,): ``a`` a helix, ``b`` a strand, ``c`` neither."""
+    """What each residue is part of, (L,): ``a`` a helix, ``b`` a strand, ``c`` neither.
+
+    Of a piece it is what the whole chain has there: helices do not end at a cut.
+    """
     if "secondary" not in chain.kept:
         chain.kept["secondary"] = _annotated(chain)
-    return chain.kept["secondary"]
+    found: Array = chain.kept["secondary"]
+    return found
 
 
 def _annotated(chain: Backbone) -> Array:
+    if chain.piece_of is not None:
+        whole, own = chain.piece_of
+        return secondary(whole)[own]
+    return _by_distances(chain)
+
+
+def _by_distances(chain: Backbone) -> Array:
     from biotite.structure import AtomArray, annotate_sse
 
     atoms = AtomArray(len(chain))
