@@ -276,23 +276,27 @@ def fresh(shard):
     return module, EMA(module, [0.9], [0.1])
 
 
-(whole, plain), (parts, spread) = fresh(False), fresh(True)
-for step in range(1, 9):
-    put(whole, step), put(parts, step)
-    plain.update(), spread.update()
-    if step == 4:  # as if it had been saved and read again
-        saved, spread = spread.updates, EMA(parts, [0.9], [0.1])
-        spread.load(saved, plain.means)
-alike = all(
-    isinstance(value, DTensor)
-    and value.placements == dict(parts.named_parameters())[key].placements
-    and torch.equal(value.full_tensor(), plain.means[name][key])
-    for name, mean in spread.means.items() for key, value in mean.items()
-)
-if rank == 0:
-    spread.update()  # the others do not take part: it would wait for them if it sent anything
-    print(json.dumps({"alike": alike, "updates": spread.updates}))
-dist.barrier()
+def main():  # in a function: a process group that ends after the interpreter aborts
+    (whole, plain), (parts, spread) = fresh(False), fresh(True)
+    for step in range(1, 9):
+        put(whole, step), put(parts, step)
+        plain.update(), spread.update()
+        if step == 4:  # as if it had been saved and read again
+            saved, spread = spread.updates, EMA(parts, [0.9], [0.1])
+            spread.load(saved, plain.means)
+    alike = all(
+        isinstance(value, DTensor)
+        and value.placements == dict(parts.named_parameters())[key].placements
+        and torch.equal(value.full_tensor(), plain.means[name][key])
+        for name, mean in spread.means.items() for key, value in mean.items()
+    )
+    if rank == 0:
+        spread.update()  # the others do not take part: it would wait for them if it sent anything
+        print(json.dumps({"alike": alike, "updates": spread.updates}))
+    dist.barrier()
+
+
+main()
 dist.destroy_process_group()
 """
 

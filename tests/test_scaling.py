@@ -119,26 +119,30 @@ def step(shared, parts):
     shared.network.zero_grad(set_to_none=True)
 
 
-found = {}
-with team() as ours:
-    for how, checkpointing, parts in (("ddp", False, 2), ("fsdp", False, 1), ("fsdp", True, 2)):
-        layout = Layout((Axis("row", 8, 4), Axis("column", 8, 4)), ("a",))
-        sizes = Sizes(32, 3, 2, 8, in_context_tokens=4, in_context_start=1, mlp_hidden=64)
-        denoiser = Denoiser(layout, {"label": Category(9)}, sizes)
-        network = denoiser.network
-        network.checkpoint_activations = checkpointing
-        found["all"] = sum(p.numel() for p in network.parameters())
-        found["blocks"] = sum(p.numel() for p in network.blocks.parameters())
-        if how == "fsdp":
-            shard(network, list(network.blocks), ours, torch.device("cpu"))
-        shared = Shared(Losses(denoiser), network, how, ours, torch.device("cpu"))
-        for _ in range(2):  # the first two also make buckets
-            step(shared, parts)
-        with Watch() as watch:
-            step(shared, parts)
-        found[f"{how} {parts}"] = watch.seen
-    if ours.leads:
-        print("found:", json.dumps(found))
+def main():  # in a function: a process group that ends after the interpreter aborts
+    found = {}
+    with team() as ours:
+        for how, checkpointing, parts in (("ddp", False, 2), ("fsdp", False, 1), ("fsdp", True, 2)):
+            layout = Layout((Axis("row", 8, 4), Axis("column", 8, 4)), ("a",))
+            sizes = Sizes(32, 3, 2, 8, in_context_tokens=4, in_context_start=1, mlp_hidden=64)
+            denoiser = Denoiser(layout, {"label": Category(9)}, sizes)
+            network = denoiser.network
+            network.checkpoint_activations = checkpointing
+            found["all"] = sum(p.numel() for p in network.parameters())
+            found["blocks"] = sum(p.numel() for p in network.blocks.parameters())
+            if how == "fsdp":
+                shard(network, list(network.blocks), ours, torch.device("cpu"))
+            shared = Shared(Losses(denoiser), network, how, ours, torch.device("cpu"))
+            for _ in range(2):  # the first two also make buckets
+                step(shared, parts)
+            with Watch() as watch:
+                step(shared, parts)
+            found[f"{how} {parts}"] = watch.seen
+        if ours.leads:
+            print("found:", json.dumps(found))
+
+
+main()
 '''
 
 
