@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line does, before torch
+from jitkit.processor import settle
+
+settle()  # as the command line does, before torch
 
 import jitkit  # noqa: E402
 from jitkit.evaluate import evaluate  # noqa: E402

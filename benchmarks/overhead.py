@@ -13,7 +13,6 @@ turns in one process, so that what else the machine does falls on both.
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import tempfile
 import time
@@ -21,7 +20,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line does, before torch
+from jitkit.processor import settle
+
+settle()  # as the command line does, before torch
 
 import torch  # noqa: E402
 

@@ -12,7 +12,6 @@ About a minute on two cores.
 from __future__ import annotations
 
 import argparse
-import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +20,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line does, before torch
+from jitkit.processor import settle
+
+settle()  # as the command line does, before torch
 
 import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402

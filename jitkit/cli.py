@@ -12,6 +12,7 @@ from cyclopts import App, Parameter
 from cyclopts.exceptions import CycloptsError
 
 from jitkit.errors import ConditionError, JitkitError, RecipeError, Stopped, listed
+from jitkit.processor import settle
 
 Overrides = Annotated[str, Parameter(allow_leading_hyphen=False)]
 
@@ -522,8 +523,7 @@ def main() -> None:
 
 
 def _run() -> None:
-    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
-        os.environ["GOMP_SPINCOUNT"] = "1000"  # long spins starve a shared machine (docs/log.md)
+    settle()
     try:
         app(sys.argv[1:], exit_on_error=False, print_error=False)
     except (JitkitError, CycloptsError, OSError) as error:  # OSError: a full disk, no permission

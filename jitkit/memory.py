@@ -66,7 +66,7 @@ def training_bytes(
     Args:
         network: its sizes are read; it may be on the device `meta`.
         batch_size: samples that go through the network at once, in one process.
-        emas: running means of the weights.
+        emas: running means of the weights that are kept on this device.
         checkpointing: whether blocks are computed again in the backward pass.
         compute_bytes: bytes of a number inside the network; 2 under autocast.
         accumulate: parts of a step that a process takes one after the other.
@@ -219,7 +219,7 @@ def _sample_bytes(
     # gradients on their way back: of the residual stream and a sum in it, and in SwiGLU those that
     # find no place left by what they are made of
     backward = longest * (2 * FLOAT * width + 2 * compute * sizes.mlp_hidden)
-    always, top = (tokens * size for size in _end_bytes(network, compute, on_gpu=on_gpu))
+    always, top = (tokens * size for size in _end_bytes(network, compute))
     holes = HOLES * FLOAT * width * sum(lengths)
     if not checkpointing:
         return always + sum(kept) + max(top, backward), holes
@@ -238,13 +238,9 @@ def _dropping(network: Transformer) -> list[bool]:
 def _token_bytes(network: Transformer, compute: int, *, drop: bool, on_gpu: bool) -> int:
     """Bytes for each token that a block keeps for its backward pass."""
     width, hidden = network.sizes.width, network.sizes.mlp_hidden
-    # float32, whatever the arithmetic: the residual stream before attention and before SwiGLU,
-    # and what the norm of each gives to be modulated
+    # float32, whatever the arithmetic: what the norms of the stream (2), of queries and of keys
+    # give before their weights
     float32 = 2 + 2
-    if compute < FLOAT:  # queries and keys, brought to float32 for their norms
-        float32 += 2
-    if not on_gpu:  # RMSNorm is several operations: before their weights, norms are kept as well
-        float32 += 2 + 2
     # in the type of the arithmetic: modulated inputs of attention and SwiGLU (2); queries, keys
     # and values (3), the former two turned (2); what attention mixed, by head and by token (2);
     # what attention and SwiGLU say, for the gradient of their gates (2)
@@ -257,14 +253,14 @@ def _token_bytes(network: Transformer, compute: int, *, drop: bool, on_gpu: bool
     return kept
 
 
-def _end_bytes(network: Transformer, compute: int, *, on_gpu: bool) -> tuple[int, int]:
+def _end_bytes(network: Transformer, compute: int) -> tuple[int, int]:
     """Bytes for each token outside the blocks: held throughout, and around the loss alone."""
     sizes, said = network.sizes, network.layout.patch_features
     told = network.embed.proj1.in_features  # of data, masks and conditioning channels
     # the batch with its conditions and the noise; patches and bottleneck, kept for their gradients
     always = FLOAT * (told + said) + compute * (told + sizes.bottleneck)
-    # the last sum, its norm and (not on a GPU) the same before its weights; then modulated
-    last = FLOAT * (2 if on_gpu else 3) * sizes.width + compute * sizes.width
+    # what the last norm gives before its weight; then modulated
+    last = (FLOAT + compute) * sizes.width
     # z; the guess; guess and truth in the space of the loss, their difference and its square
     return always, last + 6 * FLOAT * said
 

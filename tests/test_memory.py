@@ -186,16 +186,9 @@ def test_what_is_counted_is_what_autograd_keeps(
     size = 4 if compute is None else 2
     parts = training_bytes(model.network, 7, emas=1, compute_bytes=size)
     # the rest are tensors that only the loss and the backward pass hold for a moment
-    assert 0 <= parts["activations"] - others < 0.06 * others
+    assert 0 <= parts["activations"] - others < 0.08 * others
     # biases are copied as well, but no backward pass needs them
     assert 0 <= parts.get("half_weights", 0) - copies < 0.06 * copies + 1
-
-
-def test_on_a_gpu_a_norm_keeps_its_input_alone() -> None:
-    """The count for a GPU is what the CPU's is, less what one kernel for RMSNorm does not keep."""
-    width, tokens, depth = 64, 16, 4
-    cpu, gpu = (count(1, device=device)["activations"] for device in (CPU, GPU))
-    assert cpu - gpu == 4 * depth * 4 * width * tokens  # two norms, queries, keys; in float32
 
 
 # Against real steps

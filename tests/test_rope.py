@@ -194,6 +194,14 @@ def test_an_odd_last_feature_is_left_alone() -> None:
     assert rotate(torch.ones(1, 5), cos, sin)[0, 4] == 1
 
 
+def test_turning_as_complex_numbers_is_turning_as_pairs() -> None:
+    x, angle = torch.randn(2, 3, 7, 10), torch.randn(7, 5)
+    pairs = rotate(x.double(), angle.cos().double(), angle.sin().double())  # float64 has no other
+    torch.testing.assert_close(
+        rotate(x, angle.cos(), angle.sin()).double(), pairs, rtol=0, atol=1e-6
+    )
+
+
 # Agreement with the paper
 
 

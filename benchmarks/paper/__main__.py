@@ -20,7 +20,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line does, before torch
+from jitkit.processor import settle
+
+settle()  # as the command line does, before torch
 os.environ["OMP_NUM_THREADS"] = "1"  # of each training; there are several side by side
 
 import numpy as np  # noqa: E402

@@ -1,0 +1,27 @@
+"""How this process uses processor and memory: set before torch is loaded."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+
+LARGEST_IN_HEAP = 32 * 2**20  # bytes; glibc takes no more
+KEPT = 2**30  # free bytes at the end of the heap that are not given back
+
+
+def settle() -> None:
+    """Let idle threads sleep soon, and keep memory between the steps of a training.
+
+    Threads that spin while they wait starve a shared machine (docs/log.md). And glibc gives freed
+    memory back to the kernel, which clears every page anew in the next step: a tenth of a step of
+    JiT-B/16 (docs/performance.md). What the user has set himself stays.
+    """
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = "1000"
+    own = any(key.startswith("MALLOC_") for key in os.environ) or "GLIBC_TUNABLES" in os.environ
+    if sys.platform == "linux" and not own:
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+        if mallopt is not None:
+            mallopt(-3, LARGEST_IN_HEAP)  # M_MMAP_THRESHOLD
+            mallopt(-1, KEPT)  # M_TRIM_THRESHOLD
