@@ -265,7 +265,7 @@ def under_protocol(
     word.
     """
     if section.protocol is not None:
-        fixed = {"method": "heun", "steps": 50, "t_eps": None}
+        fixed = {"method": "heun", "steps": 50, "times": "uniform", "t_eps": None}
         sampling = sampling.model_copy(update=fixed)
         asked = {"samples": JIT_SAMPLES, "reference_items": "all"}
         section = section.model_copy(update=asked)

@@ -131,6 +131,7 @@ class RollOut:
             guide_scale=section.guide_scale,
             steps=section.steps,
             method=section.method,
+            times=section.times,
             t_eps=section.t_eps,
             batch_size=len(members),
             mask=batch.mask,
@@ -268,9 +269,12 @@ def _check_place(out: Path, begun: Mapping[str, Any] | None, record: Mapping[str
         if out.exists():
             raise RecipeError(f"--out {out} holds something that is no forecast; choose a new name")
         return
+    # keys of section sample that are younger than the file had their defaults
+    defaults = SampleSection().model_dump(mode="json", exclude={"batch_size"})
+    begun = dict(begun) | {"sample": defaults | dict(begun.get("sample", {}))}
     differences = [
         f"{key} was {json.dumps(old)}, now {json.dumps(new)}"
-        for key, old, new in unequal(dict(begun), json.loads(json.dumps(record)))
+        for key, old, new in unequal(begun, json.loads(json.dumps(record)))
     ]
     if differences:
         raise RecipeError(

@@ -171,6 +171,7 @@ def _made(
             guide_scale=section.guide_scale,
             steps=section.steps,
             method=section.method,
+            times=section.times,
             seed=section.seed,
             first=first + start,
             t_eps=section.t_eps,

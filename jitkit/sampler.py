@@ -1,4 +1,4 @@
-"""From noise to data: dz/dt = v_hat by Euler or Heun, with guidance (Li & He 2025, appendix A).
+"""From noise to data: dz/dt = v_hat by a rule of `solvers`, with guidance (Li & He 2025).
 
 A sample is a function of the weights, the seed and its index: its noise is drawn from its own
 generator, so neither the batch it is made in nor the device changes it (but for rounding).
@@ -6,8 +6,8 @@ generator, so neither the batch it is made in nor the device changes it (but for
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,47 +19,7 @@ from jitkit.guidance import Autoguided, Guided, check_guide
 from jitkit.memory import free_bytes, sampling_bytes
 from jitkit.progress import bar
 from jitkit.seeds import mix
-
-Method = Literal["euler", "heun"]
-Velocity = Callable[[Tensor, Tensor], Tensor]
-
-
-def integrate(
-    velocity: Velocity,
-    z: Tensor,
-    *,
-    steps: int,
-    method: Method = "heun",
-    after_step: Callable[[int], None] | None = None,
-) -> Tensor:
-    """Carry ``z`` from t = 0 to t = 1 in equal steps; the last step is always Euler's.
-
-    Heun's second evaluation is at the end of its step, and v has a division by 1 - t: with an
-    Euler step last, t = 1 is never asked for.
-
-    Args:
-        velocity: dz/dt at (z, t), t a float32 scalar on the CPU.
-        z: noise at t = 0, (B, C, X1..Xn).
-        steps: steps, at least 1.
-        method: Euler (order 1) or Heun (order 2, two evaluations a step).
-        after_step: called with the number of steps done.
-    """
-    if method not in ("euler", "heun"):
-        raise JitkitError(f"method {method!r} is not euler or heun")
-    if not isinstance(steps, int) or steps < 1:
-        raise JitkitError(f"steps {steps} must be a whole number, at least 1")
-    times = torch.linspace(0, 1, steps + 1)
-    for i in range(steps):
-        t, t_next = times[i], times[i + 1]
-        step = float(t_next - t)
-        v = velocity(z, t)
-        ahead = z + step * v
-        if method == "heun" and i < steps - 1:
-            ahead = z + step * (v + velocity(ahead, t_next)) / 2
-        z = ahead
-        if after_step is not None:
-            after_step(i + 1)
-    return z
+from jitkit.solvers import Method, Times, Velocity, integrate
 
 
 def draw_noise(
@@ -100,6 +60,7 @@ def sample(
     guide_scale: float = 2.0,
     steps: int = 50,
     method: Method = "heun",
+    times: Times = "uniform",
     seed: int = 0,
     first: int = 0,
     t_eps: float | None = None,
@@ -123,7 +84,9 @@ def sample(
             with ``guidance``.
         guide_scale: weight of autoguidance; 1 is none.
         steps: steps from noise to data.
-        method: ``"heun"`` or ``"euler"``; the last step is always Euler's.
+        method: rule of a step, as in `jitkit.solvers`: ``"heun"``, ``"euler"``, or a multistep one,
+            ``"ab2"``, ``"ab3"`` or ``"dpm2m"``; the last step is always Euler's.
+        times: where steps lie in time, ``"uniform"`` or ``"cosine"``.
         seed: sample i is a function of the weights, the seed and i.
         first: index of the first sample.
         t_eps: the least value of 1 - t in the sampler; the model's own where not given.
@@ -188,7 +151,14 @@ def sample(
 
             try:
                 done.append(
-                    integrate(velocity, z, steps=steps, method=method, after_step=after_step)
+                    integrate(
+                        velocity,
+                        z,
+                        steps=steps,
+                        method=method,
+                        times=times,
+                        after_step=after_step,
+                    )
                 )
             except torch.cuda.OutOfMemoryError:
                 if size == 1:

@@ -293,11 +293,14 @@ def labelled(n: int) -> Denoiser:
 
 
 def test_the_papers_protocol_fixes_what_the_paper_fixes_and_leaves_guidance() -> None:
-    asked = SampleSection(method="euler", steps=5, t_eps=0.01, guidance=2.4, interval=(0.2, 1.0))
+    asked = SampleSection(
+        method="euler", steps=5, times="cosine", t_eps=0.01, guidance=2.4, interval=(0.2, 1.0)
+    )
     same = under_protocol(asked, SECTION)
     assert same == (asked, SECTION)
     sampling, section = under_protocol(asked, EvaluateSection(protocol="jit", samples=10))
     assert (sampling.method, sampling.steps, sampling.t_eps) == ("heun", 50, None)
+    assert sampling.times == "uniform"
     assert (sampling.guidance, sampling.interval) == (2.4, (0.2, 1.0))
     assert (section.samples, section.reference_items) == (50_000, "all")
     told = conditions_for(labelled(1000), 50_000).cond["label"]

@@ -23,7 +23,7 @@ from jitkit.domains.weather.adapter import Weather
 from jitkit.domains.weather.forecasts import Forecasts
 from jitkit.domains.weather.section import WeatherSection
 from jitkit.errors import JitkitError
-from jitkit.forecast import Asked, RollOut, forecast
+from jitkit.forecast import Asked, RollOut, _check_place, forecast
 from jitkit.run import locked
 from jitkit.sections import SampleSection
 from jitkit.trainer import train
@@ -319,6 +319,15 @@ def test_other_settings_do_not_go_on(store: str, tmp_path: Path) -> None:
     (tmp_path / "other.zarr").mkdir()
     with pytest.raises(JitkitError, match="holds something that is no forecast"):
         rolled(store, tmp_path / "other.zarr")
+
+
+def test_a_file_that_was_begun_before_there_was_a_key_had_its_default(tmp_path: Path) -> None:
+    sample = SampleSection().model_dump(mode="json", exclude={"batch_size"})
+    older = {key: value for key, value in sample.items() if key != "times"}
+    _check_place(tmp_path, {"steps": 2, "sample": older}, {"steps": 2, "sample": sample})
+    with pytest.raises(JitkitError, match='sample.times was "uniform", now "cosine"'):
+        other = sample | {"times": "cosine"}
+        _check_place(tmp_path, {"steps": 2, "sample": older}, {"steps": 2, "sample": other})
 
 
 def test_two_commands_do_not_write_one_file(store: str, tmp_path: Path) -> None:

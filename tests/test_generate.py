@@ -264,6 +264,7 @@ def test_settings_reach_the_sampler() -> None:
     changes: list[dict[str, Any]] = [
         {"method": "euler"},
         {"steps": 3},
+        {"times": "cosine", "steps": 3},
         {"guidance": 3.0, "interval": (0.0, 1.0)},
         {"t_eps": 0.9},
     ]

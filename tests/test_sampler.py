@@ -1,11 +1,10 @@
-"""From noise to data: the order of the rules, guidance and its interval, and what samples are."""
+"""From noise to data: guidance and its interval, and what samples are."""
 
 from __future__ import annotations
 
 import re
 import sys
 from collections.abc import Callable
-from math import log2
 from typing import Any
 
 import pytest
@@ -13,128 +12,18 @@ import torch
 from models import awake, difference, layout
 from torch import Tensor
 
-from jitkit import flow
 from jitkit.denoiser import Denoiser, Diffusion
 from jitkit.errors import ConditionError, JitkitError
 from jitkit.fields import Category, Condition, Grid, Layout, PerToken, Scalars
 from jitkit.guidance import Guided
-from jitkit.sampler import Method, draw_noise, fitting_batch, integrate, sample
+from jitkit.sampler import draw_noise, fitting_batch, sample
+from jitkit.solvers import Method, integrate
 
 LABEL: dict[str, Condition] = {"label": Category(10)}
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def slopes(errors: list[float]) -> list[float]:
-    """Orders of convergence where each error belongs to twice the steps of the one before."""
-    return [log2(a / b) for a, b in zip(errors, errors[1:], strict=False)]
-
-
-# Integration
-
-
-class Gaussian:
-    """Data x ~ N(mean, std²), for which the best guess of x is known in closed form.
-
-    z = t x + (1 - t) eps is normal too, and dz/dt = v carries z0 = s e to mean + std e.
-    """
-
-    noise_scale = 2.0
-
-    def __init__(self) -> None:
-        self.mean = noise(3, 8, seed=1).double()
-        self.std = noise(3, 8, seed=2).double().abs() + 0.3
-
-    def velocity(self, z: Tensor, t: Tensor) -> Tensor:
-        t = t.double()
-        variance = (t * self.std) ** 2 + ((1 - t) * self.noise_scale) ** 2
-        x_hat = self.mean + t * self.std**2 / variance * (z - t * self.mean)
-        return flow.velocity(x_hat, z, t.expand(len(z)), t_eps=1e-6)
-
-    def miss(self, steps: int, method: Method) -> float:
-        """How far from the exact end it ends."""
-        z = noise(4, 3, 8).double()
-        end = integrate(self.velocity, self.noise_scale * z, steps=steps, method=method)
-        return (end - (self.mean + self.std * z)).abs().mean().item()
-
-
-@pytest.mark.parametrize(("method", "order"), [("euler", 1), ("heun", 2)])
-def test_twice_the_steps_halve_eulers_error_and_quarter_heuns(method: Method, order: int) -> None:
-    errors = [Gaussian().miss(steps, method) for steps in (20, 40, 80, 160)]
-    assert slopes(errors)[1:] == pytest.approx([order, order], abs=0.06)
-
-
-def test_heun_is_nearer_than_euler() -> None:
-    assert Gaussian().miss(50, "heun") < 0.05 * Gaussian().miss(50, "euler")
-
-
-@pytest.mark.parametrize("method", ["euler", "heun"])
-def test_a_straight_path_is_followed_exactly(method: Method) -> None:
-    v = noise(2, 3)
-    end = integrate(lambda _z, _t: v, torch.zeros(2, 3), steps=7, method=method)
-    torch.testing.assert_close(end, v)
-
-
-def test_heuns_last_step_is_eulers_and_the_end_is_never_asked_for() -> None:
-    asked: list[float] = []
-
-    def velocity(z: Tensor, t: Tensor) -> Tensor:
-        asked.append(round(float(t), 6))
-        return z
-
-    done: list[int] = []
-    integrate(velocity, torch.ones(1), steps=4, method="heun", after_step=done.append)
-    assert asked == [0, 0.25, 0.25, 0.5, 0.5, 0.75, 0.75]
-    assert done == [1, 2, 3, 4]
-    asked.clear()
-    integrate(velocity, torch.ones(1), steps=4, method="euler")
-    assert asked == [0, 0.25, 0.5, 0.75]
-
-
-def test_one_step_of_heun_on_growth_is_known() -> None:
-    """On dz/dt = z a step of h multiplies by 1 + h + h²/2, the last by 1 + h."""
-    end = integrate(lambda z, _t: z, torch.ones(1).double(), steps=2, method="heun")
-    assert end.item() == pytest.approx((1 + 0.5 + 0.125) * 1.5)
-
-
-@pytest.mark.parametrize(
-    ("steps", "method", "t_eps", "left"),
-    [
-        (50, "heun", 0.05, 0.0171),
-        (50, "euler", 0.05, 0.0144),
-        (100, "heun", 0.05, 0.0181),
-        (25, "heun", 0.05, 0.0088),
-        (20, "heun", 0.05, 0),
-        (20, "euler", 0.05, 0),
-        (50, "heun", 0.02, 0),
-    ],
-)
-def test_who_knows_the_data_leaves_as_much_noise_as_the_papers_code(
-    steps: int, method: Method, t_eps: float, left: float
-) -> None:
-    x, eps = noise(2, 3, 8).double(), noise(2, 3, 8, seed=1).double()
-
-    def velocity(z: Tensor, t: Tensor) -> Tensor:
-        return flow.velocity(x, z, t.double().expand(len(z)), t_eps=t_eps)
-
-    end = integrate(velocity, eps, steps=steps, method=method)
-    torch.testing.assert_close(end - x, left * (eps - x), atol=4e-4, rtol=0)
-
-
-@pytest.mark.parametrize(
-    ("given", "text"),
-    [
-        ({"steps": 0}, "steps 0 must be a whole number, at least 1"),
-        ({"steps": 2, "method": "rk4"}, "method 'rk4' is not euler or heun"),
-    ],
-)
-def test_settings_that_cannot_be_meant_are_refused(given: Any, text: str) -> None:
-    with pytest.raises(JitkitError, match=f"^{text}$"):
-        integrate(lambda z, _t: z, torch.ones(1), **given)
-    with pytest.raises(JitkitError, match=f"^{text}$"):
-        sample(awake(layout((6, 2))), 1, **given)
 
 
 # Guidance
@@ -166,6 +55,14 @@ def test_fifty_steps_of_heun_take_99_calls_and_187_passes_of_a_sample() -> None:
     guided = {round(t * 50) for t, size in denoiser.calls if size == 6}
     single = {round(t * 50) for t, size in denoiser.calls if size == 3}
     assert guided == set(range(6, 50)) and single == set(range(6))
+
+
+@pytest.mark.parametrize("method", ["ab2", "ab3", "dpm2m"])
+def test_a_multistep_rule_calls_once_a_step_whether_guided_or_not(method: Method) -> None:
+    denoiser = counted()
+    sample(denoiser, 3, {"label": 1}, guidance=3.0, steps=20, method=method, times="cosine")
+    assert len(denoiser.calls) == 20
+    assert {size for t, size in denoiser.calls if t > 0.1} == {6}
 
 
 @pytest.mark.parametrize(
@@ -465,6 +362,19 @@ def test_a_terminal_shows_the_bar_where_it_is_asked_for(monkeypatch: pytest.Monk
 
 
 # Mistakes
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"steps": 0}, "steps 0 must be a whole number, at least 1"),
+        ({"method": "rk4"}, "method 'rk4' is none of euler, heun, ab2, ab3, dpm2m"),
+        ({"times": "late"}, "times 'late' is none of uniform, cosine"),
+    ],
+)
+def test_a_way_to_sample_that_is_not_known_is_refused(given: Any, text: str) -> None:
+    with pytest.raises(JitkitError, match=f"^{text}$"):
+        sample(awake(layout((6, 2))), 1, **given)
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from benchmarks.paper.measures import sliced_wasserstein
 from jitkit.flow import Space, convert, errors, interpolate, uniform_t
-from jitkit.sampler import integrate
 from jitkit.seeds import mix
+from jitkit.solvers import integrate
 
 DIMENSIONS = (2, 8, 16, 512)
 PREDICTIONS: tuple[Space, ...] = ("x", "v", "eps")

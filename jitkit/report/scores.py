@@ -162,7 +162,9 @@ def _taken(found: Mapping[str, Any]) -> str:
     if "ema" in model:
         parts.append(f"with running mean {model['ema']}")
     if "method" in sample:
-        parts.append(f"by {sample['method']}, {sample.get('steps')} steps")
+        times = sample.get("times", "uniform")
+        lie = "" if times == "uniform" else f" ({times})"
+        parts.append(f"by {sample['method']}, {sample.get('steps')} steps{lie}")
     if "guidance" in sample:
         parts.append(f"guidance {sample['guidance']}")
     if (seconds := finite(found.get("seconds"))) is not None:
