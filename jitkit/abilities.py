@@ -53,11 +53,16 @@ class Sized(Protocol):
 
 
 @runtime_checkable
-class Chunked(Protocol):
-    """Items that lie together in chunks: in which order, and how many at once, to read them."""
+class Threaded(Protocol):
+    """Items that are read in threads, several at once."""
 
     threads: int
     """Items that may be asked for at once, from as many threads."""
+
+
+@runtime_checkable
+class Chunked(Threaded, Protocol):
+    """Items that lie together in chunks: in which order to read them, in threads."""
 
     def order(self, rng: np.random.Generator) -> np.ndarray[Any, np.dtype[np.int64]]:
         """A permutation of the items for one epoch, a function of the generator alone."""

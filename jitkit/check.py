@@ -203,6 +203,8 @@ def _memory(
         "memory_with_checkpointing_gib": sum(parts[True].values()) / GIB,
         "memory_free_gib": free / GIB,
     }
+    if how["emas"] < _means(section):  # beside them a copy of the weights, from which they learn
+        found["memory_means_on_cpu_gib"] = (1 + _means(section)) * own["weights"] / GIB
     return found if memory is None else found | _largest(section, network, memory, processes, how)
 
 
@@ -236,6 +238,11 @@ def _largest(
     }
 
 
+def _means(section: TrainSection) -> int:
+    """How many running means of the weights there are."""
+    return len(section.ema) + len(section.ema_sigma_rel)
+
+
 def memory_settings(
     section: TrainSection,
     network: Transformer,
@@ -254,8 +261,9 @@ def memory_settings(
         free: bytes of each; what is free now where not given. Half of them decide whether the model
             is shared out where ``train.parallel`` is auto.
     """
+    away = section.ema_device == "cpu" and device.type != "cpu"
     settings: dict[str, Any] = {
-        "emas": len(section.ema) + len(section.ema_sigma_rel),
+        "emas": 0 if away else _means(section),
         "compute_bytes": 4 if choose_precision(section.precision, device)[0] is None else 2,
         "accumulate": section.accumulate,
         "optimizer": getattr(section, "optimizer", "adamw"),

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from jitkit.abilities import Chunked, Sized
+from jitkit.abilities import Chunked, Sized, Threaded
 from jitkit.domain import Domain
 from jitkit.errors import BadItem, DataError, RecipeError, listed
 from jitkit.fields import Batch, Category, Condition, Field, Grid, Layout, PerToken, Scalars
@@ -51,9 +51,9 @@ def batches(
 
     Args:
         domain: the adapter that encodes the items.
-        items: of the training split; read in the workers, or in threads where they are `Chunked`.
+        items: of the training split; read in the workers, or in threads where they are `Threaded`.
         plan: which items make each batch.
-        workers: processes that read and encode; 0 does it here.
+        workers: processes that read and encode, in place of threads; 0 does it here.
 
     Raises:
         DataError: there are no items, or too many in a row cannot be read.
@@ -62,7 +62,7 @@ def batches(
         raise DataError("the training split has no items")
     reader = _Reader(domain, items, plan.seed)
     join = partial(_collate, domain.layout, domain.conditions)
-    threads = items.threads if isinstance(items, Chunked) else 0
+    threads = items.threads if isinstance(items, Threaded) else 0
     if not workers and threads > 0:
         return _raised(_threaded(reader, plan, join, threads))
     if workers > (cores := _cores()):

@@ -8,7 +8,8 @@ always averages over about a tenth of what has been trained, and never knows the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from math import expm1, log1p
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from jitkit.errors import JitkitError
-from jitkit.parallel import local, put
+from jitkit.parallel import copies, local, put
 
 SIGMA = "sigma-"
 WIDEST = 12**-0.5  # of gamma 0, the plain mean of all weights since the start
@@ -34,8 +35,16 @@ class EMA:
     Parameters that are spread over processes (FSDP2) have means that are spread alike, and each
     process updates its own part: nothing is sent.
 
+    Means may be kept on the processor while the weights are on a GPU: an update is then worked out
+    while the GPU goes on, and whoever asks for `means` waits for it.
+
+    Args:
+        module: whose parameters are averaged.
+        decays: of exponential means.
+        sigma_rels: relative widths of power functions.
+        device: where means are kept; where each parameter is, if not given.
+
     Attributes:
-        means: by `mean_name` of a decay, then by `sigma_name` of a width, then by parameter.
         updates: how many there were.
 
     Raises:
@@ -43,29 +52,53 @@ class EMA:
     """
 
     def __init__(
-        self, module: nn.Module, decays: Sequence[float] = (), sigma_rels: Sequence[float] = ()
+        self,
+        module: nn.Module,
+        decays: Sequence[float] = (),
+        sigma_rels: Sequence[float] = (),
+        *,
+        device: torch.device | None = None,
     ) -> None:
         self.updates = 0
         self._source = dict(module.named_parameters())
         self._decays = {mean_name(decay): decay for decay in decays}
         self._gammas = {sigma_name(sigma): gamma_of(sigma) for sigma in sigma_rels}
-        self.means: dict[str, dict[str, Tensor]] = {
-            name: {key: p.detach().float().clone() for key, p in self._source.items()}
-            for name in [*self._decays, *self._gammas]
-        }
+        names = [*self._decays, *self._gammas]
+        self._means = {name: copies(self._source, device) for name in names}
+        far = device and any(p.device.type != device.type for p in self._source.values())
+        self._ferry = _Ferry(self._weights()) if far else None
+
+    @property
+    def means(self) -> dict[str, dict[str, Tensor]]:
+        """By `mean_name` of a decay, then by `sigma_name` of a width, then by parameter."""
+        if self._ferry is not None:
+            self._ferry.wait()
+        return self._means
 
     @torch.no_grad()
     def update(self) -> None:
         """Take in the module's weights as they are now."""
         self.updates += 1
-        weights = [local(p.detach()).float() for p in self._source.values()]
-        for name, mean in self.means.items():
-            _lerp([local(value) for value in mean.values()], weights, self._step(name))
+        steps = {name: self._step(name) for name in self._means}
+        means = {name: [local(m) for m in mean.values()] for name, mean in self._means.items()}
+
+        def take(weights: Sequence[Tensor]) -> None:
+            for name, mean in means.items():
+                _lerp(mean, weights, steps[name])
+
+        if self._ferry is None:
+            take([weight.float() for weight in self._weights()])
+        else:
+            self._ferry.carry(self._weights(), take)
+
+    def _weights(self) -> list[Tensor]:
+        """What this process holds of the weights."""
+        return [local(p.detach()) for p in self._source.values()]
 
     def load(self, updates: int, means: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Go on from saved means, whole ones; their names and shapes have been checked."""
         self.updates = updates
-        for name, mean in self.means.items():
+        for name, mean in self.means.items():  # waits for an update that is on its way
             for key, value in mean.items():
                 put(value, means[name][key])
 
@@ -75,6 +108,44 @@ class EMA:
         if name in self._decays:
             return 1 - min(self._decays[name], k / (9 + k))
         return 1.0 if k == 1 else -expm1((self._gammas[name] + 1) * log1p(-1 / k))
+
+
+class _Ferry:
+    """Brings weights from a GPU to the processor, and has them taken in there by a thread.
+
+    They are copied into pinned memory, in turn with the GPU's other work, so that the optimizer's
+    next step comes after it and no step waits for the processor; only the next copy does.
+    """
+
+    def __init__(self, weights: Sequence[Tensor]) -> None:
+        pinned = torch.cuda.is_available()
+        self._landed = [
+            torch.empty(w.shape, dtype=torch.float32, pin_memory=pinned) for w in weights
+        ]
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="means")
+        self._work: Future[None] | None = None
+
+    def carry(self, weights: Sequence[Tensor], take: Callable[[Sequence[Tensor]], None]) -> None:
+        """Have ``take`` called with the weights as they are now, float32 on the processor."""
+        self.wait()
+        for landed, weight in zip(self._landed, weights, strict=True):
+            landed.copy_(weight, non_blocking=True)
+        arrived = None
+        if torch.cuda.is_available():
+            arrived = torch.cuda.current_stream().record_event()
+
+        def work() -> None:
+            if arrived is not None:
+                arrived.synchronize()
+            take(self._landed)
+
+        self._work = self._thread.submit(work)
+
+    def wait(self) -> None:
+        """Until what was carried last is taken in; raises what went wrong with it."""
+        work, self._work = self._work, None
+        if work is not None:
+            work.result()
 
 
 def mean_name(decay: float) -> str:
@@ -117,7 +188,7 @@ def gamma_of(sigma_rel: float) -> float:
     return max(float(np.roots([1, 7, 16 - t, 12 - t]).real.max()), 0.0)
 
 
-def _lerp(means: list[Tensor], weights: list[Tensor], step: float) -> None:
+def _lerp(means: list[Tensor], weights: Sequence[Tensor], step: float) -> None:
     together = getattr(torch, "_foreach_lerp_", None)  # not public, so it may go one day
     if together is not None:
         together(means, weights, step)

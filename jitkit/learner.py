@@ -106,7 +106,8 @@ class Learner:
         self.how = self._sharing()
         if self.how == "fsdp":
             shard(network, list(network.blocks), team, self.device)
-        self.ema = EMA(network, section.ema, section.ema_sigma_rel)
+        far = torch.device("cpu") if section.ema_device == "cpu" else None
+        self.ema = EMA(network, section.ema, section.ema_sigma_rel, device=far)
         if section.optimizer == "muon" and self.how == "fsdp":
             raise RecipeError(
                 "train.optimizer=muon needs whole matrices, and train.parallel=fsdp holds parts of "

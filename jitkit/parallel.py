@@ -8,7 +8,7 @@ numbers for the log) always goes by gloo, so that it never waits for a GPU.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -219,6 +219,28 @@ def local(tensor: Tensor) -> Tensor:
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor, known to all processes; all must ask."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+@torch.no_grad()
+def copies(tensors: Mapping[str, Tensor], device: torch.device | None) -> dict[str, Tensor]:
+    """Float32 copies on a device (where each tensor is, if not given), spread as the tensors are.
+
+    All processes must ask where tensors are spread, and all those over the same.
+    """
+    mesh = next((t.device_mesh for t in tensors.values() if isinstance(t, DTensor)), None)
+    if mesh is not None and device is not None and device.type != mesh.device_type:
+        mesh = init_device_mesh(device.type, (mesh.size(),))
+    return {name: _copy(tensor.detach(), device, mesh) for name, tensor in tensors.items()}
+
+
+def _copy(tensor: Tensor, device: torch.device | None, mesh: DeviceMesh | None) -> Tensor:
+    value = local(tensor).to(device or tensor.device, torch.float32, copy=True)
+    if not isinstance(tensor, DTensor):
+        return value
+    shape, stride = tensor.shape, tensor.stride()
+    return DTensor.from_local(
+        value, mesh, tensor.placements, run_check=False, shape=shape, stride=stride
+    )
 
 
 @torch.no_grad()

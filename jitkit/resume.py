@@ -16,6 +16,8 @@ from jitkit.sections import DomainSection
 FREE_TO_CHANGE = (  # keys that change neither the model nor the data it has seen
     "name",
     "domain.path",  # data may move; whether they are the same is asked of themselves
+    "domain.cache",
+    "domain.threads",
     "sample.",
     "evaluate.",
     "train.steps",
@@ -25,6 +27,7 @@ FREE_TO_CHANGE = (  # keys that change neither the model nor the data it has see
     "train.preview_",
     "train.validate_",
     "train.workers",
+    "train.ema_device",
     "train.accumulate",
     "train.parallel",
     "train.compile",

@@ -157,6 +157,9 @@ class TrainSection(Section):
     from their snapshots `jitkit ema` makes a mean of any width after training."""
     ema_snapshot_every_steps: Count = 5_000
     """Steps between snapshots of the power-function means; a hundred over a run are plenty."""
+    ema_device: Literal["auto", "cpu"] = "auto"
+    """Where running means are kept: with the weights (auto), or in the processor's memory (cpu),
+    which leaves that of a GPU free; they are then updated beside the GPU's work."""
     clip_gradient: Positive | None = None
     """Largest norm of the gradient; a longer one is shortened to it."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -169,7 +172,8 @@ class TrainSection(Section):
     checkpoint_activations: bool = False
     """Recompute blocks in the backward pass: less memory, about a third more time."""
     workers: Natural = 0
-    """Processes that read and decode items."""
+    """Processes that read and decode items, in place of the threads that pictures and arrays are
+    read in; 0 for none."""
     save_every_steps: Count = 5_000
     """Steps between checkpoints; the last step is always saved."""
     keep: Count = 2
@@ -194,10 +198,14 @@ class TrainSection(Section):
 class SampleSection(Section):
     """Section ``sample``: how noise becomes data."""
 
-    method: Literal["euler", "heun"] = "heun"
-    """Rule for one step of dz/dt = v; heun calls the network twice."""
+    method: Literal["euler", "heun", "ab2", "ab3", "dpm2m"] = "heun"
+    """Rule for one step of dz/dt = v; heun calls the network twice, the others once. ab2, ab3
+    (Adams-Bashforth) and dpm2m (DPM-Solver++) use what it said at earlier steps."""
     steps: Count = 50
     """Steps from noise (t = 0) to data (t = 1)."""
+    times: Literal["uniform", "cosine"] = "uniform"
+    """Where steps lie in time: evenly, or as a cosine, short at both ends, which is better where
+    steps are few."""
     guidance: Finite = 1.0
     """Weight of the condition: v = v_null + guidance (v_cond - v_null); 1 is none."""
     interval: tuple[Fraction, Fraction] = (0.1, 1.0)

@@ -235,6 +235,26 @@ def test_the_rate_is_blr_for_256_samples_or_lr_itself() -> None:
     assert peak_rate(load_recipe("digits", [*overrides, "train.lr=7"])) == 7
 
 
+def test_means_on_the_processor_do_not_count_on_a_gpu(
+    tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def held(device: str, where: str) -> tuple[float, float, float]:
+        monkeypatch.setattr("jitkit.check.choose_device", lambda: torch.device(device))
+        monkeypatch.setattr("jitkit.check.free_bytes", lambda device: GIB)
+        monkeypatch.setattr("jitkit.check.choose_precision", lambda *_: (None, "float32"))
+        recipe = load_recipe(tiny, [f"train.ema_device={where}", "train.ema=[0.9, 0.99]"])
+        counted = check(recipe).found
+        parts = counted["memory_parts_gib"]
+        aside = counted.get("memory_means_on_cpu_gib", 0)
+        return parts["weights"], parts["ema"], aside
+
+    weights, *rest = held("cpu", "cpu")
+    assert rest == [2 * weights, 0]  # one memory, whatever is said
+    assert held("cuda", "auto") == (weights, 2 * weights, 0)
+    weights, means, aside = held("cuda", "cpu")
+    assert means == 0 and aside == pytest.approx(3 * weights)
+
+
 def test_precision_is_what_was_asked_or_what_the_machine_has() -> None:
     cpu = torch.device("cpu")
     assert choose_precision("float32", cpu) == (None, "float32, as asked")

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from jitkit.ema import EMA, WIDEST, gamma_of, mean_name, sigma_name
+from jitkit.ema import EMA, WIDEST, _Ferry, gamma_of, mean_name, sigma_name
 from jitkit.errors import JitkitError
 
 
@@ -175,6 +175,7 @@ def test_a_relative_width_is_a_share_of_the_run_however_long_it_is(
     assert (square - mean**2) ** 0.5 == pytest.approx(sigma_rel, rel=0.01)
 
 
+@settings(deadline=None)
 @given(st.floats(1e-4, WIDEST))
 def test_gamma_solves_the_equation_of_its_width(sigma_rel: float) -> None:
     gamma = gamma_of(sigma_rel)
@@ -234,6 +235,58 @@ def test_without_the_private_function_of_torch_the_means_are_the_same(
         assert torch.allclose(mean["weight"], apart.means[name]["weight"], atol=1e-6)
 
 
+def test_means_beside_a_device_are_those_on_it() -> None:
+    """On a GPU the weights travel; here they are carried within the processor's memory."""
+    module = nn.Linear(20, 20)
+
+    def fresh(*, far: bool) -> EMA:
+        found = EMA(module, [0.9], [0.1], device=torch.device("cpu"))
+        assert found._ferry is None  # nothing to carry
+        if far:
+            found._ferry = _Ferry(found._weights())
+        return found
+
+    near, far = fresh(far=False), fresh(far=True)
+    for step in range(20):
+        torch.manual_seed(step)
+        nn.init.normal_(module.weight)
+        near.update()
+        far.update()
+        if step == 10:  # as if saved and read again, while an update is on its way
+            far.load(
+                far.updates, {n: {k: v.clone() for k, v in m.items()} for n, m in far.means.items()}
+            )
+    for name, mean in near.means.items():
+        for key, value in mean.items():
+            assert torch.equal(value, far.means[name][key])
+
+
+def test_what_goes_wrong_beside_the_device_is_raised_to_who_asks() -> None:
+    ema = EMA(nn.Linear(2, 1), [0.9])
+    ema._ferry = _Ferry(ema._weights())
+    ema._means["0.9"]["weight"] = torch.zeros(3, 5)
+    ema.update()
+    with pytest.raises(RuntimeError, match="size"):
+        ema.means  # noqa: B018
+    assert ema.means  # and once only
+
+
+@pytest.mark.gpu
+def test_means_of_a_gpu_s_weights_kept_on_the_processor_are_those_on_the_gpu() -> None:
+    module = nn.Linear(500, 500).cuda()
+    near = EMA(module, [0.9], [0.1])
+    far = EMA(module, [0.9], [0.1], device=torch.device("cpu"))
+    for step in range(20):
+        torch.manual_seed(step)
+        nn.init.normal_(module.weight)
+        near.update()
+        far.update()
+    for name, mean in far.means.items():
+        for key, value in mean.items():
+            assert value.device.type == "cpu"
+            torch.testing.assert_close(value, near.means[name][key].cpu(), rtol=1e-6, atol=1e-6)
+
+
 SHARDED = """
 import json, sys
 import torch
@@ -273,7 +326,7 @@ def fresh(shard):
             fully_shard(layer, mesh=mesh)
         fully_shard(module, mesh=mesh)
     put(module, 0)
-    return module, EMA(module, [0.9], [0.1])
+    return module, EMA(module, [0.9], [0.1], device=torch.device("cpu"))
 
 
 def main():  # in a function: a process group that ends after the interpreter aborts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from jitkit.abilities import Threaded
 from jitkit.domain import Domain
 from jitkit.domains.images import (
     Images,
@@ -299,6 +301,13 @@ def test_a_bad_file_is_a_bad_item_of_its_name(
     assert caught.value.name == str(tmp_path / name)
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_large_file_is_refused_where_pillow_only_warns(tmp_path: Path) -> None:
+    (tmp_path / "large.ppm").write_bytes(b"P6 10000 10000 255\n")
+    with pytest.raises(BadItem, match=r"10000 x 10000 exceeds limit of \d+ pixels"):
+        read_pixels(str(tmp_path / "large.ppm"), 8, "RGB")
+
+
 def test_a_file_that_vanished_is_a_bad_item(classes: Path) -> None:
     items = images(classes, holdout=0).items("train")
     (classes / "ant" / "1.png").unlink()
@@ -307,6 +316,18 @@ def test_a_file_that_vanished_is_a_bad_item(classes: Path) -> None:
     assert items[2].name == "ant/2.png"
     with pytest.raises(IndexError):
         items[12]
+
+
+def test_pictures_are_read_in_threads_shared_out_among_the_processes_of_a_machine(
+    classes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)), raising=False)
+    for processes, threads in ((1, 16), (8, 8), (100, 1)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+        items = images(classes).items("train")
+        assert isinstance(items, Threaded) and items.threads == threads
+    items = images(classes, threads=5).items("train")
+    assert isinstance(items, Threaded) and items.threads == 5
 
 
 # The crop

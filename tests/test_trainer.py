@@ -264,6 +264,7 @@ def test_how_long_and_how_a_run_is_watched_may_change(tiny: dict[str, Any], tmp_
     run = train(tiny, {"train.steps": 4}, run=tmp_path / "run")
     changes = {"train.steps": 6, "train.save_every_steps": 1, "train.keep": 1, "name": "other"}
     changes |= {"train.validate_every_steps": 2, "sample.guidance": 3, "train.preview_samples": 1}
+    changes |= {"train.ema_device": "cpu"}
     train(tiny, changes, run=run)
     assert steps(run) == ["step-6"]
     assert "steps: 6" in (run / "recipe.yaml").read_text()
