@@ -20,10 +20,10 @@ FLOORS = """
     training     learner validation check forecast generate
     borders      official posthoc checkpoint data testing facts run
     recipe       recipe mistakes written
-    processes    tracking meter stop sampler guidance optim ema parallel progress memory
+    processes    tracking meter stop sampler solvers guidance optim ema parallel progress memory
     network      denoiser transformer conditions layers
     mathematics  flow rope patches centring seeds
-    words        abilities domain sections fields files errors
+    words        abilities domain sections fields files processor errors
 """
 """From top to bottom, and from left to right: a module imports only from what follows it."""
 

@@ -1,5 +1,5 @@
 """Agreement with the authors' code: tensors that it produced, in ``tests/data/jit_tiny.npz``, a
-second JiT written from the paper, and every form of their files."""
+second JiT written from the paper (benchmarks/referencemodel.py), and every form of their files."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ import numpy as np
 import pytest
 import torch
 from models import difference
-from reference_jit import Jit, forward, random_state
 from torch import Tensor
 
 import jitkit
@@ -24,8 +24,14 @@ from jitkit import checkpoint
 from jitkit.errors import CheckpointError, RecipeError
 from jitkit.fields import Category
 from jitkit.official import ENTRIES, _shapes, import_official, load_official, translate
-from jitkit.sampler import Method, draw_noise, sample
+from jitkit.sampler import draw_noise, sample
 from jitkit.sections import SIZES
+from jitkit.solvers import Method
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks are not installed
+
+from benchmarks.reference import randomise  # noqa: E402
+from benchmarks.referencemodel import JiT, Jit  # noqa: E402
 
 with np.load(Path(__file__).parent / "data" / "jit_tiny.npz") as _file:
     GOLDEN: dict[str, Any] = {
@@ -61,6 +67,21 @@ def guesses_as_the_authors(source: Any, **given: Any) -> bool:
     denoiser = load_official(source, START, **given)
     with torch.no_grad():
         return difference(denoiser(Z, T, {"label": Y}), GOLDEN["forward.x_pred"]) < 1e-5
+
+
+def random_state(jit: Jit) -> dict[str, Tensor]:
+    """Weights of the second JiT under the authors' names, none of them zero."""
+    model = JiT(jit)
+    randomise(model)
+    return dict(model.state_dict())
+
+
+@torch.no_grad()
+def forward(state: dict[str, Tensor], jit: Jit, z: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    """The guess of the second JiT with these weights."""
+    model = JiT(jit)
+    model.load_state_dict(state)
+    return model(z, t, y)
 
 
 def refusal(source: Any, **given: Any) -> str:

@@ -1,0 +1,105 @@
+"""How fast jitkit is, against a plain reference and the limits of the machine, in one run.
+
+    python -m benchmarks [step] [sample] [loader] [start] [memory] [scaling] [--quick] [--threads N]
+
+Prints tables, writes the numbers as JSON, and says which demands are met. Exit codes: 0 all are,
+1 one is not, 2 a name is unknown. Names:
+
+    step     a training step against the reference's, and the share of the best matrix product
+    sample   a guided trajectory against the reference's
+    loader   arrays and pictures, against raw reads and plain decoding
+    start    from a command to its answer, and to the first step
+    memory   peak of a training step beside the estimate
+    scaling  cost against axes, tokens, width, depth, and resolution with patch
+
+All where none is given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jitkit.processor import settle
+
+settle()  # as the command line does, before torch
+
+from benchmarks.speed.results import Plan, Result, Size  # noqa: E402
+
+NAMES = ("step", "sample", "loader", "start", "memory", "scaling")
+
+
+def asked(words: Sequence[str] | None) -> argparse.Namespace:
+    """The words of the command line; ends the program with 2 where they mean nothing."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("names", nargs="*", help="which of them; all where none is given")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, less data")
+    parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)  # for tests
+    parser.add_argument(
+        "--threads", type=int, default=None, help="of torch; its own where not given"
+    )
+    parser.add_argument("--json", type=Path, default=Path("runs/benchmarks.json"), metavar="FILE")
+    found = parser.parse_args(words)
+    unknown = [name for name in found.names if name not in NAMES]
+    if unknown:
+        parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(NAMES)}")
+    if found.threads is not None and found.threads < 1:
+        parser.error(f"--threads {found.threads} must be at least 1")
+    return found
+
+
+def run(name: str, plan: Plan) -> Result:
+    """One benchmark, its module loaded now: some take seconds to load."""
+    result: Result = importlib.import_module(f"benchmarks.speed.{name}").run(plan)
+    return result
+
+
+def where(plan: Plan) -> dict[str, Any]:
+    """Machine, threads, versions and commit."""
+    from jitkit.run import environment
+
+    return environment() | {"threads": plan.threads, "size": plan.size}
+
+
+def write(path: Path, place: dict[str, Any], results: Sequence[Result]) -> None:
+    """All numbers of a run, as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plain = {"environment": place, "results": {each.name: each.plain() for each in results}}
+    path.write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Measure what is asked for; the exit code."""
+    given = asked(words)
+    import torch
+
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    size: Size = "tiny" if given.tiny else "quick" if given.quick else "full"
+    plan = Plan(size, torch.get_num_threads())
+    place = where(plan)
+    machine, versions = place["machine"], place["versions"]
+    print(
+        f"{machine['processor']}, {machine['cores']} cores, {plan.threads} threads, "
+        f"torch {versions['torch']}, commit {place['commit']}\n"
+    )
+    results = []
+    for name in given.names or NAMES:
+        results.append(run(name, plan))
+        print(results[-1].markdown(), flush=True)
+        write(given.json, place, results)  # after each, so that a long run leaves what it found
+    print(f"numbers: {given.json}")
+    return 0 if all(result.met for result in results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""What a picture costs on its way from a JPEG to a training batch, in processor time of one core.
+
+    python -m benchmarks.pictures [--batches 12] [--rounds 3]
+
+Pictures are synthetic ones of 500 x 375 with the spectrum of photographs, cropped to 256 as ADM
+does. Processor time hardly feels what else the machine does, so that pictures a second and core
+follow from it: docs/scaling.md has them for eight GPUs. Files lie in the page cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from benchmarks.speed import jpegs
+from jitkit.data import Plan, batches
+from jitkit.domain import domain_class
+from jitkit.domains.images import centre_crop
+
+SIZE, BATCH, FILES = 256, 32, 96
+WAYS: dict[str, dict[str, Any]] = {
+    "a thread": {"threads": 1},
+    "a worker": {"threads": 1, "workers": 1},
+    "a thread, packed": {"threads": 1, "packed": True},
+}
+
+
+def cropped(path: Path) -> None:
+    """A file's pixels, cropped, by Pillow alone."""
+    with Image.open(path) as image:
+        centre_crop(image.convert("RGB"), SIZE)
+
+
+def by_pillow(files: Sequence[Path], work: Callable[[Path], None]) -> float:
+    """Processor milliseconds for each file."""
+    began = time.process_time()
+    for path in files:
+        work(path)
+    return 1000 * (time.process_time() - began) / len(files)
+
+
+def used() -> float:
+    """Processor seconds of this process and of those that it has started and that live."""
+    ticks = 0
+    for child in multiprocessing.active_children():
+        fields = Path(f"/proc/{child.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
+
+
+def settled() -> float:
+    """`used`, when all that is prepared ahead is there."""
+    before, now = -1.0, used()
+    while now - before > 0.02:
+        time.sleep(0.5)
+        before, now = now, used()
+    return now
+
+
+def by_jitkit(
+    folder: Path, number: int, *, threads: int, workers: int = 0, packed: bool = False
+) -> float:
+    """Processor milliseconds for each picture of ``number`` batches, in the midst of training."""
+    Images = domain_class("images")
+    keys = {"path": folder / "jpegs", "size": SIZE, "holdout": 0, "threads": threads}
+    if packed:
+        keys["cache"] = folder / "packed"
+    domain = Images(Images.Section.model_validate({"name": "images"} | keys))
+    items = domain.items("train")
+    reading = batches(domain, items, Plan.over(items, BATCH, 0, stop=number + 9), workers=workers)
+    for _ in range(3):
+        next(reading)
+    began = settled()
+    for _ in range(number):
+        next(reading)
+    return 1000 * (settled() - began) / (number * BATCH)
+
+
+def main() -> None:
+    """Print a row for each way, medians of the rounds."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--batches", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    found: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as place:
+        files = jpegs.write(Path(place) / "jpegs", FILES)
+        for _ in range(arguments.rounds):
+            found.setdefault("Pillow, decoding", []).append(by_pillow(files, jpegs.decode))
+            found.setdefault("Pillow, and cropping", []).append(by_pillow(files, cropped))
+            for name, way in WAYS.items():
+                took = by_jitkit(Path(place), arguments.batches, **way)
+                found.setdefault(f"jitkit, {name}", []).append(took)
+        kilobytes = sum(path.stat().st_size for path in files) / len(files) / 1e3
+    print(f"JPEG of {kilobytes:.0f} kB; processor ms a picture, pictures a second and core")
+    for name, times in found.items():
+        took = statistics.median(times)
+        print(f"{name:24} {took:6.2f} ({min(times):.2f} to {max(times):.2f}) {1000 / took:6.0f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""What the machine can do: products of float32 matrices, copies in memory, reads of a file.
+
+Nothing can be faster, so what is measured is told as a share of these, from the same run.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks.speed.measure import Timing, seconds_of
+
+Shape = tuple[int, int, int]
+SHAPES: tuple[Shape, ...] = (
+    (2048, 2048, 2048),
+    (512, 768, 2304),  # B/16 with two samples: queries, keys and values
+    (512, 768, 4096),  # the first map of SwiGLU
+    (512, 2048, 768),  # and the last
+    (2048, 768, 4096),  # the same of eight samples
+)
+"""Rows, inner size and columns of products."""
+FEW: tuple[Shape, ...] = ((64, 64, 64),)
+"""For tests."""
+MIB = 2**20
+
+
+def name_of(shape: Shape) -> str:
+    """How a product is called among timings.
+
+    >>> name_of((512, 768, 2304))
+    'product 512 x 768 x 2304'
+    """
+    return "product " + " x ".join(map(str, shape))
+
+
+def products(shapes: Sequence[Shape] = SHAPES) -> dict[str, Callable[[], object]]:
+    """A product of random matrices for each shape, to be timed among other things."""
+    return {name_of(shape): _product(shape) for shape in shapes}
+
+
+def _product(shape: Shape) -> Callable[[], object]:
+    rows, inner, columns = shape
+    generator = torch.Generator().manual_seed(0)
+    left = torch.randn(rows, inner, generator=generator)
+    right = torch.randn(columns, inner, generator=generator).T  # as a linear map holds its weights
+    out = torch.empty(rows, columns)
+    return lambda: torch.mm(left, right, out=out)
+
+
+def best_flops(timings: Mapping[str, Timing], shapes: Sequence[Shape] = SHAPES) -> float:
+    """The most operations in a second among products that were timed, each by its median."""
+    return max(2 * m * k * n / timings[name_of((m, k, n))].median for m, k, n in shapes)
+
+
+def copy_rate(size: int = 512 * MIB, times: int = 5) -> float:
+    """Bytes in a second that a copy in memory moves, read and written ones; the best of a few."""
+    source = torch.ones(size // 4)
+    target = torch.empty_like(source)
+    took = [seconds_of(lambda: target.copy_(source)) for _ in range(times + 1)]
+    return 2 * size / min(took[1:])
+
+
+def read_rate(path: Path, times: int = 3) -> float:
+    """Bytes in a second from a file in the page cache into memory; the best of a few."""
+    buffer = bytearray(8 * MIB)
+
+    def read() -> None:
+        with path.open("rb", buffering=0) as file:
+            while file.readinto(buffer):
+                pass
+
+    took = [seconds_of(read) for _ in range(times + 1)]  # the first fills the cache
+    return os.path.getsize(path) / min(took[1:])
