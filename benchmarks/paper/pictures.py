@@ -3,6 +3,10 @@
 OpenMoji (openmoji.org, CC BY-SA 4.0, Hochschule für Gestaltung Schwäbisch Gmünd) comes as
 ``pip install 'jitkit[benchmarks]'``: about 4,500 drawings in SVG, drawn here on white. None is part
 of this repository; pictures of samples that were trained on them carry the licence on.
+
+Where patches are small, drawings will not do: they are flat, and what prediction of noise leaves of
+the noise on a flat ground counts for more than all else (docs/log.md). There it is squares cut out
+of the photographs that scikit-image comes with.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from jitkit.domain import Split
@@ -28,6 +33,10 @@ LICENCE = (
     "The pictures are OpenMoji's 4,495 drawings (openmoji.org), CC BY-SA 4.0, and so is what is "
     "shown here."
 )
+PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
+CUT = 48  # pixels a side of a square out of a photograph
+CUTS = 4_000
+LARGEST_CUT = 0.7  # of the photograph's shorter side
 BLOCKS = {
     # where the first code point lies: The Unicode Standard 17.0, Blocks.txt
     "flags": ((0x1F1E6, 0x1F1FF), (0x1F3F4, 0x1F3F4)),
@@ -57,18 +66,24 @@ class PictureSet:
         """A sentence for the pages."""
         return LICENCE if self.source is None else f"The pictures are those of `{self.source}`."
 
-    def sized(self, size: int) -> Path:
+    def sized(self, size: int, *, photographs: bool = False) -> Path:
         """A folder with train/ and val/ of pictures ``size`` pixels a side, made where it is not.
 
         Training reads a picture at every step, and scaling would take longer than the step.
 
+        Args:
+            size: pixels a side.
+            photographs: squares out of photographs, unless a source is given.
+
         Raises:
-            DataError: the source has no pictures, or OpenMoji is not installed.
+            DataError: the source has no pictures, or a package that has them is not installed.
         """
-        copies = self.work / "pictures" / self._name
+        photographs = photographs and self.source is None
+        copies = self.work / "pictures" / ("photographs" if photographs else self._name)
         target = copies / str(size)
         if not target.is_dir():
-            _copy(self.source or openmoji(copies / "drawn"), size, target)
+            make = cut_photographs if photographs else openmoji
+            _copy(self.source or make(copies / "drawn"), size, target)
         return target
 
     @property
@@ -139,6 +154,38 @@ def openmoji(folder: Path) -> Path:
     with bar("drawing", len(drawings), unit="pictures") as show, ThreadPoolExecutor(2) as pool:
         for number, _ in enumerate(pool.map(draw, drawings), start=1):
             show(number)
+    aside.replace(folder)
+    return folder
+
+
+def cut_photographs(folder: Path) -> Path:
+    """Squares out of photographs, of any size, as PNG of one; made where they are not.
+
+    Raises:
+        DataError: scikit-image is not installed.
+    """
+    if folder.is_dir():
+        return folder
+    try:
+        import skimage
+    except ImportError as error:
+        raise DataError(
+            "photographs come with scikit-image, which is not installed: "
+            "pip install 'jitkit[benchmarks]', or give a folder of pictures by --pictures DIR"
+        ) from error
+    place = Path(str(skimage.__file__)).parent / "data"
+    photographs = [Image.open(place / name).convert("RGB") for name in PHOTOGRAPHS]
+    aside = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for number in range(CUTS):
+        photograph = photographs[number % len(photographs)]
+        most = LARGEST_CUT * min(photograph.size)
+        side = int(np.exp(rng.uniform(np.log(CUT), np.log(most))))
+        left, top = (int(rng.integers(length - side)) for length in photograph.size)
+        cut = photograph.crop((left, top, left + side, top + side))
+        cut.resize((CUT, CUT), Image.Resampling.BOX).save(aside / f"{number:04}.png")
     aside.replace(folder)
     return folder
 

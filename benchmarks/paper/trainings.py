@@ -32,6 +32,7 @@ from jitkit.stop import listening
 from jitkit.trainer import Trainer
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "paper"
+SMALL = "patch3"  # the recipe of small patches, which takes photographs
 SHOWN = 16  # samples that are kept for pictures
 SPLITS: tuple[Split, Split] = ("train", "val")
 
@@ -140,7 +141,8 @@ class Setup:
         """One model for each seed."""
         asked = (*overrides, *self.overrides)
         size = load_recipe(RECIPES / f"{recipe}.yaml", asked).domain.model_dump()["size"]
-        path = f"domain.path={json.dumps(str(self.pictures.sized(size)))}"
+        folder = self.pictures.sized(size, photographs=recipe == SMALL)
+        path = f"domain.path={json.dumps(str(folder))}"
         return [
             Training(label, recipe, (*asked, path, f"train.seed={seed}"), change)
             for seed in range(self.seeds)
