@@ -89,7 +89,7 @@ def main(words: Sequence[str] | None = None) -> int:
     place = where(plan)
     machine, versions = place["machine"], place["versions"]
     print(
-        f"{machine['processor']}, {machine['cores']} cores, {plan.threads} threads, "
+        f"{machine['processor']}, {machine['cores']} cores, threads of torch: {plan.threads}, "
         f"torch {versions['torch']}, commit {place['commit']}\n"
     )
     results = []

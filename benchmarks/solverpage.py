@@ -120,8 +120,8 @@ def told(found: Sequence[Found]) -> str:
     where = environment()
     machine = where["machine"]
     lines = [
-        "`python -m benchmarks.solvers --write` on one thread of "
-        f"{machine['processor']}, torch {where['versions']['torch']}, commit {where['commit']}.",
+        f"`python -m benchmarks.solvers --write`: {machine['processor']}, {machine['cores']} "
+        f"cores, torch {where['versions']['torch']}, commit {where['commit']}.",
         "",
         "![Error against evaluations](solvers.png)",
     ]

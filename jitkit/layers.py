@@ -49,7 +49,7 @@ class _UnitRMS(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> Tensor:
         y, r = ctx.saved_tensors
-        mean = torch.linalg.vecdot(g, y).unsqueeze(-1) / y.shape[-1]
+        mean = (g * y).sum(dim=-1, keepdim=True) / y.shape[-1]
         return torch.addcmul(g, y, mean, value=-1) * r
 
 

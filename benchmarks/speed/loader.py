@@ -54,14 +54,20 @@ def pictures(folder: Path, size: int) -> Domain:
 
 
 def read(domain: Domain, items: Sequence[Any], number: int, workers: int) -> float:
-    """Seconds for each picture of ``number`` batches, once every worker has handed over two."""
+    """Seconds for each picture of ``number`` batches, once every worker has handed over two.
+
+    There are more batches than are timed: workers that run out of work would hand over the last
+    ones at once.
+    """
     skipped = 1 + 2 * workers
-    stop = 2 * skipped + number  # more than are taken: workers must not run out of work
+    stop = 2 * skipped + number
     order = Order.over(items, BATCH, 0, stop=stop)
     reading: Iterator[Batch] = batches(domain, items, order, workers=workers)
     for _ in range(skipped):
         next(reading)
     took = seconds_of(lambda: next(reading), repeats=number)
+    for _ in reading:  # or workers would be stopped in the midst of a batch
+        pass
     return took / BATCH
 
 
@@ -76,12 +82,12 @@ def picture_ways(
     found: dict[str, list[float]] = {}
     for _ in range(plan.pick(3, 1, 1)):
         for threads in (1, *several):
-            name = f"{DECODE}, {threads} threads"
+            name = f"{DECODE}, threads: {threads}"
             found.setdefault(name, []).append(jpegs.decode_rate(files, threads))
         ways = {"jitkit, as it comes": (items, 0), "jitkit, one by one": (ReadBy(items, 0), 0)}
-        ways |= {f"jitkit, {n} threads": (ReadBy(items, n), 0) for n in several}
+        ways |= {f"jitkit, threads: {n}": (ReadBy(items, n), 0) for n in several}
         if plan.size != "tiny":  # workers take seconds to start
-            ways |= {f"jitkit, {n} workers": (ReadBy(items, 0), n) for n in several}
+            ways |= {f"jitkit, workers: {n}": (ReadBy(items, 0), n) for n in several}
         for name, (way, workers) in ways.items():
             found.setdefault(name, []).append(1 / read(domain, way, number, workers))
     return found

@@ -34,8 +34,8 @@ class Plan:
 class Demand:
     """A bound on something measured.
 
-    >>> str(Demand("a step, over the reference's", 0.8, 0.85))
-    'met: a step, over the reference\\'s: 0.8, asked for at most 0.85'
+    >>> str(Demand("a step, over the reference", 0.8, 0.85))
+    'met: a step, over the reference: 0.8, asked for at most 0.85'
     """
 
     what: str

@@ -153,7 +153,7 @@ def run(plan: Plan) -> Result:
     steps = found["steps"]
     head = ["", f"passes of {steps} steps", "measured", "spread"]
     head += [f"passes of {PAPER_STEPS} steps", "carried over"]
-    title = f"B/16, batch 1, guidance {GUIDANCE:g} in (0.1, 1), {plan.threads} threads, float32"
+    title = f"B/16, batch 1, guidance {GUIDANCE:g} in (0.1, 1), float32, threads: {plan.threads}"
     result.tables.append(Table(title, head, rows))
     result.notes.append(
         f"Ratio of trajectories of {PAPER_STEPS} steps: {found['ratio']:.3f} (spread "

@@ -10,13 +10,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks import reference
-from benchmarks.speed.measure import Timing, interleaved, middle
+from benchmarks.speed.measure import Timing, interleaved, ratio
 from benchmarks.speed.results import Demand, Plan, Result, Table, milliseconds, percent
 from benchmarks.speed.step import pictures
 from jitkit.check import assemble, macs
@@ -97,30 +98,28 @@ def taker(network: Transformer, batch: int) -> Callable[[], None]:
     return both
 
 
-def timed(cases: Sequence[Case], rounds: int) -> tuple[dict[str, Timing], dict[str, float]]:
-    """Time of each case, and seconds for each counted multiply-accumulate."""
-    models = {case.name: case.made() for case in cases}
-    ways = {case.name: taker(models[case.name].network, case.batch) for case in cases}
-    took = interleaved(ways, rounds=rounds)
-    each = {c.name: took[c.name].median / (macs(models[c.name]) * c.batch) for c in cases}
-    return took, each
+def timed(cases: Sequence[Case], rounds: int) -> dict[str, Timing]:
+    """Time of forward and backward of each case."""
+    ways = {case.name: taker(case.made().network, case.batch) for case in cases}
+    return interleaved(ways, rounds=rounds)
 
 
 def over_axes(plan: Plan, result: Result) -> None:
     """256 tokens on 1 to 4 axes."""
     batch, depth = plan.pick(8, 4, 1), plan.pick(6, 6, 1)
-    cases = [Case(f"{len(g)} axes", g, batch=batch, depth=depth) for g in GRIDS]
-    took, _ = timed(cases, plan.pick(15, 5, 1))
-    least = min(timing.median for timing in took.values())
+    cases = [Case(f"{len(g)}-D", g, batch=batch, depth=depth) for g in GRIDS]
+    took = timed(cases, plan.pick(15, 5, 1))
+    over = {name: ratio(timing, took["2-D"])[0] for name, timing in took.items()}
     rows = []
     for case, (name, timing) in zip(cases, took.items(), strict=True):
         grid = " x ".join(str(cells // patch) for cells, patch in case.axes)
         times = [milliseconds(timing.median), percent(timing.spread)]
-        rows.append([name, grid, *times, f"{timing.median / least:.3f}"])
-    head = ["axes", "tokens", "forward and backward", "spread", "over the shortest"]
+        rows.append([name, grid, *times, f"{over[name]:.3f}"])
+    head = ["axes", "tokens", "forward and backward", "spread", "over 2-D"]
     result.tables.append(Table("256 tokens of 16 cells, whatever the number of axes", head, rows))
-    result.numbers["axes"] = {name: timing.seconds for name, timing in took.items()}
-    apart = max(timing.median for timing in took.values()) / least
+    seconds = {name: timing.median for name, timing in took.items()}
+    result.numbers["axes"] = {"seconds": seconds, "over_two": over}
+    apart = max(over.values()) / min(over.values())
     result.demands.append(Demand("1 to 4 axes, longest over shortest", apart, MOST_APART))
 
 
@@ -128,18 +127,18 @@ def over_sizes(plan: Plan, result: Result) -> None:
     """Tokens, width and depth, against what is counted."""
     rows = []
     for what, cases in grown(plan).items():
-        took, each = timed(cases, plan.pick(9, 3, 1))
-        middle_case = cases[1].name
+        took = timed(cases, plan.pick(9, 3, 1))
+        work = {case.name: macs(case.made()) * case.batch for case in cases}
+        usual = cases[1].name
         for case in cases:
             timing = took[case.name]
+            more = ratio(timing, took[usual])[0] * work[usual] / work[case.name]
             times = [milliseconds(timing.median), percent(timing.spread)]
-            share = each[case.name] / each[middle_case]
-            rate = f"{3 * 2 / each[case.name] / 1e9:.1f}"
-            rows.append([what, case.name, case.batch, *times, rate, f"{share:.3f}"])
-            result.numbers.setdefault(what, {})[case.name] = {
-                "seconds": timing.median,
-                "seconds_per_mac": each[case.name],
-            }
+            rate = 3 * 2 * work[case.name] / timing.median
+            row = [what, case.name, case.batch, *times, f"{rate / 1e9:.1f}", f"{more:.3f}"]
+            rows.append(row)
+            found = {"seconds": timing.median, "macs": work[case.name], "per_mac": more}
+            result.numbers.setdefault(what, {})[case.name] = found
     head = ["grown", "case", "batch", "forward and backward", "spread", "model GFLOP/s"]
     head += ["time for a counted operation, over the middle case's"]
     result.tables.append(Table("Time against counted multiply-accumulates", head, rows))
@@ -179,37 +178,34 @@ def over_resolution(plan: Plan, result: Result) -> None:
     """Resolution and patch doubled together, twice."""
     rounds, model = plan.pick(9, 3, 1), plan.pick(PAPER, PAPER, TINY)
     sides = plan.pick((256, 512, 1024), (256, 512, 1024), (32, 64, 128))
-    first = sides[0]
     ways, watches = {}, {}
     for side in sides:
-        recipe = pictures(1, side, patch=side * 16 // 256, **model)
+        patch = side * 16 // 256
+        recipe = pictures(1, side, patch=patch, **model)
         denoiser = assemble(recipe, domain_class("images")(recipe.domain))
         reference.randomise(denoiser.network)
-        name = f"{side}, /{side * 16 // 256}"
+        name = f"{side}, /{patch}"
         watches[name] = Watch(denoiser.network)
         ways[name] = taker(denoiser.network, 1)
-    took = interleaved(ways, rounds=rounds)
-    rows, found = [], {}
-    for name, watch in watches.items():
-        blocks, whole = middle(watch.seconds[-rounds:])[0], took[name].median
-        found[name] = {"blocks": blocks, "whole": whole}
-        smallest = next(iter(found.values()))
-        parts = [milliseconds(blocks), f"{blocks / smallest['blocks']:.3f}"]
-        parts += [
-            milliseconds(whole),
-            f"{whole / smallest['whole']:.3f}",
-            percent(took[name].spread),
-        ]
-        rows.append([name, *parts])
-    head = ["side, /patch", "blocks", f"over {first}", "whole network", f"over {first}", "spread"]
+    whole = interleaved(ways, rounds=rounds)
+    blocks = {name: Timing(tuple(watch.seconds[-rounds:])) for name, watch in watches.items()}
+    rows, first, names = [], next(iter(whole)), list(whole)
+    for name in names:
+        row: list[object] = [name]
+        for took in (blocks, whole):
+            row += [milliseconds(took[name].median), percent(took[name].spread)]
+            row.append(f"{ratio(took[name], took[first])[0]:.3f}")
+        rows.append(row)
+    head = ["side, /patch", "blocks", "spread", f"over {sides[0]}"]
+    head += ["whole network", "spread", f"over {sides[0]}"]
     title = "B at batch 1, resolution and patch doubled together: forward and backward"
     result.tables.append(Table(title, head, rows))
-    result.numbers["resolution"] = found
-    for (small, less), (large, more) in zip(
-        list(found.items())[:-1], list(found.items())[1:], strict=True
-    ):
+    result.numbers["resolution"] = {
+        name: {"blocks": blocks[name].median, "whole": whole[name].median} for name in names
+    }
+    for small, large in pairwise(names):
         what = f"blocks of {large} over those of {small}"
-        result.demands.append(Demand(what, more["blocks"] / less["blocks"], MOST_DOUBLED))
+        result.demands.append(Demand(what, ratio(blocks[large], blocks[small])[0], MOST_DOUBLED))
 
 
 def run(plan: Plan) -> Result:

@@ -152,7 +152,7 @@ def run(plan: Plan) -> Result:
             result.demands.append(Demand(what, found["utilisation"], case.least, "at least"))
     head = ["case", "jitkit", "spread", "reference", "spread", "ratio", "spread"]
     head += ["model GFLOP/s", "best product GFLOP/s", "share of it", "reference's share"]
-    title = f"A step of training, {plan.threads} threads of torch, float32 (medians)"
+    title = f"A step of training, float32, threads of torch: {plan.threads} (medians)"
     result.tables.append(Table(title, head, rows))
     copy = result.numbers["copy_bytes_per_second"] = copy_rate(plan.pick(512, 512, 1) * MIB)
     for name, found in result.numbers.items():
