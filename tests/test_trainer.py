@@ -169,7 +169,8 @@ def kill_and_compare(
     path = folder / "recipe.yaml"
     path.write_text(dump_recipe(load_recipe(recipe)))
     run = Killed(path, folder / "killed")
-    killed_at, half_written = [], 0
+    killed_at: list[int] = []
+    half_written = 0
     while len(killed_at) < kills or (saving and not half_written and len(killed_at) < 10 * kills):
         if not run.once(moments.uniform(0, longest)):
             break  # it was faster
