@@ -57,6 +57,13 @@ def test_fifty_steps_of_heun_take_99_calls_and_187_passes_of_a_sample() -> None:
     assert guided == set(range(6, 50)) and single == set(range(6))
 
 
+def test_25_steps_of_ab3_on_cosine_times_take_25_calls_and_44_passes_of_a_sample() -> None:
+    denoiser = counted()
+    sample(denoiser, 3, {"label": 1}, guidance=2.0, steps=25, method="ab3", times="cosine")
+    assert len(denoiser.calls) == 25
+    assert sum(size for _, size in denoiser.calls) == 3 * 44
+
+
 @pytest.mark.parametrize("method", ["ab2", "ab3", "dpm2m"])
 def test_a_multistep_rule_calls_once_a_step_whether_guided_or_not(method: Method) -> None:
     denoiser = counted()
