@@ -77,6 +77,8 @@ def test_the_fewest_parts_fit_and_fewer_do_not(sharded: bool) -> None:
 COUNT = '''
 """What is sent in one step, in numbers by kind: of DDP, and of FSDP2 in 1 and 2 parts."""
 import json
+import os
+import sys
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -119,7 +121,10 @@ def step(shared, parts):
     shared.network.zero_grad(set_to_none=True)
 
 
-def main():  # in a function: a process group that ends after the interpreter aborts
+os.environ["JITKIT_COMMAND"] = "1"  # leaves as a command does, see `cli.main`
+
+
+def main():
     found = {}
     with team() as ours:
         for how, checkpointing, parts in (("ddp", False, 2), ("fsdp", False, 1), ("fsdp", True, 2)):
@@ -143,6 +148,8 @@ def main():  # in a function: a process group that ends after the interpreter ab
 
 
 main()
+sys.stdout.flush()
+os._exit(0)
 '''
 
 
