@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -330,23 +330,28 @@ TABLES: dict[str, Callable[[], str]] = {
 }
 
 
-def filled(text: str) -> str:
+def filled(text: str, tables: Mapping[str, Callable[[], str]] = TABLES) -> str:
     """A document with the tables between its marks made anew."""
 
     def fresh(match: re.Match[str]) -> str:
-        return f"{match[1]}{TABLES[match[2]]()}<!-- end -->"
+        return f"{match[1]}{tables[match[2]]()}<!-- end -->"
 
     return re.sub(r"(<!-- table: (\w+) -->\n).*?<!-- end -->", fresh, text, flags=re.DOTALL)
 
 
-def main() -> None:
+def main(
+    about: str = __doc__ or "",
+    document: Path = DOCUMENT,
+    tables: Mapping[str, Callable[[], str]] = TABLES,
+) -> None:
     """Print the tables, or write them into the document."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--write", action="store_true", help=f"into {DOCUMENT.name}")
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
+    parser.add_argument("--write", action="store_true", help=f"into {document.name}")
     if parser.parse_args().write:
-        DOCUMENT.write_text(filled(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
+        text = filled(document.read_text(encoding="utf-8"), tables)
+        document.write_text(text, encoding="utf-8")
         return
-    for name, make in TABLES.items():
+    for name, make in tables.items():
         print(f"{name}\n\n{make()}")
 
 

@@ -7,12 +7,11 @@ Prints the tables of docs/performance.md, or with ``--write`` puts them there. N
 
 from __future__ import annotations
 
-import argparse
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks import scaling
 from benchmarks.scaling import (
     FLOAT,
     NAMES,
@@ -122,23 +121,8 @@ TABLES: dict[str, Callable[[], str]] = {
 
 def filled(text: str) -> str:
     """A document with the tables between its marks made anew."""
-
-    def fresh(match: re.Match[str]) -> str:
-        return f"{match[1]}{TABLES[match[2]]()}<!-- end -->"
-
-    return re.sub(r"(<!-- table: (\w+) -->\n).*?<!-- end -->", fresh, text, flags=re.DOTALL)
-
-
-def main() -> None:
-    """Print the tables, or write them into the document."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--write", action="store_true", help=f"into {DOCUMENT.name}")
-    if parser.parse_args().write:
-        DOCUMENT.write_text(filled(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
-        return
-    for name, make in TABLES.items():
-        print(f"{name}\n\n{make()}")
+    return scaling.filled(text, TABLES)
 
 
 if __name__ == "__main__":
-    main()
+    scaling.main(__doc__ or "", DOCUMENT, TABLES)
