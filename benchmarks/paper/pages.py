@@ -114,6 +114,14 @@ def write(page: Page, records: Records, command: str, folder: Path, data: str = 
     write_text(folder / f"{page.name}.md", _text(page, records, command, data))
 
 
+INTERVALS = {
+    1: "In brackets: a 95 % interval from resamples of the samples of one training; another "
+    "training may differ by more.",
+    2: "Means of two trainings, both in brackets.",
+}
+MANY = "Means of {n} trainings, with a 95 % interval (Student's t)."
+
+
 def _text(page: Page, records: Records, command: str, data: str) -> str:
     claims = "\n".join(map(str, page.claims))
     picture = f"![{page.caption}]({page.name}.png)"
@@ -124,17 +132,9 @@ def _text(page: Page, records: Records, command: str, data: str) -> str:
 
 
 def _brackets(records: Records) -> str:
-    """What the intervals of a table are."""
-    match max(map(len, records.values())):
-        case 1:
-            return (
-                "In brackets: a 95 % interval from resamples of the samples of one training; "
-                "another training may differ by more."
-            )
-        case 2:
-            return "Means of two trainings, both in brackets."
-        case n:
-            return f"Means of {n} trainings, with a 95 % interval (Student's t)."
+    """What the intervals of a table are, by how many trainings a figure is of."""
+    numbers = sorted(set(map(len, records.values())))
+    return " ".join(INTERVALS.get(n, MANY).format(n=n) for n in numbers)
 
 
 def _origin(records: Records, command: str) -> str:
