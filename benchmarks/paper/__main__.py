@@ -77,7 +77,7 @@ def _arguments() -> Any:
     parser = argparse.ArgumentParser("python -m benchmarks.paper", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("table", choices=[*TABLES, "all"])
-    parser.add_argument("--seeds", type=int, help="models of each kind; toy 5, others 1")
+    parser.add_argument("--seeds", type=int, help="models of each kind; toy 5, others 1 or 3")
     parser.add_argument("--pictures", type=Path, help="a folder of pictures; OpenMoji if not given")
     parser.add_argument("--jobs", type=int, default=2, help="trainings side by side, a thread each")
     parser.add_argument("--work", type=Path, default=Path("runs/paper"))
