@@ -393,11 +393,14 @@ def unlike(
 
 
 def _check_fits(denoiser: Denoiser, domain: Domain, where: Path) -> None:
-    """Stop where a domain's samples are not those of the model; patch and drop are the model's."""
+    """Stop where a domain's samples are not those of the model.
+
+    How it was built and trained is its own affair: patch, places that attention turns by, drop.
+    """
 
     def bare(of: Denoiser | Domain) -> tuple[Layout, dict[str, Condition]]:
         conditions = {name: replace(c, drop=0.0) for name, c in of.conditions.items()}
-        return of.layout.with_patch(1), conditions
+        return replace(of.layout.with_patch(1), places=()), conditions
 
     if different := unlike(describe(*bare(denoiser)), *bare(domain)):
         lines = "".join(f"\n  {line}" for line in different[:20])

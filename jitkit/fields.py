@@ -75,20 +75,23 @@ class Layout:
     channels: tuple[str, ...]
     missing: bool = False
     centred: tuple[tuple[str, ...], ...] = ()
+    places: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "axes", tuple(self.axes))
         object.__setattr__(self, "channels", tuple(self.channels))
         object.__setattr__(self, "centred", tuple(tuple(group) for group in self.centred))
+        object.__setattr__(self, "places", tuple(self.places))
         if not 1 <= len(self.axes) <= 4:
             raise JitkitError(f"a layout has 1 to 4 axes, not {len(self.axes)}")
         for what, names in (("axes", [a.name for a in self.axes]), ("channels", self.channels)):
             if len(set(names)) != len(names) or not names:
                 raise JitkitError(f"{what} need different names, and at least one: {listed(names)}")
         grouped = [name for group in self.centred for name in group]
-        if unknown := [name for name in grouped if name not in self.channels]:
-            raise JitkitError(f"centred {unknown[0]!r} is no channel; they are "
-                              f"{listed(self.channels)}")  # fmt: skip
+        for what, names in (("centred", grouped), ("places", self.places)):
+            if unknown := [name for name in names if name not in self.channels]:
+                raise JitkitError(f"{what} {unknown[0]!r} is no channel; they are "
+                                  f"{listed(self.channels)}")  # fmt: skip
         if len(set(grouped)) != len(grouped) or not all(self.centred):
             raise JitkitError("a channel is centred in one group, and no group is empty")
 

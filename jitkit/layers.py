@@ -74,11 +74,17 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention with RMS-normed, rotated queries and keys."""
+    """Self-attention with RMS-normed, rotated queries and keys.
 
-    def __init__(self, width: int, heads: int, *, dropout: float = 0.0) -> None:
+    With ``relative``, values turn with their tokens and what is mixed turns back by the token that
+    asked: not only how much is taken but also what comes depends on how the two lie to one another.
+    """
+
+    def __init__(
+        self, width: int, heads: int, *, dropout: float = 0.0, relative: bool = False
+    ) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.relative = heads, relative
         self.qkv = linear(width, 3 * width)
         self.q_norm = RMSNorm(width // heads)
         self.k_norm = RMSNorm(width // heads)
@@ -90,12 +96,17 @@ class Attention(nn.Module):
 
         Args:
             x: (B, L, W).
-            cos, sin: rotary code, (L, W / H / 2) or (B, 1, L, W / H / 2).
+            cos, sin: rotary code, (L, W / H / 2) or (B, 1 or H, L, W / H / 2).
             mask: (B, 1, 1, L) bool, True for tokens that may be looked at; None for all.
         """
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
-        mixed = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, attn_mask=mask)
+        kind = v.dtype
+        if self.relative:
+            v = rotate(v, cos, sin).to(kind)
+        mixed = F.scaled_dot_product_attention(q.to(kind), k.to(kind), v, attn_mask=mask)
+        if self.relative:
+            mixed = rotate(mixed, cos, -sin).to(kind)
         return self.dropout(self.proj(mixed.transpose(1, 2).flatten(2)))
 
 
@@ -117,10 +128,12 @@ class SwiGLU(nn.Module):
 class Block(nn.Module):
     """Attention and SwiGLU, each modulated and gated by the condition (adaLN-Zero, 2212.09748)."""
 
-    def __init__(self, width: int, heads: int, hidden: int, *, dropout: float = 0.0) -> None:
+    def __init__(
+        self, width: int, heads: int, hidden: int, *, dropout: float = 0.0, relative: bool = False
+    ) -> None:
         super().__init__()
         self.norm1 = RMSNorm(width)
-        self.attn = Attention(width, heads, dropout=dropout)
+        self.attn = Attention(width, heads, dropout=dropout, relative=relative)
         self.norm2 = RMSNorm(width)
         self.mlp = SwiGLU(width, hidden, dropout=dropout)
         self.adaLN = linear(width, 6 * width, zero=True)

@@ -3,6 +3,8 @@
 Both are made for any number of axes. A `line` axis turns by position, a `circle` axis by whole
 harmonics of its length, so that its seam does not exist, and a `set` axis not at all. With two
 `line` axes both are exactly JiT's (Li & He 2025, arXiv:2511.13720).
+
+Where the data themselves say where a token lies (`Layout.places`), it turns by that as well.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from torch import Tensor
 from jitkit.fields import Axis
 
 BASE = 10_000.0  # Su et al. 2021, arXiv:2104.09864
+WAVES = (0.3, 12.0)  # radians per unit of places: from the whole sample to a twelfth of a unit
 
 
 def share(total: int, axes: Sequence[Axis]) -> list[int]:
@@ -64,6 +67,33 @@ def rotary(coords: Tensor, axes: Sequence[Axis], head_dim: int) -> tuple[Tensor,
     if not any(counts):  # sets alone: nothing turns
         angle = coords.new_zeros(*coords.shape[:-1], head_dim // 2)
     return angle.cos().float(), angle.sin().float()
+
+
+def waves(heads: int, pairs: int, dims: int) -> Tensor:
+    """Wave vectors that turn a token by its place in space, (heads, pairs, dims) float32.
+
+    Directions are spread evenly over the sphere and lengths geometrically over `WAVES`, in every
+    head: a sum over such waves can be any function of how two tokens lie to one another, as random
+    Fourier features can (Rahimi & Recht 2007), with no direction preferred.
+    """
+    count = heads * pairs
+    # Kronecker's sequence on the powers of the root of g^(dims + 1) = g + 1, as normal deviates
+    root = 2.0
+    for _ in range(64):
+        root = (1 + root) ** (1 / (dims + 1))
+    steps = root ** -torch.arange(1, dims + 1, dtype=torch.float64)
+    even = (0.5 + torch.arange(1, count + 1, dtype=torch.float64)[:, None] * steps) % 1
+    directions = torch.nn.functional.normalize(torch.special.ndtri(even), dim=1)
+    shortest, longest = WAVES
+    scale = torch.linspace(0, 1, count, dtype=torch.float64)[:, None]
+    lengths = shortest * (longest / shortest) ** scale
+    return (directions * lengths).float().reshape(pairs, heads, dims).transpose(0, 1).contiguous()
+
+
+def rotary_of_places(places: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of the angles w . r: places (B, L, n), waves (H, P, n) -> (B, H, L, P)."""
+    angle = torch.einsum("bln,hpn->bhlp", places.float(), vectors)
+    return angle.cos(), angle.sin()
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

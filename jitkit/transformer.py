@@ -16,6 +16,7 @@ from math import prod
 
 import torch
 import torch.nn.functional as F
+from einops import reduce
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -24,7 +25,7 @@ from jitkit.conditions import PerTokenChannels, num_channels, vector_module, wit
 from jitkit.errors import JitkitError
 from jitkit.fields import Condition, Grid, Layout, PerToken
 from jitkit.layers import Block, FinalLayer, PatchEmbedding, TimeEmbedding
-from jitkit.rope import rotary, sincos
+from jitkit.rope import rotary, rotary_of_places, sincos, waves
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class Transformer(nn.Module):
     cos: Tensor
     sin: Tensor
     code: Tensor
+    waves: Tensor
 
     def __init__(self, layout: Layout, conditions: Mapping[str, Condition], sizes: Sizes) -> None:
         super().__init__()
@@ -106,12 +108,17 @@ class Transformer(nn.Module):
                 sizes.heads,
                 sizes.mlp_hidden,
                 dropout=sizes.dropout if i in middle else 0.0,
+                relative=bool(layout.places),
             )
             for i in range(sizes.depth)
         )
         self.final = FinalLayer(width, layout.patch_features)
         for name, table in zip(("cos", "sin", "code"), self._position(), strict=True):
             self.register_buffer(name, table, persistent=False)
+        if layout.places:
+            pairs = width // sizes.heads // 2 - self.cos.shape[-1]
+            own = waves(sizes.heads, pairs, len(layout.places))
+            self.register_buffer("waves", own, persistent=False)
 
     def forward(
         self,
@@ -132,6 +139,8 @@ class Transformer(nn.Module):
         """
         grid, patch = tuple(z.shape[2:]), self.layout.patch
         cos, sin, code = self._tables(grid, coords)
+        if self.layout.places:
+            cos, sin = self._turned_by_places(cos, sin, z, mask)
         attend = None if mask is None else self._attend(mask)
         tokens = patches.patchify(self._inputs(z, cond, mask), patch)
 
@@ -189,7 +198,29 @@ class Transformer(nn.Module):
         if coords is None:
             coords = patches.token_coords(self.layout.grid, self.layout.patch)
         axes, head_dim = self.layout.axes, self.sizes.width // self.sizes.heads
+        if self.layout.places:  # have the other half, or all where no axis has an order
+            head_dim = head_dim // 2 if any(axis.kind != "set" for axis in axes) else 0
         return *rotary(coords, axes, head_dim), sincos(coords, axes, self.sizes.width)
+
+    def _turned_by_places(
+        self, cos: Tensor, sin: Tensor, z: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The rotary code of the axes with that of the data's own places, (B, H, L, P).
+
+        A token lies at the mean of its cells that have data, and at the origin without any.
+        """
+        own = [self.layout.channels.index(name) for name in self.layout.places]
+        patch, cells = self.layout.patch, z[:, own]
+        seen = torch.ones_like(cells) if mask is None else mask.expand_as(z)[:, own].to(z.dtype)
+        kept = cells if mask is None else torch.where(seen > 0, cells, 0.0)
+        tokens = (patches.patchify(patches.pad(part, patch), patch) for part in (kept, seen))
+        sums, counts = (reduce(part, "b l (n cell) -> b l n", "sum", n=len(own)) for part in tokens)
+        own_cos, own_sin = rotary_of_places(sums / counts.clamp_min(1), self.waves)
+        shape = own_cos.shape[:-1]
+        return (
+            torch.cat((cos.expand(*shape, -1), own_cos), dim=-1),
+            torch.cat((sin.expand(*shape, -1), own_sin), dim=-1),
+        )
 
     def _tables(
         self, grid: tuple[int, ...], coords: Tensor | None

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from jitkit.fields import Axis, Kind
 from jitkit.patches import token_coords
-from jitkit.rope import frequencies, rotary, rotate, share, sincos
+from jitkit.rope import frequencies, rotary, rotary_of_places, rotate, share, sincos, waves
 
 KINDS: list[Kind] = ["line", "circle", "set"]
 SIZES = st.integers(1, 12)
@@ -192,6 +192,26 @@ def test_an_odd_last_feature_is_left_alone() -> None:
     cos, sin = rotary(torch.tensor([[1.0]]), [Axis("row", 8)], 5)
     assert cos.shape == (1, 2)
     assert rotate(torch.ones(1, 5), cos, sin)[0, 4] == 1
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3, 4])
+def test_waves_prefer_no_direction_and_reach_from_whole_samples_to_details(dims: int) -> None:
+    vectors = waves(8, 8, dims).double()
+    lengths = vectors.norm(dim=2)
+    assert lengths.min() == pytest.approx(0.3) and lengths.max() == pytest.approx(12)
+    assert (lengths.max(dim=1).values > 20 * lengths.min(dim=1).values).all()  # in every head
+    vectors, lengths = vectors.flatten(0, 1), lengths.flatten()
+    directions = vectors / lengths[:, None]
+    assert directions.mean(dim=0).abs().max() < 0.1
+    spread = directions.T @ directions / len(directions)
+    torch.testing.assert_close(spread, torch.eye(dims).double() / dims, rtol=0, atol=0.05)
+
+
+def test_a_token_turns_by_the_wave_times_its_place() -> None:
+    at, vectors = torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[0.5, 0.25], [0.0, 1.0]]])
+    cos, sin = rotary_of_places(at, vectors)
+    angles = torch.tensor([[[[1.0, 2.0]]]])  # (B, H, L, P)
+    torch.testing.assert_close((cos, sin), (angles.cos(), angles.sin()))
 
 
 def test_turning_as_complex_numbers_is_turning_as_pairs() -> None:

@@ -25,7 +25,7 @@ from jitkit.errors import JitkitError
 from jitkit.fields import Axis, Batch, Category, Condition, Field, Grid, Layout, PerToken, Scalars
 from jitkit.layers import Attention, RMSNorm
 from jitkit.patches import token_coords
-from jitkit.rope import rotary
+from jitkit.rope import rotary, rotary_of_places, rotate, waves
 from jitkit.sections import SIZES, ModelSection
 from jitkit.transformer import Sizes, Transformer
 
@@ -397,6 +397,52 @@ def test_attention_on_a_circle_rolls_with_its_tokens(by: int) -> None:
     rolled = x.roll(by, dims=1)
     assert difference(attend("circle", rolled), attend("circle", x).roll(by, dims=1)) < 1e-5
     assert difference(attend("line", rolled), attend("line", x).roll(by, dims=1)) > 1e-2
+
+
+def test_attention_by_places_sees_how_tokens_lie_to_one_another_and_not_where_all_lie() -> None:
+    attention = Attention(16, 2, relative=True)
+    awaken(attention)
+    x, at, vectors = noise(2, 5, 16), noise(2, 5, 3, seed=1), waves(2, 4, 3)
+
+    def attend(at: Tensor) -> Tensor:
+        return attention(x, *rotary_of_places(at, vectors), None)
+
+    plain = attend(at)
+    assert difference(attend(at + torch.tensor([3.0, -2.0, 5.0])), plain) < 1e-5
+    moved = at.clone()
+    moved[:, 0, 2] += 0.5
+    assert (attend(moved) - plain).abs().amax(dim=2).min() > 1e-3  # every token sees it
+
+
+def test_what_attention_brings_is_turned_by_where_it_comes_from() -> None:
+    """Two tokens, of which only the second may be looked at: its value turns by w . (r2 - r1)."""
+    attention = Attention(8, 1, relative=True)
+    awaken(attention)
+    nn.init.eye_(attention.proj.weight)
+    nn.init.zeros_(attention.proj.bias)
+    x, at, vectors = noise(1, 2, 8), noise(1, 2, 3, seed=1), waves(1, 4, 3)
+    seen = torch.tensor([False, True])[None, None, None]
+    out = attention(x, *rotary_of_places(at, vectors), seen)
+    angle = (vectors[0] @ (at[0, 1] - at[0, 0]))[None]
+    value = attention.qkv(x)[0, 1:, 16:]
+    torch.testing.assert_close(out[0, :1], rotate(value, angle.cos(), angle.sin()))
+    torch.testing.assert_close(out[0, 1:], value)  # nothing lies between a token and itself
+
+
+def test_a_token_of_several_cells_lies_at_the_mean_of_those_that_have_data() -> None:
+    """A network told of two cells, one of them missing, turns as if the other were all there is."""
+    own = Layout((Axis("row", 4, 2),), ("x", "y", "hue"), missing=True, places=("x", "y"))
+    network = awake(own).network
+    z, mask = noise(1, 3, 4), torch.ones(1, 3, 4, dtype=torch.bool)
+    mask[:, :, 1] = False
+    cos, sin = network._turned_by_places(network.cos, network.sin, z, mask)
+    at = torch.stack((z[0, :2, 0], z[0, :2, 2:].mean(dim=1)))[None]
+    for table, half, own_half in zip((cos, sin), (network.cos, network.sin),
+                                     rotary_of_places(at, network.waves), strict=True):  # fmt: skip
+        count = half.shape[-1]
+        assert count == own_half.shape[-1] > 0  # the axis and the places share the pairs
+        torch.testing.assert_close(table[..., :count], half.expand(1, len(table[0]), -1, -1))
+        torch.testing.assert_close(table[..., count:], own_half)
 
 
 @pytest.mark.parametrize("by", [1, 5])

@@ -42,7 +42,8 @@ class Molecules:
         names = [SYMBOLS[number] for number in self.elements]
         charge = ("charge",) if self.found["charged"] else ()
         axis = Axis("atom", int(self.found["most_atoms"]), kind="set")
-        self.layout = Layout((axis,), (*SPACE, *names, *charge), centred=tuple((c,) for c in SPACE))
+        channels, centred = (*SPACE, *names, *charge), tuple((c,) for c in SPACE)
+        self.layout = Layout((axis,), channels, centred=centred, places=SPACE)
         self.conditions = self._conditions(names)
 
     def _conditions(self, names: Sequence[str]) -> Mapping[str, Condition]:
