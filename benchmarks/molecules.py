@@ -3,8 +3,8 @@
     python -m benchmarks.molecules [--minutes 60] [--compare 10] [section.key=value ...]
 
 Trains the recipe `qm9-cpu` for as many steps as fit in the minutes, and then for fewer minutes once
-with each prediction, all with the v-loss. The time of a step is measured first and kept: the
-network is the same, and so is that time. Four checkpoints of the long run are looked at on the way;
+with each prediction, all with the v-loss. The time of a step is measured first, by a short run with
+nothing else on the machine, and kept: the network is the same, and so is that time. Four checkpoints of the long run are looked at on the way;
 what is left of each run at its end is scored by `jitkit.evaluate`. Prints a table, writes it into
 docs/results.md between its marks, and draws docs/molecules.png: stable atoms and molecules against
 minutes.
@@ -31,13 +31,13 @@ import jitkit  # noqa: E402
 from jitkit.check import assemble  # noqa: E402
 from jitkit.domain import Domain, open_domain  # noqa: E402
 from jitkit.generate import conditions_for, generate  # noqa: E402
-from jitkit.learner import rehearse  # noqa: E402
-from jitkit.recipe import Recipe, load_recipe  # noqa: E402
+from jitkit.recipe import load_recipe  # noqa: E402
 from jitkit.run import environment  # noqa: E402
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results.md"
 PICTURE = RESULTS.with_name("molecules.png")
 BEGIN, END = "<!-- molecules -->\n", "<!-- end of molecules -->"
+PACE = 600  # steps that are timed before
 CHECKPOINTS = 5
 MEASURES = ("atom_stability", "molecule_stability", "validity", "valid_and_unique", "novelty")
 DEMAND = 0.8  # of atoms stable after the hour, by x-prediction
@@ -57,9 +57,14 @@ class Training:
         return f"{self.prediction}-{self.minutes:g}"
 
 
-def seconds_of_a_step(recipe: Recipe, domain: Domain) -> float:
-    """Seconds of a training step on this machine, the middle of five rehearsals."""
-    return sorted(rehearse(recipe, domain)["step_seconds"] for _ in range(5))[2]
+def seconds_of_a_step(overrides: Sequence[str], run: Path) -> float:
+    """Seconds of a training step on this machine, by the clock of a run of `PACE` steps."""
+    never = f"train.save_every_steps={PACE}", f"train.validate_every_steps={PACE}"
+    recipe = load_recipe("qm9-cpu", [*overrides, *never, f"train.steps={PACE}"])
+    jitkit.train(recipe, run=run)
+    lines = (run / "speed.jsonl").read_text(encoding="utf-8").splitlines()
+    rates = sorted(json.loads(line)["samples_per_second"] for line in lines)
+    return float(recipe.train.batch_size / rates[len(rates) // 2])
 
 
 def trained(overrides: Sequence[str], training: Training, steps: int, run: Path) -> None:
@@ -186,9 +191,9 @@ def main() -> None:
     recipe = load_recipe("qm9-cpu", given.overrides)
     domain = open_domain(recipe.domain)
     given.folder.mkdir(parents=True, exist_ok=True)
-    kept = given.folder / "plan.json"
+    kept, pace = given.folder / "plan.json", given.folder / "pace"
     if not kept.is_file():
-        kept.write_text(json.dumps({"seconds": seconds_of_a_step(recipe, domain)}))
+        kept.write_text(json.dumps({"seconds": seconds_of_a_step(given.overrides, pace)}))
     plan = json.loads(kept.read_text())
     hour = Training("x", given.minutes)
     wanted = [hour, *(Training(prediction, given.compare) for prediction in COLOURS)]

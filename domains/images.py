@@ -26,6 +26,7 @@ from jitkit.domains.packed import Packed, pack
 from jitkit.errors import BadItem, DataError, listed
 from jitkit.fields import Axis, Category, Condition, Field, Layout
 from jitkit.files import written_aside
+from jitkit.processor import cores
 from jitkit.sections import Count, DomainSection, EvaluateSection
 
 CHANNELS = {1: ("grey",), 3: ("red", "green", "blue"), 4: ("red", "green", "blue", "alpha")}
@@ -321,9 +322,7 @@ class Images(Pictures):
 
 def _threads() -> int:
     """Cores of this process, those that it shares with others of a run shared out."""
-    known = hasattr(os, "sched_getaffinity")
-    cores = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
-    return max(1, min(MOST_THREADS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    return max(1, min(MOST_THREADS, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def _data_folder(path: Path | None) -> Path:

@@ -8,7 +8,6 @@ their number nor that of a loader's workers or threads changes what is in it.
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -30,6 +29,7 @@ from jitkit.domain import Domain
 from jitkit.errors import BadItem, DataError, RecipeError, listed
 from jitkit.fields import Batch, Category, Condition, Field, Grid, Layout, PerToken, Scalars
 from jitkit.patches import extend_coords
+from jitkit.processor import cores
 from jitkit.progress import warn
 from jitkit.seeds import mix
 
@@ -65,8 +65,8 @@ def batches(
     threads = items.threads if isinstance(items, Threaded) else 0
     if not workers and threads > 0:
         return _raised(_threaded(reader, plan, join, threads))
-    if workers > (cores := _cores()):
-        warn(f"train.workers is {workers} on {cores} cores; fewer may be faster")
+    if workers > cores():
+        warn(f"train.workers is {workers} on {cores()} cores; fewer may be faster")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)  # told above
         loader = DataLoader(
@@ -108,11 +108,6 @@ def _threaded(
         finally:
             for pool in (readers, joiner):
                 pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _raised(loader: Iterable[Batch | DataError]) -> Iterator[Batch]:

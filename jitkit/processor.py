@@ -1,4 +1,4 @@
-"""How this process uses processor and memory: set before torch is loaded."""
+"""How this process uses processor and memory; what it sets, it sets before torch is loaded."""
 
 from __future__ import annotations
 
@@ -25,3 +25,8 @@ def settle() -> None:
         if mallopt is not None:
             mallopt(-3, LARGEST_IN_HEAP)  # M_MMAP_THRESHOLD
             mallopt(-1, KEPT)  # M_TRIM_THRESHOLD
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

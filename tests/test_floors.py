@@ -33,7 +33,8 @@ PURE_MAY_IMPORT = {"torch", "einops"}
 BESIDES = {"sections": {"pydantic"}, "domain": {"numpy", "PIL"}, "abilities": {"numpy"}}  # types
 DOMAINS_MAY_IMPORT = {
     f"jitkit.{name}"
-    for name in ("abilities", "domain", "sections", "fields", "files", "errors", "progress")
+    for name in ("abilities", "domain", "sections", "fields", "files", "errors")
+    + ("processor", "progress")
 }
 
 MODULES = sorted(
