@@ -4,10 +4,10 @@
 
 Trains the recipe `qm9-cpu` for as many steps as fit in the minutes, and then for fewer minutes once
 with each prediction, all with the v-loss. The time of a step is measured first, by a short run with
-nothing else on the machine, and kept: the network is the same, and so is that time. Four checkpoints of the long run are looked at on the way;
-what is left of each run at its end is scored by `jitkit.evaluate`. Prints a table, writes it into
-docs/results.md between its marks, and draws docs/molecules.png: stable atoms and molecules against
-minutes.
+nothing else on the machine, and kept: the network is the same, and so is that time. Four
+checkpoints of the long run are looked at on the way; what is left of each run at its end is scored
+by `jitkit.evaluate`. Prints a table, writes it into docs/results.md between its marks, and draws
+docs/molecules.png: stable atoms and molecules against minutes.
 
 A run that was cut off goes on when the same command is given again (``--folder`` keeps runs). With
 ``--only x-60,v-10`` these alone are trained and scored, so that two commands of one thread each can
@@ -59,8 +59,10 @@ class Training:
 
 def seconds_of_a_step(overrides: Sequence[str], run: Path) -> float:
     """Seconds of a training step on this machine, by the clock of a run of `PACE` steps."""
-    never = f"train.save_every_steps={PACE}", f"train.validate_every_steps={PACE}"
-    recipe = load_recipe("qm9-cpu", [*overrides, *never, f"train.steps={PACE}"])
+    every = ("save", "validate", "preview")
+    seldom = [f"train.{what}_every_steps={PACE}" for what in every]
+    short = (f"train.steps={PACE}", "evaluate.after_training=false")
+    recipe = load_recipe("qm9-cpu", [*overrides, *seldom, *short])
     jitkit.train(recipe, run=run)
     lines = (run / "speed.jsonl").read_text(encoding="utf-8").splitlines()
     rates = sorted(json.loads(line)["samples_per_second"] for line in lines)
