@@ -11,7 +11,7 @@ docs/molecules.png: stable atoms and molecules against minutes.
 
 A run that was cut off goes on when the same command is given again (``--folder`` keeps runs). With
 ``--only x-60,v-10`` these alone are trained and scored, so that two commands of one thread each can
-share the work; a last command without it makes the page.
+share the work once the pace is measured (``--only none``); a last one without it makes the page.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def seconds_of_a_step(overrides: Sequence[str], run: Path) -> float:
 
 def trained(overrides: Sequence[str], training: Training, steps: int, run: Path) -> None:
     """Train a run to its end, unless it has come there."""
-    every = max(1, steps // CHECKPOINTS)
+    every = -(-steps // CHECKPOINTS)
     fixed = (
         f"diffusion.prediction={training.prediction}",
         f"train.steps={steps}",
@@ -197,8 +197,14 @@ def main() -> None:
     if not kept.is_file():
         kept.write_text(json.dumps({"seconds": seconds_of_a_step(given.overrides, pace)}))
     plan = json.loads(kept.read_text())
+    if given.only == "none":
+        return
     hour = Training("x", given.minutes)
     wanted = [hour, *(Training(prediction, given.compare) for prediction in COLOURS)]
+    if strange := set(filter(None, given.only.split(","))) - {each.name for each in wanted}:
+        parser.error(
+            f"--only {', '.join(strange)}: the runs are {', '.join(w.name for w in wanted)}"
+        )
     scores, points = {}, {}
     for training in wanted:
         if given.only and training.name not in given.only.split(","):

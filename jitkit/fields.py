@@ -69,6 +69,10 @@ class Layout:
     ``centred`` is a linear constraint: in every sample the observed cells of each of these groups
     of channels, taken together, have mean zero. Data come so from the domain; noise, what the
     network says and so every step of the sampler are projected onto it (`jitkit.centring`).
+
+    ``places`` names the channels that say where a cell lies in space, such as x, y and z of a point
+    in a set. By the noisy data themselves attention then sees how two tokens lie to one another
+    (`jitkit.rope.waves`).
     """
 
     axes: tuple[Axis, ...]
@@ -94,6 +98,8 @@ class Layout:
                                   f"{listed(self.channels)}")  # fmt: skip
         if len(set(grouped)) != len(grouped) or not all(self.centred):
             raise JitkitError("a channel is centred in one group, and no group is empty")
+        if len(set(self.places)) != len(self.places):
+            raise JitkitError(f"places name a channel twice: {listed(self.places)}")
 
     @property
     def grid(self) -> tuple[int, ...]:

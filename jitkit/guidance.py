@@ -156,13 +156,13 @@ class Autoguided:
 def check_guide(denoiser: Denoiser, guide: Denoiser) -> None:
     """Whether a model can guide another: of the same data, on the same path from noise.
 
-    Patch, size, prediction and the shares of dropped conditions may differ, and it may know fewer
-    conditions.
+    Patch, places, size, prediction and the shares of dropped conditions may differ, and it may know
+    fewer conditions.
 
     Raises:
         JitkitError: it cannot; the text says what differs.
     """
-    ours, its = (model.layout.with_patch(1) for model in (denoiser, guide))
+    ours, its = (replace(model.layout.with_patch(1), places=()) for model in (denoiser, guide))
     differ = []
     if ours != its:
         differ.append(f"its samples are {_shape(guide)}, the model's {_shape(denoiser)}")

@@ -77,7 +77,8 @@ class Attention(nn.Module):
     """Self-attention with RMS-normed, rotated queries and keys.
 
     With ``relative``, values turn with their tokens and what is mixed turns back by the token that
-    asked: not only how much is taken but also what comes depends on how the two lie to one another.
+    asked: not only how much is taken but also what comes depends on how the two lie to one another
+    (but for in-context tokens, which lie at the origin).
     """
 
     def __init__(
@@ -91,22 +92,22 @@ class Attention(nn.Module):
         self.proj = linear(width, width)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, turn: Tensor, mask: Tensor | None) -> Tensor:
         """Mix the tokens.
 
         Args:
             x: (B, L, W).
-            cos, sin: rotary code, (L, W / H / 2) or (B, 1 or H, L, W / H / 2).
+            turn: rotary code, (L, W / H / 2, 2) or (B, 1 or H, L, W / H / 2, 2).
             mask: (B, 1, 1, L) bool, True for tokens that may be looked at; None for all.
         """
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
+        q, k = rotate(self.q_norm(q), turn), rotate(self.k_norm(k), turn)
         kind = v.dtype
         if self.relative:
-            v = rotate(v, cos, sin).to(kind)
+            v = rotate(v, turn).to(kind)
         mixed = F.scaled_dot_product_attention(q.to(kind), k.to(kind), v, attn_mask=mask)
         if self.relative:
-            mixed = rotate(mixed, cos, -sin).to(kind)
+            mixed = rotate(mixed, turn, back=True).to(kind)
         return self.dropout(self.proj(mixed.transpose(1, 2).flatten(2)))
 
 
@@ -138,12 +139,10 @@ class Block(nn.Module):
         self.mlp = SwiGLU(width, hidden, dropout=dropout)
         self.adaLN = linear(width, 6 * width, zero=True)
 
-    def forward(
-        self, x: Tensor, c: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None
-    ) -> Tensor:
+    def forward(self, x: Tensor, c: Tensor, turn: Tensor, mask: Tensor | None) -> Tensor:
         """(B, L, W) -> (B, L, W); ``c`` is SiLU of the condition, (B, W)."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN(c).chunk(6, dim=-1)
-        mixed = self.attn(self.norm1.modulated(x, shift1, scale1), cos, sin, mask)
+        mixed = self.attn(self.norm1.modulated(x, shift1, scale1), turn, mask)
         x = x + gate1.unsqueeze(1) * mixed
         return x + gate2.unsqueeze(1) * self.mlp(self.norm2.modulated(x, shift2, scale2))
 

@@ -52,8 +52,13 @@ def frequencies(axis: Axis, count: int) -> Tensor:
     return 2 * torch.pi * harmonics / length
 
 
-def rotary(coords: Tensor, axes: Sequence[Axis], head_dim: int) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of every pair's angle: (..., L, n) -> two of (..., L, head_dim // 2) float32.
+def turning(angle: Tensor) -> Tensor:
+    """What `rotate` turns by: angles (..., P) -> cosines and sines, (..., P, 2) float32."""
+    return torch.stack((angle.cos(), angle.sin()), dim=-1).float()
+
+
+def rotary(coords: Tensor, axes: Sequence[Axis], head_dim: int) -> Tensor:
+    """The turn of every pair: (..., L, n) -> (..., L, head_dim // 2, 2) float32.
 
     The pairs of a head are shared out among the axes in their order; an odd last feature of a
     head is left alone.
@@ -66,7 +71,7 @@ def rotary(coords: Tensor, axes: Sequence[Axis], head_dim: int) -> tuple[Tensor,
     angle = torch.cat(angles, dim=-1)
     if not any(counts):  # sets alone: nothing turns
         angle = coords.new_zeros(*coords.shape[:-1], head_dim // 2)
-    return angle.cos().float(), angle.sin().float()
+    return turning(angle)
 
 
 def waves(heads: int, pairs: int, dims: int) -> Tensor:
@@ -90,23 +95,34 @@ def waves(heads: int, pairs: int, dims: int) -> Tensor:
     return (directions * lengths).float().reshape(pairs, heads, dims).transpose(0, 1).contiguous()
 
 
-def rotary_of_places(places: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of the angles w . r: places (B, L, n), waves (H, P, n) -> (B, H, L, P)."""
-    angle = torch.einsum("bln,hpn->bhlp", places.float(), vectors)
-    return angle.cos(), angle.sin()
+def rotary_of_places(places: Tensor, vectors: Tensor) -> Tensor:
+    """Turns by the angles w . r: places (B, L, n), waves (H, P, n) -> (B, H, L, P, 2)."""
+    # not by a product of matrices, which autocast and a GPU may round to 8 or 10 bits
+    along = places.float()[:, None, :, None] * vectors[:, None]  # (B, H, L, P, n)
+    return turning(along.sum(dim=-1))
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn neighbouring pairs of features: (..., L, head_dim) by angles (..., L, head_dim // 2).
+def rotate(x: Tensor, turn: Tensor, *, back: bool = False) -> Tensor:
+    """Turn neighbouring pairs of features: (..., L, head_dim) by (..., L, head_dim // 2, 2).
 
     As one product of complex numbers, where these are at hand: `torch.compile` does not fuse them.
+
+    Args:
+        x: features.
+        turn: from `rotary`.
+        back: turn the other way.
     """
-    pairs = cos.shape[-1]
+    pairs = turn.shape[-2]
     if 2 * pairs == x.shape[-1] and x.dtype == torch.float32 and not torch.compiler.is_compiling():
         pair = torch.view_as_complex(x.reshape(*x.shape[:-1], pairs, 2))
-        return torch.view_as_real(pair * torch.complex(cos, sin)).flatten(-2)
+        by = torch.view_as_complex(turn)
+        return torch.view_as_real(pair * (by.conj() if back else by)).flatten(-2)
+    cos, sin = turn.unbind(-1)
+    way = -1 if back else 1
     even, odd = x[..., : 2 * pairs].reshape(*x.shape[:-1], pairs, 2).unbind(-1)
-    turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
+    first = torch.sub(even * cos, odd * sin, alpha=way)
+    second = torch.add(odd * cos, even * sin, alpha=way)
+    turned = torch.stack((first, second), dim=-1).flatten(-2)
     return turned if 2 * pairs == x.shape[-1] else torch.cat((turned, x[..., 2 * pairs :]), -1)
 
 

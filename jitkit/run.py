@@ -33,6 +33,7 @@ from typing import Any
 
 from jitkit.errors import JitkitError, RecipeError
 from jitkit.files import written_aside
+from jitkit.processor import cores
 
 try:
     import fcntl
@@ -82,7 +83,7 @@ def environment() -> dict[str, Any]:
         "machine": {
             "system": platform.platform(),
             "processor": _processor(),
-            "cores": os.cpu_count(),
+            "cores": cores(),
         },
         "commit": _commit(),
     }

@@ -76,8 +76,7 @@ class Transformer(nn.Module):
     Parameters start as in the authors' code; the last layer is zero, and so is the first guess.
     """
 
-    cos: Tensor
-    sin: Tensor
+    turn: Tensor
     code: Tensor
     waves: Tensor
 
@@ -113,10 +112,10 @@ class Transformer(nn.Module):
             for i in range(sizes.depth)
         )
         self.final = FinalLayer(width, layout.patch_features)
-        for name, table in zip(("cos", "sin", "code"), self._position(), strict=True):
+        for name, table in zip(("turn", "code"), self._position(), strict=True):
             self.register_buffer(name, table, persistent=False)
         if layout.places:
-            pairs = width // sizes.heads // 2 - self.cos.shape[-1]
+            pairs = width // sizes.heads // 2 - self.turn.shape[-2]
             own = waves(sizes.heads, pairs, len(layout.places))
             self.register_buffer("waves", own, persistent=False)
 
@@ -138,9 +137,9 @@ class Transformer(nn.Module):
             coords: positions of the cells, (B, X1..Xn, n), counted in cells.
         """
         grid, patch = tuple(z.shape[2:]), self.layout.patch
-        cos, sin, code = self._tables(grid, coords)
+        turn, code = self._tables(grid, coords)
         if self.layout.places:
-            cos, sin = self._turned_by_places(cos, sin, z, mask)
+            turn = self._turned_by_places(turn, z, mask)
         attend = None if mask is None else self._attend(mask)
         tokens = patches.patchify(self._inputs(z, cond, mask), patch)
 
@@ -151,8 +150,8 @@ class Transformer(nn.Module):
         for i, block in enumerate(self.blocks):
             if y is not None and self.num_context and i == self.sizes.in_context_start:
                 x = torch.cat((y.unsqueeze(1) + self.context, x), dim=1)
-                cos, sin, attend = self._join(cos, sin, attend)
-            x = self._run(block, x, c, cos, sin, attend)
+                turn, attend = self._join(turn, attend)
+            x = self._run(block, x, c, turn, attend)
         x = self.final(x[:, self.num_context :], c).float()
         return patches.crop(patches.unpatchify(x, patch, patches.padded_grid(grid, patch)), grid)
 
@@ -193,38 +192,37 @@ class Transformer(nn.Module):
                 total = said if total is None else total + said
         return total
 
-    def _position(self, coords: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotary cosine and sine and the fixed code of tokens at ``coords``, (..., L, n)."""
+    def _position(self, coords: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Rotary and fixed code of tokens at ``coords``, (..., L, n)."""
         if coords is None:
             coords = patches.token_coords(self.layout.grid, self.layout.patch)
         axes, head_dim = self.layout.axes, self.sizes.width // self.sizes.heads
         if self.layout.places:  # have the other half, or all where no axis has an order
             head_dim = head_dim // 2 if any(axis.kind != "set" for axis in axes) else 0
-        return *rotary(coords, axes, head_dim), sincos(coords, axes, self.sizes.width)
+        return rotary(coords, axes, head_dim), sincos(coords, axes, self.sizes.width)
 
-    def _turned_by_places(
-        self, cos: Tensor, sin: Tensor, z: Tensor, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """The rotary code of the axes with that of the data's own places, (B, H, L, P).
+    def _turned_by_places(self, turn: Tensor, z: Tensor, mask: Tensor | None) -> Tensor:
+        """The rotary code of the axes and that of the data's own places, (B, H, L, P, 2).
 
         A token lies at the mean of its cells that have data, and at the origin without any.
         """
         own = [self.layout.channels.index(name) for name in self.layout.places]
-        patch, cells = self.layout.patch, z[:, own]
-        seen = torch.ones_like(cells) if mask is None else mask.expand_as(z)[:, own].to(z.dtype)
-        kept = cells if mask is None else torch.where(seen > 0, cells, 0.0)
-        tokens = (patches.patchify(patches.pad(part, patch), patch) for part in (kept, seen))
-        sums, counts = (reduce(part, "b l (n cell) -> b l n", "sum", n=len(own)) for part in tokens)
-        own_cos, own_sin = rotary_of_places(sums / counts.clamp_min(1), self.waves)
-        shape = own_cos.shape[:-1]
-        return (
-            torch.cat((cos.expand(*shape, -1), own_cos), dim=-1),
-            torch.cat((sin.expand(*shape, -1), own_sin), dim=-1),
+        patch = self.layout.patch
+        seen = torch.ones_like(z) if mask is None else mask.expand_as(z).to(z.dtype)
+        kept = z if mask is None else torch.where(mask, z, 0.0)
+        sums, counts = (
+            reduce(
+                patches.patchify(patches.pad(torch.stack([x[:, i] for i in own], 1), patch), patch),
+                "b l (n cell) -> b l n",
+                "sum",
+                n=len(own),
+            )
+            for x in (kept, seen)
         )
+        by_place = rotary_of_places(sums / counts.clamp_min(1), self.waves)
+        return torch.cat((turn.expand(*by_place.shape[:-2], -1, 2), by_place), dim=-2)
 
-    def _tables(
-        self, grid: tuple[int, ...], coords: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _tables(self, grid: tuple[int, ...], coords: Tensor | None) -> tuple[Tensor, Tensor]:
         """The layout's own tables, or those of another grid or of given positions.
 
         Raises:
@@ -239,10 +237,10 @@ class Transformer(nn.Module):
                 )
         if coords is not None:
             lengths = tuple(axis.size if axis.kind == "circle" else None for axis in axes)
-            cos, sin, code = self._position(patches.coords_of_cells(coords, patch, lengths))
-            return cos.unsqueeze(1), sin.unsqueeze(1), code  # the same for all heads
+            turn, code = self._position(patches.coords_of_cells(coords, patch, lengths))
+            return turn.unsqueeze(1), code  # the same for all heads
         if patches.padded_grid(grid, patch) == patches.padded_grid(self.layout.grid, patch):
-            return self.cos, self.sin, self.code
+            return self.turn, self.code
         return self._position(patches.token_coords(grid, patch).to(self.code.device))
 
     def _attend(self, mask: Tensor) -> Tensor:
@@ -250,16 +248,13 @@ class Transformer(nn.Module):
         seen = patches.token_mask(patches.pad(mask, self.layout.patch), self.layout.patch)
         return (seen | ~seen.any(dim=1, keepdim=True))[:, None, None]
 
-    def _join(
-        self, cos: Tensor, sin: Tensor, attend: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _join(self, turn: Tensor, attend: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Room for in-context tokens in front: they do not turn and are always seen."""
-        front = (self.num_context, 0)
-        return (
-            F.pad(cos, (0, 0, *front), value=1.0),
-            F.pad(sin, (0, 0, *front)),
-            None if attend is None else F.pad(attend, front, value=True),
-        )
+        still = turn.new_tensor((1.0, 0.0))
+        still = still.expand(*turn.shape[:-3], self.num_context, turn.shape[-2], 2)
+        if attend is not None:
+            attend = F.pad(attend, (self.num_context, 0), value=True)
+        return torch.cat((still, turn), dim=-3), attend
 
     def _run(self, block: nn.Module, *inputs: Tensor | None) -> Tensor:
         if self.checkpoint_activations and torch.is_grad_enabled():

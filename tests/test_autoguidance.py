@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,8 @@ def test_cells_without_data_stay_zero() -> None:
 
 def test_a_guide_that_predicts_something_else_in_other_patches_and_knows_less_will_do() -> None:
     model = awake(layout((6, 2)), LABEL)
-    weak = awake(layout((6, 3)), None, Diffusion(prediction="v"), seed=1)
+    placed = replace(layout((6, 3)), places=("channel 0",))
+    weak = awake(placed, None, Diffusion(prediction="v"), seed=1)
     noise = draw_noise(model, range(2), 0)
     x = sample(model, guide=weak, noise=noise, cond={"label": [1, 2]}, steps=3)
     alone = sample(model, noise=noise, cond={"label": [1, 2]}, steps=3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,7 +21,7 @@ from jitkit.centring import centre, membership
 from jitkit.data import PADDED_SIZES, Plan, by_size, collate
 from jitkit.denoiser import Denoiser, Diffusion, build
 from jitkit.domain import Measure
-from jitkit.errors import ConditionError, JitkitError
+from jitkit.errors import ConditionError, DataError, JitkitError
 from jitkit.fields import (
     Axis,
     Batch,
@@ -166,7 +167,8 @@ def test_a_padded_batch_gives_what_single_items_give(
         grid = batch.x.shape[2:]
         mask = torch.ones(len(batch.x), 1, *grid).bool() if batch.mask is None else batch.mask
         how: dict[str, Any] = {"guidance": 2.0, "first": rows.start, "mask": mask}
-        how["steps"] = 1 if places else 4  # random weights turning by places make chaos of rounding
+        # random weights that turn by places make chaos of rounding, step after step
+        how |= {"steps": 1, "interval": (0.0, 1.0)} if places else {"steps": 4}
         return loss, x_hat, sample(denoiser, len(batch.x), batch.cond, **how)
 
     together = both(batch, slice(0, 3))
@@ -298,12 +300,13 @@ def test_sizes_that_are_asked_for_are_taken_in_turn() -> None:
 @pytest.mark.parametrize("grid", [None, 12])
 def test_a_sample_is_a_function_of_its_index_whatever_is_drawn_with_it(grid: int | None) -> None:
     """The same noise and size alone as among larger ones, which pad it."""
-    denoiser, once = clouds(), SampleSection(steps=1, guidance=2.0)
+    denoiser = awake(replace(CLOUDS, places=()), Clouds.conditions)  # with them, chaos of rounding
+    denoiser.domain = Clouds()
     sizes = None if grid is None else [grid, 40, 3]
-    all_of = list(generate(denoiser, 6, conditions_for(denoiser, 6, sizes=sizes), once))
+    all_of = list(generate(denoiser, 6, conditions_for(denoiser, 6, sizes=sizes), QUICK))
     for i in (0, 3, 5):
         told = conditions_for(denoiser, 1, sizes=sizes, first=i)
-        (alone,) = generate(denoiser, 1, told, once, first=i)
+        (alone,) = generate(denoiser, 1, told, QUICK, first=i)
         assert alone.shape == all_of[i].shape
         assert difference(alone, all_of[i]) < 5e-5  # guided steps add roundings up
 
@@ -461,17 +464,45 @@ def test_a_constraint_that_cannot_be_meant_is_refused(groups: Any, text: str) ->
         Layout((Axis("point", 4),), ("x", "y"), centred=groups)
 
 
+@pytest.mark.parametrize(
+    ("places", "text"),
+    [
+        (("x", "q"), "places 'q' is no channel; they are x, y"),
+        (("x", "x"), "a channel twice: x, x"),
+    ],
+)
+def test_places_that_cannot_be_meant_are_refused(places: Any, text: str) -> None:
+    with pytest.raises(JitkitError, match=text):
+        Layout((Axis("point", 4),), ("x", "y"), places=places)
+
+
+RECIPE = {
+    "domain": "digits",
+    "model": {"width": 16, "depth": 2, "heads": 2, "bottleneck": 8},
+    "train": {"steps": 6, "batch_size": 8, "lr": 1e-3, "save_every_steps": 3}
+    | {"preview_samples": 2, "validate_items": 4, "precision": "float32"},
+    "sample": {"steps": 2},
+}
+
+
+def test_a_run_from_before_its_domain_named_places_is_loaded_and_not_gone_on_with(
+    tmp_path: Path,
+) -> None:
+    class Still(Clouds):
+        layout = replace(CLOUDS, places=())
+
+    run = jitkit.train(RECIPE, {"train.steps": 1}, run=tmp_path / "run", domain=Still())
+    loaded = jitkit.load(run, domain=Clouds())
+    assert loaded.layout == Still.layout
+    assert len(list(generate(loaded, 2, conditions_for(loaded, 2), QUICK))) == 2
+    with pytest.raises(DataError, match=r"layout.places"):
+        jitkit.train(RECIPE, run=run, domain=Clouds())
+
+
 def test_a_run_of_varying_sizes_trains_samples_and_goes_on_bit_for_bit(tmp_path: Path) -> None:
-    recipe = {
-        "domain": "digits",
-        "model": {"width": 16, "depth": 2, "heads": 2, "bottleneck": 8},
-        "train": {"steps": 6, "batch_size": 8, "lr": 1e-3, "save_every_steps": 3}
-        | {"preview_samples": 2, "validate_items": 4, "precision": "float32"},
-        "sample": {"steps": 2},
-    }
-    whole = jitkit.train(recipe, run=tmp_path / "whole", domain=Clouds())
-    jitkit.train(recipe, {"train.steps": 3}, run=tmp_path / "parts", domain=Clouds())
-    parts = jitkit.train(recipe, run=tmp_path / "parts", domain=Clouds())
+    whole = jitkit.train(RECIPE, run=tmp_path / "whole", domain=Clouds())
+    jitkit.train(RECIPE, {"train.steps": 3}, run=tmp_path / "parts", domain=Clouds())
+    parts = jitkit.train(RECIPE, run=tmp_path / "parts", domain=Clouds())
     first, second = (jitkit.load(run, domain=Clouds()).state_dict() for run in (whole, parts))
     assert all(torch.equal(first[name], second[name]) for name in first)
 

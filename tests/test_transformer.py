@@ -25,7 +25,7 @@ from jitkit.errors import JitkitError
 from jitkit.fields import Axis, Batch, Category, Condition, Field, Grid, Layout, PerToken, Scalars
 from jitkit.layers import Attention, RMSNorm
 from jitkit.patches import token_coords
-from jitkit.rope import rotary, rotary_of_places, rotate, waves
+from jitkit.rope import rotary, rotary_of_places, rotate, turning, waves
 from jitkit.sections import SIZES, ModelSection
 from jitkit.transformer import Sizes, Transformer
 
@@ -143,9 +143,8 @@ def test_the_first_guess_is_exactly_zero(
 def test_blocks_start_as_the_identity() -> None:
     network = Denoiser(layout((6, 2)), {"label": Category(3)}, sizes()).network
     x = noise(2, 3, 16)
-    cos, sin = network.cos, network.sin
     for block in network.blocks:
-        assert torch.equal(block(x, noise(2, 16), cos, sin, None), x)
+        assert torch.equal(block(x, noise(2, 16), network.turn, None), x)
 
 
 def test_weights_start_as_the_papers() -> None:
@@ -392,7 +391,7 @@ def test_attention_on_a_circle_rolls_with_its_tokens(by: int) -> None:
 
     def attend(kind: Any, x: Tensor) -> Tensor:
         axes = [Axis("longitude", 16, 2, kind)]
-        return attention(x, *rotary(token_coords((16,), (2,)), axes, 8), None)
+        return attention(x, rotary(token_coords((16,), (2,)), axes, 8), None)
 
     rolled = x.roll(by, dims=1)
     assert difference(attend("circle", rolled), attend("circle", x).roll(by, dims=1)) < 1e-5
@@ -405,7 +404,7 @@ def test_attention_by_places_sees_how_tokens_lie_to_one_another_and_not_where_al
     x, at, vectors = noise(2, 5, 16), noise(2, 5, 3, seed=1), waves(2, 4, 3)
 
     def attend(at: Tensor) -> Tensor:
-        return attention(x, *rotary_of_places(at, vectors), None)
+        return attention(x, rotary_of_places(at, vectors), None)
 
     plain = attend(at)
     assert difference(attend(at + torch.tensor([3.0, -2.0, 5.0])), plain) < 1e-5
@@ -422,10 +421,10 @@ def test_what_attention_brings_is_turned_by_where_it_comes_from() -> None:
     nn.init.zeros_(attention.proj.bias)
     x, at, vectors = noise(1, 2, 8), noise(1, 2, 3, seed=1), waves(1, 4, 3)
     seen = torch.tensor([False, True])[None, None, None]
-    out = attention(x, *rotary_of_places(at, vectors), seen)
+    out = attention(x, rotary_of_places(at, vectors), seen)
     angle = (vectors[0] @ (at[0, 1] - at[0, 0]))[None]
     value = attention.qkv(x)[0, 1:, 16:]
-    torch.testing.assert_close(out[0, :1], rotate(value, angle.cos(), angle.sin()))
+    torch.testing.assert_close(out[0, :1], rotate(value, turning(angle)))
     torch.testing.assert_close(out[0, 1:], value)  # nothing lies between a token and itself
 
 
@@ -435,14 +434,30 @@ def test_a_token_of_several_cells_lies_at_the_mean_of_those_that_have_data() -> 
     network = awake(own).network
     z, mask = noise(1, 3, 4), torch.ones(1, 3, 4, dtype=torch.bool)
     mask[:, :, 1] = False
-    cos, sin = network._turned_by_places(network.cos, network.sin, z, mask)
+    turn = network._turned_by_places(network.turn, z, mask)
     at = torch.stack((z[0, :2, 0], z[0, :2, 2:].mean(dim=1)))[None]
-    for table, half, own_half in zip((cos, sin), (network.cos, network.sin),
-                                     rotary_of_places(at, network.waves), strict=True):  # fmt: skip
-        count = half.shape[-1]
-        assert count == own_half.shape[-1] > 0  # the axis and the places share the pairs
-        torch.testing.assert_close(table[..., :count], half.expand(1, len(table[0]), -1, -1))
-        torch.testing.assert_close(table[..., count:], own_half)
+    by_place, half = rotary_of_places(at, network.waves), network.turn
+    count = half.shape[-2]
+    assert count == by_place.shape[-2] > 0  # the axis and the places share the pairs
+    torch.testing.assert_close(turn[..., :count, :], half.expand(1, len(turn[0]), -1, -1, -1))
+    torch.testing.assert_close(turn[..., count:, :], by_place)
+
+
+@pytest.mark.parametrize("kind", ["set", "line"])
+def test_a_network_sees_how_points_lie_to_one_another(kind: Any) -> None:
+    """Of a network that cannot see places but by attention, other points' guesses move with one;
+    with all of them nothing moves."""
+    own = Layout((Axis("point", 6, kind=kind),), ("x", "y", "hue"), places=("x", "y"))
+    denoiser = awake(own)
+    with torch.no_grad():
+        denoiser.network.embed.proj1.weight[:, :2] = 0
+    z, t = noise(1, 3, 6), times(1)
+    plain = denoiser(z, t)
+    one, all_of = z.clone(), z.clone()
+    one[:, 0, 0] += 0.5
+    all_of[:, :2] += torch.tensor([3.0, -2.0])[:, None]
+    assert (denoiser(one, t) - plain).abs().amax(dim=(0, 1)).min() > 1e-3
+    assert difference(denoiser(all_of, t), plain) < 1e-4
 
 
 @pytest.mark.parametrize("by", [1, 5])

@@ -55,8 +55,7 @@ def without_rope(denoiser: Denoiser) -> None:
     """Take rotary positions and the norm of queries and keys away; the fixed code stays."""
     network = denoiser.network
     with torch.no_grad():
-        network.cos.fill_(1.0)
-        network.sin.zero_()
+        network.turn.copy_(torch.tensor([1.0, 0.0]))
     for attention in network.modules():
         if isinstance(attention, Attention):
             for norm in (attention.q_norm, attention.k_norm):

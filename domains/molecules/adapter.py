@@ -30,7 +30,8 @@ class Molecules:
 
     Channels are x, y, z, over the root mean square of the training positions; a one-hot of
     the element, ``element_scale`` high; and the formal charge, equally scaled, where the data have
-    any. Positions have their mean removed, and so has the noise (`Layout.centred`).
+    any. Positions have their mean removed, and so has the noise (`Layout.centred`), and attention
+    turns by them (`Layout.places`).
     """
 
     Section: ClassVar[type[DomainSection]] = MoleculesSection
