@@ -100,7 +100,8 @@ class Molecules:
         kinds = (item.numbers[None] == np.array(self.elements)[:, None]) * height  # (E, N)
         charge = item.charges[None] * height if self.found["charged"] else np.empty((0, len(item)))
         values = np.concatenate((positions.T / self.found["position_scale"], kinds, charge))
-        cond = self._told(len(item), item.counts(self.elements), item.properties)
+        counts = item.counts(self.elements) if self.section.composition else None
+        cond = self._told(len(item), counts, item.properties)
         return Field(torch.from_numpy(values.astype(np.float32)), cond=cond)
 
     def decode(self, field: Field) -> Molecule:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import isnan
 from typing import Any
 
 import numpy as np
@@ -96,7 +97,7 @@ class Packed(Sequence[Molecule]):
             self.numbers[own].astype(np.int64),
             self.positions[own].astype(np.float64),
             self.charges[own].astype(np.int64),
-            {name: value for name, value in properties.items() if not np.isnan(value)},
+            {name: value for name, value in properties.items() if not isnan(value)},
             self.smiles[i],
             self.names[i],
         )
