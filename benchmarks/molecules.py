@@ -128,7 +128,7 @@ def _shown(score: Mapping[str, Any]) -> str:
     """A share in per cent with its interval."""
     if score["value"] is None:
         return "none valid"
-    low, high = score["interval"]
+    low, high = (min(max(end, 0.0), 1.0) for end in score["interval"])
     return f"{100 * score['value']:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
 
 
