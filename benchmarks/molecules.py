@@ -183,8 +183,7 @@ def report(command: str, body: str, denoiser: Any, plan: Mapping[str, Any], samp
         f"the 95 % interval. {machine['cores']} cores of {machine['processor']}, "
         f"torch {made['versions']['torch']}, commit {commit}.\n\n{body}"
         "\n\n![Stability against minutes](molecules.png)\n\n"
-        f"On the way {samples // 4} samples of each checkpoint. The rate of learning falls to zero "
-        "at the end of a run: a point on the way is worse than a run that ends there.\n"
+        f"Points on the way are of {samples // 4} samples each.\n"
     )
 
 
