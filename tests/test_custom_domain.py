@@ -443,6 +443,8 @@ def test_a_strict_type_checker_takes_the_ways_to_write_a_domain(tmp_path: Path) 
 
 # The package
 
+PACKAGED = pytest.mark.xdist_group("package")  # tests of one environment, built once
+
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -481,6 +483,7 @@ def work(clean: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+@PACKAGED
 def test_the_wheel_holds_two_modules_and_an_entry_point(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {name for name in names if ".dist-info/" not in name} == {
@@ -492,6 +495,7 @@ def test_the_wheel_holds_two_modules_and_an_entry_point(wheel: Path) -> None:
 
 
 @pytest.mark.slow
+@PACKAGED
 def test_the_installed_package_is_found_by_its_entry_point(clean: Path, tmp_path: Path) -> None:
     lines = run([clean, "-m", "jitkit", "domains"], tmp_path).splitlines()
     (line,) = (line for line in lines if line.startswith("eeg "))
@@ -502,6 +506,7 @@ def test_the_installed_package_is_found_by_its_entry_point(clean: Path, tmp_path
 
 
 @pytest.mark.slow
+@PACKAGED
 def test_jitkit_train_of_the_package_learns_rhythm_and_lag(work: Path) -> None:
     """Untrained, frequency_distance_hz is 10 and lag_error_degrees 45."""
     scored = json.loads((work / "runs" / "eeg" / "evaluation.json").read_text())["scores"]
@@ -514,6 +519,7 @@ def test_jitkit_train_of_the_package_learns_rhythm_and_lag(work: Path) -> None:
 
 
 @pytest.mark.slow
+@PACKAGED
 def test_jitkit_sample_of_the_package_needs_no_recordings(
     work: Path, clean: Path, tmp_path: Path
 ) -> None:
@@ -527,6 +533,7 @@ def test_jitkit_sample_of_the_package_needs_no_recordings(
 
 
 @pytest.mark.slow
+@PACKAGED
 def test_jitkit_evaluate_of_the_package_scores_the_run_again(work: Path, clean: Path) -> None:
     command = [clean, "-m", "jitkit", "evaluate", "runs/eeg", "evaluate.samples=40", "--json"]
     result = json.loads(run(command, work))
@@ -535,6 +542,7 @@ def test_jitkit_evaluate_of_the_package_scores_the_run_again(work: Path, clean: 
 
 
 @pytest.mark.slow
+@PACKAGED
 def test_the_package_passes_its_own_tests_where_it_is_installed(
     clean: Path, tmp_path: Path
 ) -> None:
