@@ -101,9 +101,9 @@ def scored(run: Path, domain: Domain, samples: int, *, guided: bool = False) -> 
 
 
 def curve(run: Path, domain: Domain, samples: int) -> list[dict[str, float]]:
-    """Stability of samples of each checkpoint of a run."""
+    """Stability of samples of each checkpoint of a run but the last."""
     rows, measures = [], domain.scores()
-    for place in checkpoints(run):
+    for place in checkpoints(run)[:-1]:
         kept = run / f"curve-{place.name}-{samples}.json"
         if not kept.is_file():
             denoiser = jitkit.load(place)
@@ -197,6 +197,11 @@ def main() -> None:
     parser.add_argument("--only", default="", help="these runs alone, such as x-60,v-10; no page")
     parser.add_argument("overrides", nargs="*")
     given = parser.parse_args()
+    hour = Training("x", given.minutes)
+    wanted = [hour, *(Training(prediction, given.compare) for prediction in COLOURS)]
+    names = ["none", *(each.name for each in wanted)]
+    if strange := set(filter(None, given.only.split(","))) - set(names):
+        parser.error(f"--only {', '.join(strange)}: the choice is {', '.join(names)}")
     recipe = load_recipe("qm9-cpu", given.overrides)
     domain = open_domain(recipe.domain)
     given.folder.mkdir(parents=True, exist_ok=True)
@@ -206,12 +211,6 @@ def main() -> None:
     plan = json.loads(kept.read_text())
     if given.only == "none":
         return
-    hour = Training("x", given.minutes)
-    wanted = [hour, *(Training(prediction, given.compare) for prediction in COLOURS)]
-    if strange := set(filter(None, given.only.split(","))) - {each.name for each in wanted}:
-        parser.error(
-            f"--only {', '.join(strange)}: the runs are {', '.join(w.name for w in wanted)}"
-        )
     scores, points, short = {}, {}, False
     for training in wanted:
         if given.only and training.name not in given.only.split(","):
@@ -225,7 +224,7 @@ def main() -> None:
             guided = scored(run, domain, given.samples, guided=True)
             scores["x, guided by its first checkpoint", training.minutes] = guided
         values = {name: found[name]["value"] for name in MEASURES[:2]}
-        on_the_way = curve(run, domain, given.samples // 4)[:-1] if training == hour else []
+        on_the_way = curve(run, domain, given.samples // 4) if training == hour else []
         points[training] = [
             *((row["step"] * plan["seconds"] / 60, row) for row in on_the_way),
             (training.minutes, values),

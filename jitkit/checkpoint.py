@@ -400,7 +400,7 @@ def _check_fits(denoiser: Denoiser, domain: Domain, where: Path) -> None:
 
     def bare(of: Denoiser | Domain) -> tuple[Layout, dict[str, Condition]]:
         conditions = {name: replace(c, drop=0.0) for name, c in of.conditions.items()}
-        return replace(of.layout.with_patch(1), places=()), conditions
+        return of.layout.of_samples, conditions
 
     if different := unlike(describe(*bare(denoiser)), *bare(domain)):
         lines = "".join(f"\n  {line}" for line in different[:20])

@@ -135,6 +135,12 @@ class Layout:
         axes = tuple(replace(axis, patch=p) for axis, p in zip(self.axes, patch, strict=True))
         return replace(self, axes=axes)
 
+    @property
+    def of_samples(self) -> Layout:
+        """What is true of samples alone: without patch and places, which say how a model sees them,
+        so that models of the same data can be told from those of others."""
+        return replace(self.with_patch(1), places=())
+
 
 def _check_drop(drop: float) -> None:
     if not 0 <= drop < 1:

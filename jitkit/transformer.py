@@ -208,18 +208,15 @@ class Transformer(nn.Module):
         """
         own = [self.layout.channels.index(name) for name in self.layout.places]
         patch = self.layout.patch
+
+        def sums(x: Tensor) -> Tensor:  # over the cells of each token, (B, L, n)
+            chosen = patches.pad(torch.stack([x[:, i] for i in own], dim=1), patch)
+            tokens = patches.patchify(chosen, patch)
+            return reduce(tokens, "b l (n cell) -> b l n", "sum", n=len(own))
+
         seen = torch.ones_like(z) if mask is None else mask.expand_as(z).to(z.dtype)
         kept = z if mask is None else torch.where(mask, z, 0.0)
-        sums, counts = (
-            reduce(
-                patches.patchify(patches.pad(torch.stack([x[:, i] for i in own], 1), patch), patch),
-                "b l (n cell) -> b l n",
-                "sum",
-                n=len(own),
-            )
-            for x in (kept, seen)
-        )
-        by_place = rotary_of_places(sums / counts.clamp_min(1), self.waves)
+        by_place = rotary_of_places(sums(kept) / sums(seen).clamp_min(1), self.waves)
         return torch.cat((turn.expand(*by_place.shape[:-2], -1, 2), by_place), dim=-2)
 
     def _tables(self, grid: tuple[int, ...], coords: Tensor | None) -> tuple[Tensor, Tensor]:
