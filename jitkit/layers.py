@@ -8,19 +8,26 @@ Shapes: B batch, L tokens, W width, H heads.
 from __future__ import annotations
 
 from math import log
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
+from jitkit import kernels
 from jitkit.rope import rotate
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` by `kernels.linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., inputs) -> (..., outputs)."""
+        return kernels.linear(x, self.weight, self.bias)
 
 
 def linear(inputs: int, outputs: int, *, bias: bool = True, zero: bool = False) -> nn.Linear:
     """A linear map as JiT starts it: Xavier-uniform weights, or all zero; zero bias."""
-    layer = nn.Linear(inputs, outputs, bias=bias)
+    layer = Linear(inputs, outputs, bias=bias)
     if zero:
         nn.init.zeros_(layer.weight)
     else:
@@ -28,29 +35,6 @@ def linear(inputs: int, outputs: int, *, bias: bool = True, zero: bool = False) 
     if bias:
         nn.init.zeros_(layer.bias)
     return layer
-
-
-class _UnitRMS(torch.autograd.Function):
-    """y = x r with r = 1 / sqrt(mean x^2 + 1e-6); dL/dx = r (g - y mean(g y)) for g = dL/dy.
-
-    torch's own `F.rms_norm` is a chain of operations on a CPU, and so is its gradient: this takes
-    less than half of the time (docs/performance.md). `torch.compile` fuses either.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        r = (norm.square() / x.shape[-1] + 1e-6).rsqrt()
-        y = x * r
-        ctx.save_for_backward(y, r)
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> Tensor:
-        y, r = ctx.saved_tensors
-        mean = (g * y).sum(dim=-1, keepdim=True) / y.shape[-1]
-        return torch.addcmul(g, y, mean, value=-1) * r
 
 
 class RMSNorm(nn.Module):
@@ -62,15 +46,14 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., width) -> the same shape, float32."""
-        return _UnitRMS.apply(x.float()) * self.weight
+        return kernels.unit_rms(x) * self.weight
 
     def modulated(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
         """norm(x) (1 + scale) + shift, one shift and scale, (B, width), for all tokens of a sample.
 
         The weight joins the scale, which has no tokens, before either meets x: (B, L, width).
         """
-        scale = self.weight * (1 + scale)
-        return _UnitRMS.apply(x.float()) * scale.unsqueeze(1) + shift.unsqueeze(1)
+        return kernels.modulated_rms(x, self.weight * (1 + scale), shift)
 
 
 class Attention(nn.Module):
@@ -100,12 +83,12 @@ class Attention(nn.Module):
             turn: rotary code, (L, W / H / 2, 2) or (B, 1 or H, L, W / H / 2, 2).
             mask: (B, 1, 1, L) bool, True for tokens that may be looked at; None for all.
         """
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        q, k = rotate(self.q_norm(q), turn), rotate(self.k_norm(k), turn)
-        kind = v.dtype
-        if self.relative:
-            v = rotate(v, turn).to(kind)
-        mixed = F.scaled_dot_product_attention(q.to(kind), k.to(kind), v, attn_mask=mask)
+        qkv = self.qkv(x)
+        scale = (qkv.shape[-1] // 3 // self.heads) ** -0.5  # of products, told to the queries
+        weights = torch.stack((self.q_norm.weight * scale, self.k_norm.weight))
+        q, k, v = kernels.heads(qkv, weights, turn, self.heads, turn_values=self.relative)
+        kind = qkv.dtype
+        mixed = kernels.attention(q.to(kind), k.to(kind), v, mask)
         if self.relative:
             mixed = rotate(mixed, turn, back=True).to(kind)
         return self.dropout(self.proj(mixed.transpose(1, 2).flatten(2)))
@@ -122,8 +105,7 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., W) -> (..., W)."""
-        gate, value = self.w12(x).chunk(2, dim=-1)
-        return self.w3(self.dropout(F.silu(gate) * value))
+        return self.w3(self.dropout(kernels.swiglu(self.w12(x))))
 
 
 class Block(nn.Module):

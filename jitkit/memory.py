@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from jitkit.errors import JitkitError
+from jitkit.kernels import FEW
 from jitkit.layers import Block
 from jitkit.transformer import Transformer
 
@@ -213,7 +214,8 @@ def _sample_bytes(
     longest = tokens + network.num_context
     lengths = [tokens if i < sizes.in_context_start else longest for i in range(sizes.depth)]
     kept = [
-        length * _token_bytes(network, compute, drop=drop, on_gpu=on_gpu) + 8 * compute * width
+        length * _token_bytes(network, length, compute, drop=drop, on_gpu=on_gpu)
+        + 8 * compute * width
         for length, drop in zip(lengths, _dropping(network), strict=True)
     ]  # for a whole sample: the six vectors of adaLN, and two of them plus one
     # gradients on their way back: of the residual stream and a sum in it, and in SwiGLU those that
@@ -235,8 +237,10 @@ def _dropping(network: Transformer) -> list[bool]:
     return [isinstance(block, Block) and block.attn.dropout.p > 0 for block in network.blocks]
 
 
-def _token_bytes(network: Transformer, compute: int, *, drop: bool, on_gpu: bool) -> int:
-    """Bytes for each token that a block keeps for its backward pass."""
+def _token_bytes(
+    network: Transformer, length: int, compute: int, *, drop: bool, on_gpu: bool
+) -> int:
+    """Bytes for each of ``length`` tokens that a block keeps for its backward pass."""
     width, hidden = network.sizes.width, network.sizes.mlp_hidden
     # float32, whatever the arithmetic: what the norms of the stream (2), of queries and of keys
     # give before their weights
@@ -249,6 +253,9 @@ def _token_bytes(network: Transformer, compute: int, *, drop: bool, on_gpu: bool
         narrow -= 2
     mlp = 4  # gate and value, SiLU of the gate, and the product
     roots = 3 * network.sizes.heads  # of squares of queries and keys; attention's normaliser
+    if length <= FEW and compute == FLOAT and not on_gpu:  # attention's weights, values alone
+        narrow -= 1 if network.layout.places else 3
+        roots += (length - 1) * network.sizes.heads
     kept = FLOAT * (float32 * width + roots) + compute * (narrow * width + mlp * hidden)
     if drop:  # what the product is multiplied with: on a GPU a byte for each, whether it stays
         kept += (1 if on_gpu else compute) * (width + hidden)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from functools import cache
+from pathlib import Path
 
 LARGEST_IN_HEAP = 32 * 2**20  # bytes; glibc takes no more
-KEPT = 2**30  # free bytes at the end of the heap that are not given back
+KEEP_ALL = -1  # free bytes at the end of the heap that are not given back
 
 
 def settle() -> None:
@@ -15,18 +17,31 @@ def settle() -> None:
 
     Threads that spin while they wait starve a shared machine (docs/log.md). And glibc gives freed
     memory back to the kernel, which clears every page anew in the next step: a tenth of a step of
-    JiT-B/16 (docs/performance.md). What the user has set himself stays.
+    JiT-B/16, which pages of 2 MiB make another tenth shorter (docs/performance.md). What the user
+    has set himself stays.
     """
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = "1000"
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch asks for large pages
     own = any(key.startswith("MALLOC_") for key in os.environ) or "GLIBC_TUNABLES" in os.environ
     if sys.platform == "linux" and not own:
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
         if mallopt is not None:
             mallopt(-3, LARGEST_IN_HEAP)  # M_MMAP_THRESHOLD
-            mallopt(-1, KEPT)  # M_TRIM_THRESHOLD
+            mallopt(-1, KEEP_ALL)  # M_TRIM_THRESHOLD
 
 
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@cache
+def vendor() -> str:
+    """Who made the processor, as it says itself: ``AuthenticAMD``, ``GenuineIntel``; or nothing."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return ""
+    _, _, rest = text.partition("vendor_id")
+    return rest.partition("\n")[0].strip("\t :")

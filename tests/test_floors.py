@@ -21,7 +21,7 @@ FLOORS = """
     borders      official posthoc checkpoint data testing facts run
     recipe       recipe mistakes written
     processes    tracking meter stop sampler solvers guidance optim ema parallel progress memory
-    network      denoiser transformer conditions layers
+    network      denoiser transformer conditions layers kernels
     mathematics  flow rope patches centring seeds
     words        abilities domain sections fields files processor errors
 """

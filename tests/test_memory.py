@@ -175,14 +175,15 @@ def saved(
 @pytest.mark.parametrize(
     ("dropout", "places"), [(0.0, ()), (0.2, ()), (0.0, ("channel 0", "channel 1"))]
 )
+@pytest.mark.parametrize("patch", [2, 4])  # 96 tokens, and few
 @pytest.mark.parametrize("compute", [None, torch.bfloat16])
 def test_what_is_counted_is_what_autograd_keeps(
-    compute: torch.dtype | None, dropout: float, places: tuple[str, ...]
+    compute: torch.dtype | None, patch: int, dropout: float, places: tuple[str, ...]
 ) -> None:
     numbers: dict[str, Any] = {"width": 64, "depth": 6, "heads": 4, "mlp_hidden": 170}
     numbers |= {"in_context_tokens": 3, "in_context_start": 2, "dropout": dropout}
     conditions: dict[str, Condition] = {"label": Category(5), "past": Grid(("u",))}
-    data = replace(layout((24, 2), (16, 2)), places=places)
+    data = replace(layout((24, patch), (16, patch)), places=places)
     model = Denoiser(data, conditions, sizes(**numbers))
     x = torch.randn(7, 2, 24, 16)
     cond = {"label": torch.zeros(7, dtype=torch.long), "past": torch.randn(7, 1, 24, 16)}

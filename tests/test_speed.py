@@ -90,13 +90,14 @@ def test_the_best_product_is_the_one_of_most_operations_a_second() -> None:
     timings = {limits.name_of(shapes[0]): Timing((1.0, 2.0, 3.0))}
     timings[limits.name_of(shapes[1])] = Timing((30.0, 30.0))
     assert limits.best_flops(timings, shapes) == 2 * 10 * 20 * 30 / 2.0
+    timings = {limits.name_of(shapes[0], "kernels.linear"): Timing((1.0,))}
+    assert limits.best_flops(timings, shapes[:1], "kernels.linear") == 2 * 10 * 20 * 30
 
 
-def test_products_are_of_the_shape_they_say() -> None:
-    shape = (3, 5, 7)
-    (made,) = limits.products([shape]).values()
-    product = made()
-    assert isinstance(product, torch.Tensor) and product.shape == (3, 7)
+def test_products_are_of_the_shape_they_say_and_the_same_by_both_makers() -> None:
+    one, other = (made() for made in limits.products([(300, 500, 700)]).values())
+    assert isinstance(one, torch.Tensor) and one.shape == (300, 700)
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
 def test_rates_of_the_machine_are_numbers_above_zero(tmp_path: Path) -> None:

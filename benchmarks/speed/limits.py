@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from benchmarks.speed.measure import Timing, seconds_of
+from jitkit import kernels
 
 Shape = tuple[int, int, int]
 SHAPES: tuple[Shape, ...] = (
@@ -27,32 +30,37 @@ FEW: tuple[Shape, ...] = ((64, 64, 64),)
 MIB = 2**20
 
 
-def name_of(shape: Shape) -> str:
+Maker = Literal["torch.mm", "kernels.linear"]
+"""What makes a product: torch, or the library that jitkit takes for large ones."""
+
+
+def name_of(shape: Shape, maker: Maker = "torch.mm") -> str:
     """How a product is called among timings.
 
     >>> name_of((512, 768, 2304))
-    'product 512 x 768 x 2304'
+    '512 x 768 x 2304 by torch.mm'
     """
-    return "product " + " x ".join(map(str, shape))
+    return f"{' x '.join(map(str, shape))} by {maker}"
 
 
 def products(shapes: Sequence[Shape] = SHAPES) -> dict[str, Callable[[], object]]:
-    """A product of random matrices for each shape, to be timed among other things."""
-    return {name_of(shape): _product(shape) for shape in shapes}
+    """Products of random matrices for each shape, to be timed among other things."""
+    found: dict[str, Callable[[], object]] = {}
+    for shape in shapes:
+        rows, inner, columns = shape
+        generator = torch.Generator().manual_seed(0)
+        left = torch.randn(rows, inner, generator=generator)
+        weight = torch.randn(columns, inner, generator=generator)
+        found[name_of(shape)] = partial(torch.mm, left, weight.T, out=torch.empty(rows, columns))
+        found[name_of(shape, "kernels.linear")] = partial(kernels.linear, left, weight, None)
+    return found
 
 
-def _product(shape: Shape) -> Callable[[], object]:
-    rows, inner, columns = shape
-    generator = torch.Generator().manual_seed(0)
-    left = torch.randn(rows, inner, generator=generator)
-    right = torch.randn(columns, inner, generator=generator).T  # as a linear map holds its weights
-    out = torch.empty(rows, columns)
-    return lambda: torch.mm(left, right, out=out)
-
-
-def best_flops(timings: Mapping[str, Timing], shapes: Sequence[Shape] = SHAPES) -> float:
+def best_flops(
+    timings: Mapping[str, Timing], shapes: Sequence[Shape] = SHAPES, maker: Maker = "torch.mm"
+) -> float:
     """The most operations in a second among products that were timed, each by its median."""
-    return max(2 * m * k * n / timings[name_of((m, k, n))].median for m, k, n in shapes)
+    return max(2 * m * k * n / timings[name_of((m, k, n), maker)].median for m, k, n in shapes)
 
 
 def copy_rate(size: int = 512 * MIB, times: int = 5) -> float:
