@@ -88,6 +88,7 @@ class Learner:
 
     Attributes:
         step: steps that are done.
+        compiled: whether `torch.compile` makes the blocks.
     """
 
     def __init__(self, recipe: Recipe, domain: Domain, team: Team) -> None:
@@ -117,8 +118,10 @@ class Learner:
         self.optimizer: Optimizer = make(
             network, betas=section.betas, weight_decay=section.weight_decay
         )
-        if section.compile is True or (section.compile == "auto" and self.device.type == "cuda"):
-            _compile(network.compile_blocks, self.device)
+        wanted = section.compile is True or (
+            section.compile == "auto" and self.device.type == "cuda"
+        )
+        self.compiled = wanted and _compile(network.compile_blocks, self.device)
         self._shared = Shared(_Losses(self.denoiser), network, self.how, team, self.device)
 
     def take(self, parts: Iterator[Batch], first_place: Callable[[int], int]) -> Taken:
@@ -219,8 +222,10 @@ class Learner:
             into = drawn[begin - place : end - place]
             if (begin, end) == (first, last):
                 into.normal_(generator=generator)
-            else:
-                full = torch.empty(NOISE_GROUP, shape[1], *grid, device=self.device)
+            else:  # a processor's generator makes the first so many of a group as it makes all
+                cut_short = self.device.type == "cpu" and into[0].numel() % 16 == 0
+                size = end - first if cut_short else NOISE_GROUP
+                full = torch.empty(size, shape[1], *grid, device=self.device)
                 into.copy_(full.normal_(generator=generator)[begin - first : end - first])
         cut = drawn[(slice(None), slice(None), *(slice(size) for size in shape[2:]))]
         return cut * self.denoiser.diffusion.noise_scale
@@ -313,13 +318,14 @@ class _Losses(nn.Module):
         return self.denoiser.losses(x, eps, t, cond, mask, coords)
 
 
-def _compile(compile_blocks: Callable[[], Any], device: torch.device) -> None:
-    """Compile the blocks, or say that this machine cannot and go on without."""
+def _compile(compile_blocks: Callable[[], Any], device: torch.device) -> bool:
+    """Compile the blocks, or say that this machine cannot and go on without; whether it can."""
     try:
         probe = torch.compile(lambda x: x * 2 + 1)
         probe(torch.ones(8, device=device, requires_grad=True)).sum().backward()
     except Exception as error:  # no C compiler, no Triton: many kinds, all of them the machine's
         why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         warn(f"torch.compile does not work on this machine ({why}); going on without")
-        return
+        return False
     compile_blocks()
+    return True

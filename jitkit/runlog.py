@@ -260,6 +260,7 @@ def introduce(recipe: Recipe, learner: Learner, plan: Plan, ours: Team) -> None:
     )
     say(
         f"model: {weights:,} weights on {learner.device}; {learner.precision}; "
+        f"{'compiled; ' if learner.compiled else ''}"
         f"noise scale {denoiser.diffusion.noise_scale:g}; learning rate {peak_rate(recipe):.3g}"
     )
     if ours.world > 1:

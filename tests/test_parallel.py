@@ -86,12 +86,12 @@ def test_times_and_noise_belong_to_a_place_in_the_batch(tiny: dict[str, Any]) ->
     from jitkit.domain import open_domain
 
     learner = Learner(recipe, open_domain(recipe.domain), ALONE)
-    full = learner._noise((40, 1, 8, 8), 0)
+    full = learner._noise((48, 1, 8, 8), 0)
     for place, n in ((0, 40), (0, 7), (7, 20), (16, 16), (33, 7)):
         assert torch.equal(learner._noise((n, 1, 8, 8), place), full[place : place + n])
     assert torch.equal(learner._noise((9, 1, 5, 3), 20), full[20:29, :, :5, :3])
     assert full.std().item() == pytest.approx(1, abs=0.05)
-    assert len({tuple(row.flatten().tolist()) for row in full}) == 40
+    assert len({tuple(row.flatten().tolist()) for row in full}) == 48
 
 
 @pytest.mark.parametrize("accumulate", [2, 4])
