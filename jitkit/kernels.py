@@ -1,7 +1,7 @@
 """Operations that torch leaves slow on a processor, with their gradients in closed form.
 
-Each stands beside the plain operation, agrees with it to rounding, and is taken where it was
-measured to be faster (docs/performance.md): in float32 on a CPU. `torch.compile` sees the plain one
+Each agrees with the plain operation to rounding, and is taken where it was measured to be faster
+(docs/performance.md): in float32 on a CPU, norms anywhere. `torch.compile` sees the plain operation
 where it can do better itself.
 """
 
@@ -65,7 +65,10 @@ class _ModulatedRMS(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         y, r, scale = ctx.saved_tensors
         product = g * y
-        mean = torch.bmm(product, scale.unsqueeze(-1)) / y.shape[-1]
+        if _here(g) and not torch.compiler.is_compiling():
+            mean = torch.bmm(product, scale.unsqueeze(-1)) / y.shape[-1]
+        else:  # a product of matrices may be of 8 or 10 bits here
+            mean = (product * scale.unsqueeze(1)).mean(dim=-1, keepdim=True)
         x = (g * scale.unsqueeze(1)).addcmul_(y, mean, value=-1).mul_(r)
         return x, product.sum(dim=1), g.sum(dim=1)
 
@@ -97,7 +100,7 @@ class _Heads(torch.autograd.Function):
     def forward(
         ctx: Any, qkv: Tensor, weights: Tensor, turn: Tensor, number: int, turn_values: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        parts = qkv.reshape(*qkv.shape[:-1], 3, number, -1)  # (B, L, 3, H, F)
+        parts = qkv.reshape(*qkv.shape[:-1], 3, number, weights.shape[-1])  # (B, L, 3, H, F)
         r = _inverse_rms(parts[:, :, :2])
         y = parts[:, :, :2] * r
         by = torch.view_as_complex(turn)
@@ -133,7 +136,7 @@ def _turned(x: Tensor, by: Tensor) -> Tensor:
     """`rope.rotate` by complex numbers, (B, H, L, F), a tensor of its own without gaps."""
     if x.stride(-1) != 1:
         x = x.contiguous()
-    pairs = torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2))
+    pairs = torch.view_as_complex(x.reshape(*x.shape[:-1], x.shape[-1] // 2, 2))
     turned = x.new_empty(*pairs.shape, 2)
     torch.mul(pairs, by, out=torch.view_as_complex(turned))
     return turned.flatten(-2)
@@ -188,12 +191,14 @@ class _Linear(torch.autograd.Function):
 
 def _of_weight(g: Tensor, x: Tensor) -> Tensor:
     """g^T x: MKL needs ten times as long as memory does where rows are few, as in adaLN."""
-    return _by_onednn(g.t(), x.t(), None) if len(g) <= FEW_ROWS else g.t() @ x
+    return _by_onednn(g.t(), x.t(), None) if 0 < len(g) <= FEW_ROWS else g.t() @ x
 
 
 def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    if torch.compiler.is_compiling():
-        return _opaque(x, weight, bias)
+    return (_opaque if torch.compiler.is_compiling() else _at_once)(x, weight, bias)
+
+
+def _at_once(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return y
 
@@ -201,7 +206,7 @@ def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 @torch.library.custom_op("jitkit::linear", mutates_args=())
 def _opaque(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The same where `torch.compile` must not look inside: it takes weights for constants there."""
-    return _by_onednn(x, weight, bias)
+    return _at_once(x, weight, bias)
 
 
 @_opaque.register_fake
@@ -218,7 +223,7 @@ def _here(x: Tensor) -> bool:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`F.linear`, (..., inputs) -> (..., outputs), by the library that is faster here."""
     large = x.numel() * weight.shape[0] >= LEAST or weight.numel() >= LARGE
-    if not (large and ONEDNN_IS_FASTER and _here(x)):
+    if not (large and ONEDNN_IS_FASTER and _here(x) and _here(weight)):
         return F.linear(x, weight, bias)
     if not torch.is_grad_enabled():
         return _by_onednn(x, weight, bias)
@@ -250,11 +255,12 @@ def heads(
     Returns:
         Each (B, H, L, W / H); queries and keys are float32.
     """
-    plain = torch.compiler.is_compiling() or not _here(qkv)
+    plain = torch.compiler.is_compiling() or not _here(qkv) or turn.requires_grad
     if not plain and 2 * turn.shape[-2] == weights.shape[-1]:
         found: tuple[Tensor, Tensor, Tensor] = _Heads.apply(qkv, weights, turn, number, turn_values)
         return found
-    q, k, v = qkv.reshape(*qkv.shape[:-1], 3, number, -1).permute(2, 0, 3, 1, 4)
+    parts = qkv.reshape(*qkv.shape[:-1], 3, number, weights.shape[-1])
+    q, k, v = parts.permute(2, 0, 3, 1, 4)
     q, k = (rotate(unit_rms(x) * w, turn) for x, w in zip((q, k), weights, strict=True))
     return q, k, rotate(v, turn).to(v.dtype) if turn_values else v
 

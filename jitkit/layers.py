@@ -83,15 +83,18 @@ class Attention(nn.Module):
             turn: rotary code, (L, W / H / 2, 2) or (B, 1 or H, L, W / H / 2, 2).
             mask: (B, 1, 1, L) bool, True for tokens that may be looked at; None for all.
         """
-        qkv = self.qkv(x)
-        scale = (qkv.shape[-1] // 3 // self.heads) ** -0.5  # of products, told to the queries
-        weights = torch.stack((self.q_norm.weight * scale, self.k_norm.weight))
-        q, k, v = kernels.heads(qkv, weights, turn, self.heads, turn_values=self.relative)
-        kind = qkv.dtype
-        mixed = kernels.attention(q.to(kind), k.to(kind), v, mask)
+        q, k, v = self.queries_keys_values(x, turn)
+        mixed = kernels.attention(q.to(v.dtype), k.to(v.dtype), v, mask)
         if self.relative:
-            mixed = rotate(mixed, turn, back=True).to(kind)
+            mixed = rotate(mixed, turn, back=True).to(v.dtype)
         return self.dropout(self.proj(mixed.transpose(1, 2).flatten(2)))
+
+    def queries_keys_values(self, x: Tensor, turn: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of each head, (B, H, L, W / H); queries are divided by the root of W / H."""
+        qkv = self.qkv(x)
+        scale = (qkv.shape[-1] // 3 // self.heads) ** -0.5
+        weights = torch.stack((self.q_norm.weight * scale, self.k_norm.weight))
+        return kernels.heads(qkv, weights, turn, self.heads, turn_values=self.relative)
 
 
 class SwiGLU(nn.Module):

@@ -22,7 +22,8 @@ def settle() -> None:
     """
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = "1000"
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch asks for large pages
+    if Path("/sys/kernel/mm/transparent_hugepage/enabled").exists():
+        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch asks for large pages
     own = any(key.startswith("MALLOC_") for key in os.environ) or "GLIBC_TUNABLES" in os.environ
     if sys.platform == "linux" and not own:
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none

@@ -7,9 +7,9 @@ whoever loads it must change it again.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from jitkit.denoiser import Denoiser
@@ -53,13 +53,15 @@ def precondition(scales: Scales) -> Callable[[Denoiser], None]:
 
 def without_rope(denoiser: Denoiser) -> None:
     """Take rotary positions and the norm of queries and keys away; the fixed code stays."""
-    network = denoiser.network
-    with torch.no_grad():
-        network.turn.copy_(torch.tensor([1.0, 0.0]))
-    for attention in network.modules():
+
+    def bare(attention: Attention, x: Tensor, turn: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        parts = attention.qkv(x).unflatten(-1, (3, attention.heads, -1))
+        q, k, v = parts.permute(2, 0, 3, 1, 4)
+        return q * q.shape[-1] ** -0.5, k, v
+
+    for attention in denoiser.network.modules():
         if isinstance(attention, Attention):
-            for norm in (attention.q_norm, attention.k_norm):
-                norm.register_forward_hook(lambda module, inputs, said: inputs[0])
+            attention.queries_keys_values = partial(bare, attention)  # type: ignore[method-assign]
 
 
 CHANGES: dict[str, Callable[[Denoiser], None]] = {

@@ -155,7 +155,7 @@ def run(plan: Plan) -> Result:
             result.demands.append(Demand(what, found["utilisation"], case.least, "at least"))
     head = ["case", "jitkit", "spread", "reference", "spread", "ratio", "spread"]
     head += ["model GFLOP/s", "best torch.mm GFLOP/s", "share of it", "reference's share"]
-    head += ["best product of the faster library", "share of it"]
+    head += ["best kernels.linear GFLOP/s", "share of it"]
     title = f"A step of training, float32, threads of torch: {plan.threads} (medians)"
     result.tables.append(Table(title, head, rows))
     copy = result.numbers["copy_bytes_per_second"] = copy_rate(plan.pick(512, 512, 1) * MIB)
