@@ -65,10 +65,7 @@ class _ModulatedRMS(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         y, r, scale = ctx.saved_tensors
         product = g * y
-        if _here(g) and not torch.compiler.is_compiling():
-            mean = torch.bmm(product, scale.unsqueeze(-1)) / y.shape[-1]
-        else:  # a product of matrices may be of 8 or 10 bits here
-            mean = (product * scale.unsqueeze(1)).mean(dim=-1, keepdim=True)
+        mean = (product * scale.unsqueeze(1)).sum(dim=-1, keepdim=True) / y.shape[-1]
         x = (g * scale.unsqueeze(1)).addcmul_(y, mean, value=-1).mul_(r)
         return x, product.sum(dim=1), g.sum(dim=1)
 
