@@ -17,6 +17,8 @@ import subprocess
 import sys
 from dataclasses import asdict, dataclass
 
+from jitkit.processor import settle
+
 GIB = 2**30
 STEPS = 3  # the first makes the optimizer's means; after the third the peak grows by less than 5 %
 
@@ -58,6 +60,7 @@ CASES = (
 
 def measure(case: Case) -> tuple[int, int]:
     """Estimate and peak in bytes."""
+    settle()  # as the command line does, before torch
     import torch
 
     from jitkit.denoiser import Denoiser
