@@ -33,8 +33,8 @@ HOLES = 7
 
 glibc cannot give a freed place to an aligned tensor of just the same size (its bug 14581, in
 version 2.36 as measured). A short-lived tensor that is freed between two that stay is such a place:
-what a norm makes on its way, the product with the gate, parts of turned queries and keys, which even
-together are too small for the next products of matrices. How many there are was measured.
+what a norm makes on its way, the product with the gate, parts of turned queries and keys, which
+even together are too small for the next products of matrices. How many there are was measured.
 """
 UNITS = {"B": 1} | {
     f"{prefix}{end}": base**power
