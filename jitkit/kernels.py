@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from jitkit.processor import vendor
+from jitkit.processor import told_by_itself
 from jitkit.rope import rotate
 
 LEAST = 2**26  # multiply-adds of a product from which the faster library repays its call,
 LARGE = 2**20  # or weights that are read for it
 ONEDNN_IS_FASTER = (
-    vendor() == "AuthenticAMD"  # MKL, the other library, spares its best for Intel's processors
+    told_by_itself("vendor_id") == "AuthenticAMD"  # MKL, the other, spares its best for Intel's
     and torch._C._has_mkldnn
     and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from functools import cache
 from pathlib import Path
 
 LARGEST_IN_HEAP = 32 * 2**20  # bytes; glibc takes no more
@@ -37,12 +36,11 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-@cache
-def vendor() -> str:
-    """Who made the processor, as it says itself: ``AuthenticAMD``, ``GenuineIntel``; or nothing."""
+def told_by_itself(key: str) -> str:
+    """What Linux says of the first processor, as ``vendor_id`` or ``model name``; or nothing."""
     try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return ""
-    _, _, rest = text.partition("vendor_id")
-    return rest.partition("\n")[0].strip("\t :")
+    found = (line.partition(":") for line in lines)
+    return next((value.strip() for name, _, value in found if name.strip() == key), "")

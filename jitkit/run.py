@@ -33,7 +33,7 @@ from typing import Any
 
 from jitkit.errors import JitkitError, RecipeError
 from jitkit.files import written_aside
-from jitkit.processor import cores
+from jitkit.processor import cores, told_by_itself
 
 try:
     import fcntl
@@ -82,7 +82,7 @@ def environment() -> dict[str, Any]:
         "versions": {"python": platform.python_version()} | found,
         "machine": {
             "system": platform.platform(),
-            "processor": _processor(),
+            "processor": told_by_itself("model name") or platform.processor(),
             "cores": cores(),
         },
         "commit": _commit(),
@@ -163,15 +163,6 @@ def cut_metrics(run: Path, step: int) -> None:
         except (ValueError, KeyError):
             continue  # torn by a kill
     write_text(path, "".join(kept))
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def _commit() -> str | None:
