@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jitkit.processor import settle
+from jitkit.utils.cpu import settle
 
 settle()  # as the command line does, before torch
 
@@ -65,7 +65,7 @@ def run(name: str, plan: Plan) -> Result:
 
 def where(plan: Plan) -> dict[str, Any]:
     """Machine, threads, versions and commit."""
-    from jitkit.run import environment
+    from jitkit.runs.run_dir import environment
 
     return environment() | {"threads": plan.threads, "size": plan.size}
 

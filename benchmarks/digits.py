@@ -18,12 +18,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from jitkit.processor import settle
+from jitkit.utils.cpu import settle
 
 settle()  # as the command line does, before torch
 
 import jitkit  # noqa: E402
-from jitkit.evaluate import evaluate  # noqa: E402
+from jitkit.evaluation.evaluate import evaluate  # noqa: E402
 
 MOST_SECONDS = 180
 LEAST_AGREEMENT = 0.98

@@ -18,7 +18,7 @@ from benchmarks.gaussian import (
     GaussianFields,
     standardized,
 )
-from jitkit.files import written_aside
+from jitkit.utils.atomic import written_aside
 
 SHOWN = 2  # fields of each kind
 TITLES = ("true", "sampled", "exact, same noise")

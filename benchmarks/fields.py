@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jitkit.processor import settle
+from jitkit.utils.cpu import settle
 
 settle()  # as the command line does, before torch
 
@@ -49,10 +49,11 @@ from benchmarks.gaussian import (  # noqa: E402
     standardized,
     write_zarr,
 )
-from jitkit.generate import conditions_for, generate  # noqa: E402
-from jitkit.run import environment  # noqa: E402
-from jitkit.sampler import draw_noise  # noqa: E402
-from jitkit.validation import BINS, bin_weights  # noqa: E402
+from jitkit.diffusion.sampler import draw_noise  # noqa: E402
+from jitkit.runs.run_dir import environment  # noqa: E402
+from jitkit.sampling.generate import generate  # noqa: E402
+from jitkit.sampling.requests import conditions_for  # noqa: E402
+from jitkit.training.validation import BINS, bin_weights  # noqa: E402
 
 PATCH = 4
 MOST_SECONDS = 300

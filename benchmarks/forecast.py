@@ -38,15 +38,15 @@ from benchmarks.forecastsystem import (
     standardised,
     write_zarr,
 )
-from jitkit.domains.verification.baselines import baselines
-from jitkit.domains.verification.files import ForecastFile
-from jitkit.domains.verification.pictures import draw_scores
-from jitkit.domains.verification.scores import Frame
-from jitkit.domains.verification.seasons import States
-from jitkit.domains.verification.verify import MODEL, Plan, Verification, verify
-from jitkit.domains.weather.verifying import grid_of
-from jitkit.files import written_aside
-from jitkit.run import environment, write_text
+from jitkit.domains.weather.verify import grid_of
+from jitkit.metrics.forecasts.baselines import baselines
+from jitkit.metrics.forecasts.climatology import States
+from jitkit.metrics.forecasts.ensemble_scores import Frame
+from jitkit.metrics.forecasts.forecast_files import ForecastFile
+from jitkit.metrics.forecasts.verify import MODEL, Plan, Verification, verify
+from jitkit.plots.forecasts import draw_scores
+from jitkit.runs.run_dir import environment, write_text
+from jitkit.utils.atomic import written_aside
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

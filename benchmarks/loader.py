@@ -81,7 +81,7 @@ class Items(Sequence[Any]):
     """Every step of all levels, chunked as `jitkit.abilities.Chunked` asks."""
 
     def __init__(self, path: Path, threads: int, buffer_bytes: int) -> None:
-        from jitkit.domains.stores.store import Store
+        from jitkit.stores.store import Store
 
         self.store = Store(path, buffer_bytes=buffer_bytes)
         self.threads = threads

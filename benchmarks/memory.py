@@ -17,7 +17,7 @@ import subprocess
 import sys
 from dataclasses import asdict, dataclass
 
-from jitkit.processor import settle
+from jitkit.utils.cpu import settle
 
 GIB = 2**30
 STEPS = 3  # the first makes the optimizer's means; after the third the peak grows by less than 5 %
@@ -63,13 +63,13 @@ def measure(case: Case) -> tuple[int, int]:
     settle()  # as the command line does, before torch
     import torch
 
-    from jitkit.denoiser import Denoiser
-    from jitkit.ema import EMA
+    from jitkit.diffusion.denoiser import Denoiser
     from jitkit.fields import Axis, Category, Layout
-    from jitkit.memory import peak_of, training_bytes
-    from jitkit.optim import adamw
+    from jitkit.nn.memory import peak_of, training_bytes
+    from jitkit.nn.transformer import Sizes
+    from jitkit.optim.ema import EMA
+    from jitkit.optim.optimizers import adamw
     from jitkit.sections import ModelSection
-    from jitkit.transformer import Sizes
 
     torch.set_num_threads(1)
     layout = Layout((Axis("row", 256, 16), Axis("column", 256, 16)), ("red", "green", "blue"))
@@ -115,8 +115,8 @@ def main() -> None:
         return
     import torch
 
-    from jitkit.check import choose_precision
-    from jitkit.run import environment
+    from jitkit.diffusion.build import choose_precision
+    from jitkit.runs.run_dir import environment
 
     narrow = choose_precision("auto", torch.device("cpu"))[0] is not None
     print("| width x depth | batch | checkpointing | arithmetic | estimate | measured | error |")

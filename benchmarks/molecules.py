@@ -24,16 +24,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jitkit.processor import settle
+from jitkit.utils.cpu import settle
 
 settle()  # as the command line does, before torch
 
 import jitkit  # noqa: E402
-from jitkit.check import assemble  # noqa: E402
+from jitkit.diffusion.build import assemble  # noqa: E402
 from jitkit.domain import Domain, open_domain  # noqa: E402
-from jitkit.generate import conditions_for, generate  # noqa: E402
-from jitkit.recipe import load_recipe  # noqa: E402
-from jitkit.run import environment  # noqa: E402
+from jitkit.recipe.load import load_recipe  # noqa: E402
+from jitkit.runs.run_dir import environment  # noqa: E402
+from jitkit.sampling.generate import generate  # noqa: E402
+from jitkit.sampling.requests import conditions_for  # noqa: E402
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results.md"
 PICTURE = RESULTS.with_name("molecules.png")

@@ -20,23 +20,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jitkit.processor import settle
+from jitkit.utils.cpu import settle
 
 settle()  # as the command line does, before torch
 
 import torch  # noqa: E402
 
-from jitkit.conditions import drop  # noqa: E402
 from jitkit.data import Plan, batches  # noqa: E402
+from jitkit.diffusion.flow import logit_normal_t  # noqa: E402
 from jitkit.domain import open_domain  # noqa: E402
-from jitkit.flow import logit_normal_t  # noqa: E402
-from jitkit.learner import Learner  # noqa: E402
-from jitkit.optim import adamw  # noqa: E402
-from jitkit.parallel import ALONE  # noqa: E402
-from jitkit.recipe import Recipe, load_recipe  # noqa: E402
-from jitkit.run import environment, locked  # noqa: E402
-from jitkit.stop import Stop  # noqa: E402
-from jitkit.trainer import Trainer  # noqa: E402
+from jitkit.nn.conditioning import drop  # noqa: E402
+from jitkit.optim.optimizers import adamw  # noqa: E402
+from jitkit.recipe.load import Recipe, load_recipe  # noqa: E402
+from jitkit.runs.run_dir import environment, locked  # noqa: E402
+from jitkit.training.step import Learner  # noqa: E402
+from jitkit.training.trainer import Trainer  # noqa: E402
+from jitkit.utils.distributed import ALONE  # noqa: E402
+from jitkit.utils.signals import Stop  # noqa: E402
 
 QUIET = {"save_every_steps": 10**9, "preview_every_steps": 10**9, "validate_every_steps": 10**9}
 SIZES: dict[str, dict[str, Any]] = {

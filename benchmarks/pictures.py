@@ -25,7 +25,7 @@ from PIL import Image
 from benchmarks.speed import jpegs
 from jitkit.data import Plan, batches
 from jitkit.domain import domain_class
-from jitkit.domains.images import centre_crop
+from jitkit.domains.images.files import centre_crop
 
 SIZE, BATCH, FILES = 256, 32, 96
 WAYS: dict[str, dict[str, Any]] = {

@@ -20,21 +20,21 @@ from typing import Any, Literal
 
 import numpy as np
 
-from jitkit.processor import settle
+from jitkit.utils.cpu import settle
 
 settle()  # as the command line does, before torch
 
 import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
-from jitkit import posthoc  # noqa: E402
-from jitkit.denoiser import Denoiser  # noqa: E402
+from jitkit.diffusion.denoiser import Denoiser  # noqa: E402
+from jitkit.diffusion.flow import logit_normal_t  # noqa: E402
 from jitkit.domains.digits import Digits, DigitsSection  # noqa: E402
-from jitkit.ema import EMA, gamma_of, sigma_name  # noqa: E402
 from jitkit.errors import CheckpointError  # noqa: E402
-from jitkit.flow import logit_normal_t  # noqa: E402
-from jitkit.optim import adamw, learning_rate  # noqa: E402
-from jitkit.transformer import Sizes  # noqa: E402
+from jitkit.nn.transformer import Sizes  # noqa: E402
+from jitkit.optim import posthoc_ema  # noqa: E402
+from jitkit.optim.ema import EMA, gamma_of, sigma_name  # noqa: E402
+from jitkit.optim.optimizers import adamw, learning_rate  # noqa: E402
 
 KEPT = (0.05, 0.1)
 WIDTHS = tuple(round(float(width), 4) for width in np.geomspace(0.01, 0.28, 13))
@@ -135,13 +135,13 @@ def stored_steps(count: int, steps: int) -> list[int]:
 
 
 def fit(pairs: list[tuple[int, float]], steps: int, width: float) -> tuple[Any, float]:
-    """`posthoc.fit` for pairs of step and width."""
-    return posthoc.fit([step for step, _ in pairs], [kept for _, kept in pairs], steps, width)
+    """`posthoc_ema.fit` for pairs of step and width."""
+    return posthoc_ema.fit([step for step, _ in pairs], [kept for _, kept in pairs], steps, width)
 
 
 def flat(mean: dict[str, Tensor], *, stored: bool = False) -> Tensor:
     """All weights in one row, in float64; as snapshots hold them, or as they were."""
-    values = [posthoc.stored(value) if stored else value for value in mean.values()]
+    values = [posthoc_ema.stored(value) if stored else value for value in mean.values()]
     return torch.cat([value.double().flatten() for value in values])
 
 
@@ -177,15 +177,15 @@ def compare(trial: str, stored: dict[int, Means], true: Means, steps: int) -> li
 
 
 def through_files(stored: dict[int, Means], true: Means, steps: int, count: int) -> dict[str, str]:
-    """The error of what `posthoc.reconstruct` makes of real snapshots, or that it refuses."""
+    """The error of what `posthoc_ema.reconstruct` makes of real snapshots, or that it refuses."""
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         for step in stored_steps(count, steps):
-            posthoc.write_snapshot(Path(folder), step, stored[step])
+            posthoc_ema.write_snapshot(Path(folder), step, stored[step])
         for width in WIDTHS:
             wanted = true[sigma_name(width)]
             try:
-                made = posthoc.reconstruct(Path(folder), width)
+                made = posthoc_ema.reconstruct(Path(folder), width)
             except CheckpointError:
                 found[str(width)] = "refused"
                 continue
@@ -234,7 +234,7 @@ def _errors(axes: Any, rows: list[Row]) -> None:
     trial = rows[0].trial
     for number, count in enumerate(COUNTS):
         own = [row for row in rows if row.trial == trial and row.count == count]
-        made = [row for row in own if row.residual <= posthoc.LIMIT]
+        made = [row for row in own if row.residual <= posthoc_ema.LIMIT]
         colour = f"C{number}"
         axes.plot([r.width for r in own], [r.error for r in own], color=colour, lw=0.7, ls=":")
         label = f"{count} snapshots"
@@ -274,9 +274,9 @@ def main() -> None:
         print(
             f"{r.trial:14} {r.count:9}  {r.width:.4f}  {r.residual:7.2%}  {r.error:7.3%}  "
             f"{r.error32:7.3%}  {r.worst:7.2%}  {r.nearest:7.2%}"
-            f"{'' if r.residual <= posthoc.LIMIT else '  refused'}"
+            f"{'' if r.residual <= posthoc_ema.LIMIT else '  refused'}"
         )
-    made = [row for row in rows if row.residual <= posthoc.LIMIT]
+    made = [row for row in rows if row.residual <= posthoc_ema.LIMIT]
     print("from files, 32 snapshots:", files)
     for trial_name in trials:
         worst = max((row for row in made if row.trial == trial_name), key=lambda row: row.error)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.referencemodel import JiT, Jit
-from jitkit.denoiser import Denoiser
+from jitkit.diffusion.denoiser import Denoiser
 from jitkit.fields import Category
 
 

@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from jitkit.recipe import dump_recipe, load_recipe
+from jitkit.recipe.load import dump_recipe, load_recipe
 
 
 def make_run(folder: Path, steps: int) -> None:

@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 
-from jitkit.check import macs
-from jitkit.denoiser import Denoiser
+from jitkit.diffusion.denoiser import Denoiser
 from jitkit.fields import Axis, Category, Grid, Layout
-from jitkit.memory import held_before_training, largest_batch, training_bytes
+from jitkit.nn.flops import macs
+from jitkit.nn.memory import held_before_training, largest_batch, training_bytes
+from jitkit.nn.transformer import Sizes, Transformer
 from jitkit.sections import ModelSection
-from jitkit.transformer import Sizes, Transformer
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "scaling.md"
 GPU = torch.device("cuda")
@@ -77,7 +77,7 @@ def parameters(network: Transformer) -> int:
 @cache
 def forward_macs(denoiser: Denoiser) -> int:
     """Multiply-accumulates of one pass on one sample."""
-    return macs(denoiser)
+    return macs(denoiser.network)
 
 
 def step_flops(denoiser: Denoiser) -> int:

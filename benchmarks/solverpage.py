@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jitkit.files import written_aside
-from jitkit.run import environment, write_text
-from jitkit.solvers import RULES, evaluations
+from jitkit.diffusion.solvers import RULES, evaluations
+from jitkit.runs.run_dir import environment, write_text
+from jitkit.utils.atomic import written_aside
 
 MARKS = ("<!-- python -m benchmarks.solvers --write -->", "<!-- end of what was measured -->")
 COLORS: dict[str, str] = dict(

@@ -26,7 +26,7 @@ from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jitkit.processor import settle
+from jitkit.utils.cpu import settle
 
 settle()  # as the command line does, before torch
 
@@ -37,12 +37,13 @@ import jitkit  # noqa: E402
 from benchmarks import fields as fieldbench  # noqa: E402
 from benchmarks.gaussian import GaussianFields, marginals, standardized  # noqa: E402
 from benchmarks.solverpage import write_page  # noqa: E402
-from jitkit.generate import conditions_for, generate  # noqa: E402
-from jitkit.run import write_text  # noqa: E402
-from jitkit.sampler import draw_noise  # noqa: E402
-from jitkit.scoring import Score, resamples, row  # noqa: E402
+from jitkit.diffusion.sampler import draw_noise  # noqa: E402
+from jitkit.diffusion.solvers import RULES, TIMES, Method, Times, evaluations  # noqa: E402
+from jitkit.evaluation.scoring import Score, resamples, row  # noqa: E402
+from jitkit.runs.run_dir import write_text  # noqa: E402
+from jitkit.sampling.generate import generate  # noqa: E402
+from jitkit.sampling.requests import conditions_for  # noqa: E402
 from jitkit.sections import SampleSection  # noqa: E402
-from jitkit.solvers import RULES, TIMES, Method, Times, evaluations  # noqa: E402
 
 COUNTS = (10, 15, 20, 25, 50)
 QUARTER = 25

@@ -12,10 +12,11 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from pydantic import Field as Limit
 
-from jitkit.domain import Measure, Split
-from jitkit.domains.images import Picture, Pictures
-from jitkit.domains.measures import Array, frechet, lower_is_better
+from jitkit.domain import Measure, Split, lower_is_better
+from jitkit.domains.images.base import Pictures
+from jitkit.domains.images.files import Picture
 from jitkit.errors import DataError
+from jitkit.metrics.frechet import Array, frechet
 from jitkit.sections import DomainSection
 
 FILE = Path(__file__).with_name("digits.npz")

@@ -6,18 +6,17 @@ The names below are loaded when they are first used, so that ``import jitkit`` i
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jitkit.checkpoint import load as load
-    from jitkit.denoiser import Denoiser as Denoiser
-    from jitkit.denoiser import Diffusion as Diffusion
+    from jitkit.diffusion.denoiser import Denoiser as Denoiser
+    from jitkit.diffusion.denoiser import Diffusion as Diffusion
+    from jitkit.diffusion.sampler import sample as sample
     from jitkit.domain import Domain as Domain
     from jitkit.errors import BadItem as BadItem
     from jitkit.errors import DataError as DataError
     from jitkit.errors import JitkitError as JitkitError
+    from jitkit.evaluation.run import evaluate as evaluate
     from jitkit.fields import Axis as Axis
     from jitkit.fields import Batch as Batch
     from jitkit.fields import Category as Category
@@ -26,13 +25,12 @@ if TYPE_CHECKING:
     from jitkit.fields import Layout as Layout
     from jitkit.fields import PerToken as PerToken
     from jitkit.fields import Scalars as Scalars
-    from jitkit.official import load_official as load_official
-    from jitkit.recipe import load_recipe as load_recipe
-    from jitkit.sampler import sample as sample
+    from jitkit.nn.transformer import Sizes as Sizes
+    from jitkit.recipe.load import load_recipe as load_recipe
+    from jitkit.runs.checkpoint import load as load
+    from jitkit.runs.official import load_official as load_official
     from jitkit.sections import DomainSection as DomainSection
-    from jitkit.trained import evaluate as evaluate
-    from jitkit.trainer import train as train
-    from jitkit.transformer import Sizes as Sizes
+    from jitkit.training.trainer import train as train
 
 _HOME = {
     "Axis": "fields",
@@ -40,8 +38,8 @@ _HOME = {
     "Batch": "fields",
     "Category": "fields",
     "DataError": "errors",
-    "Denoiser": "denoiser",
-    "Diffusion": "denoiser",
+    "Denoiser": "diffusion.denoiser",
+    "Diffusion": "diffusion.denoiser",
     "Domain": "domain",
     "DomainSection": "sections",
     "Field": "fields",
@@ -50,13 +48,13 @@ _HOME = {
     "Layout": "fields",
     "PerToken": "fields",
     "Scalars": "fields",
-    "Sizes": "transformer",
-    "evaluate": "trained",
-    "load": "checkpoint",
-    "load_official": "official",
-    "load_recipe": "recipe",
-    "sample": "sampler",
-    "train": "trainer",
+    "Sizes": "nn.transformer",
+    "evaluate": "evaluation.run",
+    "load": "runs.checkpoint",
+    "load_official": "runs.official",
+    "load_recipe": "recipe.load",
+    "sample": "diffusion.sampler",
+    "train": "training.trainer",
 }
 
 __all__ = sorted(_HOME)  # noqa: PLE0605
@@ -73,14 +71,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return [*__all__, "__version__"]
-
-
-class _Face(ModuleType):
-    """This package; a submodule that is imported does not hide the name that it shares."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not (name in _HOME and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Face

@@ -12,7 +12,7 @@ from cyclopts import App, Parameter
 from cyclopts.exceptions import CycloptsError
 
 from jitkit.errors import ConditionError, JitkitError, RecipeError, Stopped, listed
-from jitkit.processor import settle
+from jitkit.utils.cpu import settle
 
 Overrides = Annotated[str, Parameter(allow_leading_hyphen=False)]
 
@@ -43,13 +43,13 @@ def train(recipe: str, *overrides: Overrides, run: Path | None = None, new: bool
         Start another run beside one that is there.
     """
     from jitkit.domain import open_domain
-    from jitkit.recipe import load_recipe
+    from jitkit.recipe.load import load_recipe
 
     checked = load_recipe(recipe, overrides)
     domain = None
     if os.environ.get("RANK", "0") == "0":  # before torch, which takes seconds
         domain = open_domain(checked.domain)
-    from jitkit.trainer import train as train_run
+    from jitkit.training.trainer import train as train_run
 
     train_run(checked, run=run, new=new, domain=domain)
 
@@ -100,10 +100,11 @@ def sample(
     told = dict(pairs)
     if len(told) < len(pairs):
         raise ConditionError(f"--cond is given twice for {listed(_repeated(pairs))}")
-    from jitkit.generate import conditions_for, generate
-    from jitkit.parallel import team
-    from jitkit.run import choose_folder
-    from jitkit.trained import asked, ready
+    from jitkit.runs.load import asked, ready
+    from jitkit.runs.run_dir import choose_folder
+    from jitkit.sampling.generate import generate
+    from jitkit.sampling.requests import conditions_for
+    from jitkit.utils.distributed import team
 
     found, own, recipe, mean = asked(run, overrides, ema)
     near = own / "samples" / f"step-{found.step}-seed-{recipe.sample.seed}"
@@ -162,11 +163,11 @@ def forecast(
     """
     if members < 1:
         raise RecipeError(f"--members {members} must be at least 1")
-    from jitkit.checkpoint import mean_named
-    from jitkit.forecast import Asked
-    from jitkit.forecast import forecast as roll_out
-    from jitkit.parallel import team
-    from jitkit.trained import asked, ready
+    from jitkit.runs.checkpoint import mean_named
+    from jitkit.runs.load import asked, ready
+    from jitkit.sampling.rollout import Asked
+    from jitkit.sampling.rollout import forecast as roll_out
+    from jitkit.utils.distributed import team
 
     found, _, recipe, mean = asked(run, overrides, ema)
     model = {
@@ -223,8 +224,8 @@ def evaluate(
     if sweep:
         _sweep(run, sweep, overrides, ema=ema, samples=samples, by=by, json=json)
         return
-    from jitkit.evaluate import table
-    from jitkit.trained import evaluate as score
+    from jitkit.evaluation.evaluate import table
+    from jitkit.evaluation.run import evaluate as score
 
     result = score(run, overrides, ema=ema, samples=samples)
     if os.environ.get("RANK", "0") != "0":
@@ -237,8 +238,8 @@ def evaluate(
 
 def _sweep(run: Path, words: list[str], overrides: Any, *, json: bool, **asked: Any) -> None:
     """Score every setting of a sweep, and print what came of it."""
-    from jitkit.progress import remark, say
-    from jitkit.sweep import sweep, table
+    from jitkit.evaluation.sweep import sweep, table
+    from jitkit.utils.console import remark, say
 
     result = sweep(run, words, overrides, tell=remark if json else say, **asked)
     if os.environ.get("RANK", "0") != "0":
@@ -298,11 +299,11 @@ def check(
     json
         Print one JSON object and nothing else.
     """
-    from jitkit.recipe import dump_recipe, load_recipe
+    from jitkit.recipe.load import dump_recipe, load_recipe
 
     checked = load_recipe(recipe, overrides)
-    from jitkit.check import check as look
-    from jitkit.memory import parse_bytes
+    from jitkit.nn.memory import parse_bytes
+    from jitkit.training.dry_run import check as look
 
     report = look(checked, memory=parse_bytes(memory) if memory else None, processes=processes)
     found = dict(report.found)
@@ -321,7 +322,7 @@ def check(
 def _rehearsed(recipe: Any, found: dict[str, Any]) -> dict[str, Any]:
     """What two real steps took; why there were none where memory is short."""
     from jitkit.domain import open_domain
-    from jitkit.learner import rehearse
+    from jitkit.training.step import rehearse
 
     if found["memory_gib"] > found["memory_free_gib"]:
         return {"step": "none was taken: it needs more memory than is free"}
@@ -344,7 +345,7 @@ def ema(run: Path, *, sigma_rel: float, step: int | None = None) -> None:
     step
         The last step that it may hold; the newest snapshot's where not given.
     """
-    from jitkit.posthoc import describe, write_reconstructed
+    from jitkit.optim.posthoc_ema import describe, write_reconstructed
 
     print(describe(write_reconstructed(run, sigma_rel, step)))
 
@@ -379,7 +380,7 @@ def inspect(
     import yaml
 
     from jitkit.domain import domain_class
-    from jitkit.run import write_text
+    from jitkit.runs.run_dir import write_text
 
     if out is not None and out.exists():
         raise RecipeError(f"--out {out} exists already; choose another name")
@@ -442,9 +443,9 @@ def fetch(recipe: str, *overrides: Overrides, to: Path) -> None:
     to
         Folder for the copy, new or begun by this command.
     """
-    from jitkit.abilities import Fetchable
     from jitkit.domain import domain_class
-    from jitkit.recipe import load_recipe
+    from jitkit.protocols import Fetchable
+    from jitkit.recipe.load import load_recipe
 
     section = load_recipe(recipe, overrides).domain
     domain = domain_class(section.name)(section)
@@ -491,7 +492,7 @@ def import_(
         Standard deviation of the noise it was trained on; by the size of its pictures where not
         given.
     """
-    from jitkit.official import import_official
+    from jitkit.runs.official import import_official
 
     folder = import_official(
         checkpoint,
@@ -554,7 +555,7 @@ def _source(text: str | None) -> tuple[str, list[int]] | None:
     """``val:0-15`` as (split, indices)."""
     if text is None:
         return None
-    from jitkit.generate import numbers
+    from jitkit.sampling.requests import numbers
 
     split, _, words = text.partition(":")
     indices = numbers(words) if words else []
@@ -569,7 +570,7 @@ def _sizes(text: str | None) -> list[int] | None:
     """``9-20`` as sizes of samples."""
     if text is None:
         return None
-    from jitkit.generate import numbers
+    from jitkit.sampling.requests import numbers
 
     sizes = numbers(text)
     if sizes is None:

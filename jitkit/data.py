@@ -24,14 +24,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from jitkit.abilities import Chunked, Sized, Threaded
 from jitkit.domain import Domain
 from jitkit.errors import BadItem, DataError, RecipeError, listed
 from jitkit.fields import Batch, Category, Condition, Field, Grid, Layout, PerToken, Scalars
-from jitkit.patches import extend_coords
-from jitkit.processor import cores
-from jitkit.progress import warn
-from jitkit.seeds import mix
+from jitkit.nn.patches import extend_coords
+from jitkit.protocols import Chunked, Sized, Threaded
+from jitkit.utils.console import warn
+from jitkit.utils.cpu import cores
+from jitkit.utils.seeding import mix
 
 SUBSTITUTES = 16  # items in a row that may be unreadable before a run stops
 READ_AHEAD = 1  # batches that threads prepare while one is in use

@@ -170,3 +170,9 @@ def section_of(domain: object) -> DomainSection | None:
     """The section that a domain says it was made from; None where it says none."""
     section = getattr(domain, "section", None)
     return section if isinstance(section, DomainSection) else None
+
+
+def lower_is_better(measure: Measure) -> Measure:
+    """Say of a measure that its lowest value is the best one, and not that of real items."""
+    measure.best = "low"  # type: ignore[attr-defined]
+    return measure

@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jitkit.abilities import Varying
 from jitkit.domain import Domain, Split, check_instance, section_of
 from jitkit.errors import BadItem, listed
-from jitkit.facts import unequal, with_arrays, without_arrays
 from jitkit.fields import Category, Condition, Field, Grid, PerToken, Scalars
+from jitkit.protocols import Varying
 from jitkit.sections import DomainSection
+from jitkit.utils.json_arrays import unequal, with_arrays, without_arrays
 
 if TYPE_CHECKING:
     from torch import Tensor

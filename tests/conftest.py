@@ -46,7 +46,7 @@ def tiny() -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of the tiny recipe; who alters it makes a copy."""
-    from jitkit.trainer import train
+    from jitkit.training.trainer import train
 
     return train(copy.deepcopy(TINY), run=tmp_path_factory.mktemp("runs") / "tiny")
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from jitkit.denoiser import Denoiser, Diffusion
+from jitkit.diffusion.denoiser import Denoiser, Diffusion
 from jitkit.fields import Axis, Condition, Kind, Layout
-from jitkit.transformer import Sizes
+from jitkit.nn.transformer import Sizes
 
 
 def sizes(**given: Any) -> Sizes:

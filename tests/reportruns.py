@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jitkit.recipe import dump_recipe, load_recipe
+from jitkit.recipe.load import dump_recipe, load_recipe
 
 GUIDANCE = [1.0, 1.5, 2.0, 2.5]
 SCORES: dict[str, Any] = {

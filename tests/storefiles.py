@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 import zarr
 
-from jitkit.domains.stores.store import Store
+from jitkit.stores.store import Store
 
 Array = np.ndarray[Any, Any]
 FORMATS = ("zarr2", "zarr3", "sharded", "zarr2.zip", "zarr3.zip", "netcdf3", "netcdf4", "hdf5")

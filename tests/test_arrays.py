@@ -46,8 +46,8 @@ from jitkit.domains.arrays.conditions import Number
 from jitkit.domains.arrays.items import Sample
 from jitkit.domains.arrays.plan import make_axes
 from jitkit.errors import BadItem, DataError, JitkitError, RecipeError
-from jitkit.facts import with_arrays, without_arrays
 from jitkit.fields import Category, Grid, Scalars
+from jitkit.utils.json_arrays import with_arrays, without_arrays
 
 Maker = Callable[[Path], dict[str, Any]]
 

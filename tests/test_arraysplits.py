@@ -19,8 +19,8 @@ from jitkit.domains.arrays.splits import (
     split,
     starts,
 )
-from jitkit.domains.stores.chunks import stretches
 from jitkit.errors import DataError
+from jitkit.stores.chunks import stretches
 
 
 @given(st.lists(st.integers(0, 40), unique=True, min_size=1))

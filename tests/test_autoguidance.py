@@ -16,14 +16,15 @@ from models import awake, difference, layout
 from torch import Tensor
 
 import jitkit
-from jitkit.denoiser import Denoiser, Diffusion
-from jitkit.domains.images import Picture
+from jitkit.diffusion.denoiser import Denoiser, Diffusion
+from jitkit.diffusion.guidance import Autoguided
+from jitkit.diffusion.sampler import draw_noise, sample
+from jitkit.domains.images.files import Picture
 from jitkit.errors import CheckpointError, JitkitError
 from jitkit.fields import Category, Condition, Grid
-from jitkit.generate import conditions_for, generate, guide_of
-from jitkit.guidance import Autoguided
-from jitkit.recipe import load_recipe
-from jitkit.sampler import draw_noise, sample
+from jitkit.recipe.load import load_recipe
+from jitkit.sampling.generate import generate, guide_of
+from jitkit.sampling.requests import conditions_for
 from jitkit.sections import SampleSection
 
 LABEL: dict[str, Condition] = {"label": Category(10)}

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jitkit.domains.arrays.statistics import Statistics, load_or_measure
+from jitkit.domains.arrays.normalize.statistics import Statistics, load_or_measure
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_a_file_of_another_version_is_measured_again(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make = Maker()
-    monkeypatch.setattr("jitkit.domains.arrays.statistics.FORMAT", 0)
+    monkeypatch.setattr("jitkit.domains.arrays.normalize.statistics.FORMAT", 0)
     load_or_measure("k", make)
     monkeypatch.undo()
     monkeypatch.setenv("JITKIT_CACHE", str(cache.parent))
@@ -145,7 +145,7 @@ def test_writers_at_the_same_time_leave_whole_files(cache: Path) -> None:
 
 def _write_and_read(seed: int) -> None:
     """Write one file again and again while others do, and read it whole each time."""
-    from jitkit.domains.arrays import cache
+    from jitkit.utils import cache
 
     facts = Maker(seed)().facts()
     for _ in range(100):

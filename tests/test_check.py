@@ -11,18 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from jitkit.check import (
-    assemble,
-    check,
-    choose_noise_scale,
-    choose_precision,
-    macs,
-    peak_rate,
-)
+from jitkit.diffusion.build import assemble, choose_noise_scale, choose_precision
 from jitkit.domains.digits import Digits, DigitsSection
 from jitkit.fields import Axis, Category, Grid, Layout, PerToken, Scalars
-from jitkit.memory import parse_bytes
-from jitkit.recipe import load_recipe
+from jitkit.nn.flops import macs
+from jitkit.nn.memory import parse_bytes
+from jitkit.optim.optimizers import peak_learning_rate
+from jitkit.recipe.load import load_recipe
+from jitkit.training.dry_run import check
 
 DIGITS = Digits(DigitsSection(name="digits"))
 GIB = 2**30
@@ -208,7 +204,7 @@ def test_the_model_of_a_recipe_is_the_one_that_is_counted(tiny: dict[str, Any]) 
     denoiser = assemble(recipe, DIGITS)
     counted = check(recipe).found
     assert counted["parameters"] == sum(p.numel() for p in denoiser.parameters())
-    assert counted["gmacs"] == macs(denoiser) / 1e9 > 0
+    assert counted["gmacs"] == macs(denoiser.network) / 1e9 > 0
     assert denoiser.domain is DIGITS
 
 
@@ -231,17 +227,17 @@ def test_the_noise_follows_the_side_of_the_grid_and_sets_do_not_count() -> None:
 
 def test_the_rate_is_blr_for_256_samples_or_lr_itself() -> None:
     overrides = ["train.lr=", "train.blr=1e-3", "train.batch_size=64"]
-    assert peak_rate(load_recipe("digits", overrides)) == pytest.approx(2.5e-4)
-    assert peak_rate(load_recipe("digits", [*overrides, "train.lr=7"])) == 7
+    assert peak_learning_rate(load_recipe("digits", overrides).train) == pytest.approx(2.5e-4)
+    assert peak_learning_rate(load_recipe("digits", [*overrides, "train.lr=7"]).train) == 7
 
 
 def test_means_on_the_processor_do_not_count_on_a_gpu(
     tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def held(device: str, where: str) -> tuple[float, float, float]:
-        monkeypatch.setattr("jitkit.check.choose_device", lambda: torch.device(device))
-        monkeypatch.setattr("jitkit.check.free_bytes", lambda device: GIB)
-        monkeypatch.setattr("jitkit.check.choose_precision", lambda *_: (None, "float32"))
+        monkeypatch.setattr("jitkit.diffusion.build.choose_device", lambda: torch.device(device))
+        monkeypatch.setattr("jitkit.training.dry_run.free_bytes", lambda device: GIB)
+        monkeypatch.setattr("jitkit.diffusion.build.choose_precision", lambda *_: (None, "float32"))
         recipe = load_recipe(tiny, [f"train.ema_device={where}", "train.ema=[0.9, 0.99]"])
         counted = check(recipe).found
         parts = counted["memory_parts_gib"]
@@ -267,7 +263,7 @@ def test_multiply_adds_are_counted_for_every_kind_of_condition(tiny: dict[str, A
     def count(conditions: dict[str, Any]) -> int:
         domain = Digits(DigitsSection(name="digits"))
         domain.conditions = conditions
-        return macs(assemble(load_recipe(tiny), domain))
+        return macs(assemble(load_recipe(tiny), domain).network)
 
     plain = count({})
     told = count({"a": Scalars(("x", "y"))})

@@ -23,14 +23,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import jitkit
-from jitkit import checkpoint
-from jitkit.checkpoint import DomainRecord, find, load, newest, prune, read, restore, save
-from jitkit.denoiser import Denoiser, Diffusion
-from jitkit.domains.images import Images, ImagesSection
-from jitkit.ema import EMA
+from jitkit.diffusion.denoiser import Denoiser, Diffusion
+from jitkit.domains.images.adapter import Images, ImagesSection
 from jitkit.errors import CheckpointError
 from jitkit.fields import Category, Condition, Grid, PerToken, Scalars
-from jitkit.optim import adamw
+from jitkit.optim.ema import EMA
+from jitkit.optim.optimizers import adamw
+from jitkit.runs import checkpoint
+from jitkit.runs.checkpoint import DomainRecord, find, load, newest, prune, read, restore, save
 
 FILES = [
     "ema-0.5.safetensors",

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from storefiles import field, raw_dataset, write
 
-from jitkit.domains.stores.chunks import ChunkCache
-from jitkit.domains.stores.store import Store
 from jitkit.errors import DataError
+from jitkit.stores.chunks import ChunkCache
+from jitkit.stores.store import Store
 
 Array = np.ndarray[Any, Any]
 

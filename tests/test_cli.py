@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from jitkit.recipe import dump_recipe, load_recipe
+from jitkit.recipe.load import dump_recipe, load_recipe
 
 GOLDEN = Path(__file__).parent / "data" / "jit_tiny.npz"
 
@@ -199,7 +199,7 @@ def test_a_key_pressed_to_stop_is_no_traceback(
     def stopped(*args: Any, **keys: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("jitkit.trainer.Trainer.loop", stopped)
+    monkeypatch.setattr("jitkit.training.trainer.Trainer.loop", stopped)
     answer = jitkit("train", recipe)
     assert (answer.code, answer.err) == (130, "jitkit: interrupted\n")
 

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from jitkit.conditions import drop, null, prepare, with_known
 from jitkit.errors import ConditionError
 from jitkit.fields import Category, Condition, Grid, PerToken, Scalars
+from jitkit.nn.conditioning import drop, null, prepare, with_known
 
 KINDS: dict[str, Condition] = {
     "label": Category(10),

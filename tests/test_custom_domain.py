@@ -31,9 +31,9 @@ from jitkit import testing
 from jitkit.domain import Measure, Split
 from jitkit.domains.digits import Digits, DigitsSection
 from jitkit.fields import Axis, Condition, Field, Layout, Scalars
-from jitkit.resume import domain_record
 from jitkit.sections import DomainSection
-from jitkit.trainer import train
+from jitkit.training.resume import domain_record
+from jitkit.training.trainer import train
 
 DOCS = Path(__file__).parents[1] / "docs"
 PACKAGE = DOCS / "custom-domain"

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from models import awake, difference, layout, sizes
 from torch import Tensor
 
-from jitkit.denoiser import Denoiser, Diffusion, build
+from jitkit.diffusion.denoiser import Denoiser, Diffusion, build
+from jitkit.diffusion.flow import Space, convert, interpolate
 from jitkit.domains.digits import Digits, DigitsSection
 from jitkit.errors import ConditionError, JitkitError
 from jitkit.fields import Axis, Category, Condition, Grid, Layout, PerToken, Scalars
-from jitkit.flow import Space, convert, interpolate
 
 SPACES: list[Space] = ["x", "eps", "v"]
 EVERY_KIND: dict[str, Condition] = {

@@ -14,7 +14,7 @@ from jitkit.domains.digits import (
     label_agreement,
     nearest_distance,
 )
-from jitkit.domains.images import Picture
+from jitkit.domains.images.files import Picture
 from jitkit.errors import DataError
 from jitkit.fields import Category
 

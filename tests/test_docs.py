@@ -17,7 +17,7 @@ from ours import own_adapters
 from pydantic_core import PydanticUndefined
 
 from jitkit.domain import domain_class
-from jitkit.recipe import SECTIONS
+from jitkit.recipe.load import SECTIONS
 from jitkit.sections import Section
 
 ROOT = Path(__file__).parents[1]

@@ -19,7 +19,7 @@ from weatherstores import weatherbench2
 from jitkit import testing
 from jitkit.domain import Domain, domain_class, installed
 from jitkit.domains.digits import Digits, DigitsSection
-from jitkit.domains.images import Picture
+from jitkit.domains.images.files import Picture
 from jitkit.errors import BadItem, RecipeError
 from jitkit.fields import Category, Condition, Field, Grid, Layout, PerToken, Scalars
 

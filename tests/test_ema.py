@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from jitkit.ema import EMA, WIDEST, _Ferry, gamma_of, mean_name, sigma_name
 from jitkit.errors import JitkitError
+from jitkit.optim.ema import EMA, WIDEST, _Ferry, gamma_of, mean_name, sigma_name
 
 
 def set_weights(module: nn.Module, value: float) -> None:
@@ -295,7 +295,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-from jitkit.ema import EMA
+from jitkit.optim.ema import EMA
 
 rank, world = int(sys.argv[2]), int(sys.argv[3])
 dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=rank, world_size=world)

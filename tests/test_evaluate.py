@@ -15,20 +15,22 @@ import pytest
 import torch
 
 import jitkit
-from jitkit import scoring
-from jitkit.denoiser import Denoiser
-from jitkit.domain import Measure
+from jitkit.diffusion.denoiser import Denoiser
+from jitkit.domain import Measure, lower_is_better
 from jitkit.domains.digits import Digits, DigitsSection, nearest_distance
-from jitkit.domains.images import Images, ImagesSection, Picture
-from jitkit.domains.measures import frechet, lower_is_better
+from jitkit.domains.images.adapter import Images, ImagesSection
+from jitkit.domains.images.files import Picture
 from jitkit.errors import BadItem, JitkitError
-from jitkit.evaluate import departures, evaluate, steady, table, under_protocol
-from jitkit.generate import conditions_for, generate
-from jitkit.parallel import ALONE
-from jitkit.recipe import load_recipe
-from jitkit.scoring import Drawn, Score, Scoring, resamples, row
+from jitkit.evaluation import scoring
+from jitkit.evaluation.evaluate import departures, evaluate, steady, table, under_protocol
+from jitkit.evaluation.scoring import Drawn, Score, Scoring, resamples, row
+from jitkit.metrics.frechet import frechet
+from jitkit.recipe.load import load_recipe
+from jitkit.sampling.generate import generate
+from jitkit.sampling.requests import conditions_for
 from jitkit.sections import EvaluateSection, SampleSection
-from jitkit.trainer import train
+from jitkit.training.trainer import train
+from jitkit.utils.distributed import ALONE
 
 SAMPLING = SampleSection(steps=2, seed=5)
 SECTION = EvaluateSection(samples=20, seed=7)

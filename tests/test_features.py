@@ -23,13 +23,18 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 
 import jitkit as package  # noqa: E402
 from jitkit.domains.digits import Digits, DigitsSection  # noqa: E402
-from jitkit.domains.features import extractors, references, scorer  # noqa: E402
-from jitkit.domains.features.extractors import Extractor, open_extractor  # noqa: E402
-from jitkit.domains.features.references import of_file, of_items  # noqa: E402
-from jitkit.domains.features.scorer import FeatureScorer  # noqa: E402
-from jitkit.domains.images import Images, ImagesSection, Picture  # noqa: E402
+from jitkit.domains.images.adapter import Images, ImagesSection  # noqa: E402
+from jitkit.domains.images.files import Picture  # noqa: E402
 from jitkit.errors import DataError, RecipeError  # noqa: E402
-from jitkit.evaluate import evaluate  # noqa: E402
+from jitkit.evaluation.evaluate import evaluate  # noqa: E402
+from jitkit.metrics.fid import (
+    extractors,  # noqa: E402
+    references,  # noqa: E402
+    scorer,  # noqa: E402
+)
+from jitkit.metrics.fid.extractors import Extractor, open_extractor  # noqa: E402
+from jitkit.metrics.fid.references import of_file, of_items  # noqa: E402
+from jitkit.metrics.fid.scorer import FeatureScorer  # noqa: E402
 from jitkit.sections import EvaluateSection, SampleSection  # noqa: E402
 
 SMALL, NARROW = "extractors:Small", "extractors:Narrow"
@@ -453,7 +458,9 @@ def test_a_run_has_its_fid_by_inception(inception: Path, trained: Path, tmp_path
     denoiser = package.load(trained)
     denoiser.domain.items = lambda split: Digits.items(denoiser.domain, split)[:12]  # type: ignore
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jitkit.scoring.RESAMPLES", 3)  # each takes Inception's 2,048 squared
+        patch.setattr(
+            "jitkit.evaluation.scoring.RESAMPLES", 3
+        )  # each takes Inception's 2,048 squared
         result = evaluate(denoiser, SampleSection(steps=1), section, tmp_path)
     names = ["fid", "inception_score", "kid", "precision", "recall"]
     assert list(result["scores"])[:5] == names
@@ -503,7 +510,7 @@ def test_a_run_is_scored_without_a_picture_on_disk(
 def test_the_protocol_stands_in_table_and_record(
     trained: Path, jitkit: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jitkit.scoring.RESAMPLES", 4)
+    monkeypatch.setattr("jitkit.evaluation.scoring.RESAMPLES", 4)
     asked = ("evaluate.protocol=jit", f"evaluate.extractor={SMALL}")
     shown = jitkit("evaluate", trained, *asked, "--samples", "20")
     assert shown.code == 0, shown.err

@@ -25,10 +25,10 @@ from hypothesis import strategies as st
 
 from jitkit.domain import Split, open_domain
 from jitkit.domains.arrays.adapter import Arrays
-from jitkit.domains.stores import copies, fetching
-from jitkit.domains.stores.fetching import copied
 from jitkit.errors import DataError
-from jitkit.recipe import load_recipe
+from jitkit.recipe.load import load_recipe
+from jitkit.stores import copy_on_disk, download
+from jitkit.stores.download import copied
 
 SPLITS: tuple[Split, ...] = ("train", "val")
 THERE = "of it are in"
@@ -53,7 +53,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {
         name: path.read_bytes()
         for name, path in sorted(found.items())
-        if path.is_file() and not name.startswith(copies.NOTES)
+        if path.is_file() and not name.startswith(copy_on_disk.NOTES)
     }
 
 
@@ -190,11 +190,11 @@ def test_chunks_are_a_few_steps_of_whole_grids(tmp_path: Path) -> None:
 def test_each_chunk_of_the_source_is_read_once(
     chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetching, "CHUNK_BYTES", 5 * 6 * 8 * 4)  # five steps
+    monkeypatch.setattr(download, "CHUNK_BYTES", 5 * 6 * 8 * 4)  # five steps
     path = as_zarr(climate()[["t2m"]], tmp_path / "a.zarr", chunk=chunk)
     domain = made(path=path, axes=GLOBE, select={"time": {"from": "2000-02-28T06"}})
     (read,) = domain.reads()
-    fetching.fetch(read, tmp_path / "copy", threads=3)
+    download.fetch(read, tmp_path / "copy", threads=3)
     used = -(-40 // chunk) - 5 // chunk
     fingerprinted = min(4, -(-40 // chunk))
     assert read.store.stats.decoded <= used + fingerprinted
@@ -204,10 +204,10 @@ def test_each_chunk_of_the_source_is_read_once(
 def test_a_chunk_of_many_steps_is_read_once_though_no_memory_keeps_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetching, "CHUNK_BYTES", 5 * 6 * 8 * 4)
+    monkeypatch.setattr(download, "CHUNK_BYTES", 5 * 6 * 8 * 4)
     path = as_zarr(climate()[["t2m"]], tmp_path / "a.zarr", chunk=40)
     (read,) = made(path=path, axes=GLOBE, buffer="1kB").reads()
-    fetching.fetch(read, tmp_path / "copy", threads=3)
+    download.fetch(read, tmp_path / "copy", threads=3)
     fingerprinted = 1
     assert read.store.stats.decoded == 1 + fingerprinted
 
@@ -243,8 +243,8 @@ def test_a_copy_that_was_killed_goes_on_and_is_that_of_an_unbroken_one(
     keys = f"path: '{slow_source.url}/a.zarr', axes: {{y: line, x: line}}, threads: 1"
     recipe = recipe_of(tmp_path, keys)
     program = (
-        "import sys; from jitkit.domains.stores import fetching; "
-        "fetching.CHUNK_BYTES = 2**17; from jitkit.cli import main; main()"
+        "import sys; from jitkit.stores import download; "
+        "download.CHUNK_BYTES = 2**17; from jitkit.cli import main; main()"
     )
 
     def start(to: str) -> subprocess.Popen[str]:
@@ -252,7 +252,7 @@ def test_a_copy_that_was_killed_goes_on_and_is_that_of_an_unbroken_one(
         return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     began = start("broken")
-    written = tmp_path / "broken.part" / copies.WRITTEN
+    written = tmp_path / "broken.part" / copy_on_disk.WRITTEN
     deadline = time.monotonic() + 60
     while not (written.exists() and written.read_text().count('"t/') >= 12):
         assert time.monotonic() < deadline and began.poll() is None, began.communicate()
@@ -350,7 +350,7 @@ def test_an_empty_folder_holds_nothing_until_the_copy_is_whole(
     (tmp_path / "copy").mkdir()
     domain = made(path=as_zarr(climate()[["t2m"]], tmp_path / "a.zarr"), axes=GLOBE)
     with monkeypatch.context() as patch:
-        patch.setattr(fetching, "_fill", broken)
+        patch.setattr(download, "_fill", broken)
         with pytest.raises(OSError, match="no more"):
             domain.fetch(tmp_path / "copy")
     assert not any((tmp_path / "copy").iterdir())
@@ -362,8 +362,8 @@ def test_two_processes_do_not_make_one_copy(tmp_path: Path) -> None:
     path = as_zarr(climate()[["t2m"]], tmp_path / "a.zarr")
     domain = made(path=path, axes=GLOBE)
     (read,) = domain.reads()
-    asked = json.loads(json.dumps(fetching._asked(read, copied(read))))
-    with copies.Copy(tmp_path / "copy", asked):
+    asked = json.loads(json.dumps(download._asked(read, copied(read))))
+    with copy_on_disk.Copy(tmp_path / "copy", asked):
         with pytest.raises(DataError, match="another process is making the copy"):
             domain.fetch(tmp_path / "copy")
 

@@ -14,11 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jitkit.domain import Measure
-from jitkit.domains.scores import scores as fieldscores
-from jitkit.domains.scores import spectra as fieldspectra
-from jitkit.domains.scores.scores import by_channel, measures
-from jitkit.domains.scores.spectra import power_spectrum
 from jitkit.errors import DataError
+from jitkit.metrics.fields import scores as fieldscores
+from jitkit.metrics.fields import spectra as fieldspectra
+from jitkit.metrics.fields.scores import by_channel, measures
+from jitkit.metrics.fields.spectra import power_spectrum
 
 stats = pytest.importorskip("scipy.stats")
 
@@ -523,7 +523,7 @@ def test_no_items_are_refused() -> None:
 
 def test_importing_the_scores_loads_no_heavy_library() -> None:
     code = (
-        "import sys, jitkit.domains.scores.scores;"
+        "import sys, jitkit.metrics.fields.scores;"
         "print([m for m in ('torch', 'scipy', 'xarray', 'matplotlib') if m in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

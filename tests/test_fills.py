@@ -13,8 +13,8 @@ from storefiles import field, raw_dataset, write
 
 from jitkit import testing
 from jitkit.domains.arrays.adapter import Arrays
-from jitkit.domains.stores.store import Store
 from jitkit.errors import DataError
+from jitkit.stores.store import Store
 
 
 def pair(dtype: str, kind: str, folder: Path, packing: dict[str, Any]) -> tuple[Path, Path]:

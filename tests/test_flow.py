@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from jitkit.flow import (
+from jitkit.diffusion.flow import (
     Space,
     auto_noise_scale,
     convert,

@@ -17,16 +17,16 @@ import xarray as xr
 from models import sizes
 from torch import Tensor
 
-from jitkit.abilities import Sequential
-from jitkit.denoiser import Denoiser
+from jitkit.diffusion.denoiser import Denoiser
 from jitkit.domains.weather.adapter import Weather
 from jitkit.domains.weather.forecasts import Forecasts
 from jitkit.domains.weather.section import WeatherSection
 from jitkit.errors import JitkitError
-from jitkit.forecast import Asked, RollOut, _check_place, forecast
-from jitkit.run import locked
+from jitkit.protocols import Sequential
+from jitkit.runs.run_dir import locked
+from jitkit.sampling.rollout import Asked, RollOut, _check_place, forecast
 from jitkit.sections import SampleSection
-from jitkit.trainer import train
+from jitkit.training.trainer import train
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

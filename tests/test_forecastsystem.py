@@ -24,8 +24,8 @@ from benchmarks.forecastsystem import (  # noqa: E402
     standardised,
     write_zarr,
 )
-from jitkit.domains.verification.scores import Frame, fair_crps  # noqa: E402
-from jitkit.domains.verification.verify import Plan, verify  # noqa: E402
+from jitkit.metrics.forecasts.ensemble_scores import Frame, fair_crps  # noqa: E402
+from jitkit.metrics.forecasts.verify import Plan, verify  # noqa: E402
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -18,8 +18,8 @@ import zarr
 from storefiles import field, source, zipped
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, TransposeCodec, ZstdCodec
 
-from jitkit.domains.stores.store import Store
 from jitkit.errors import DataError
+from jitkit.stores.store import Store
 
 Array = np.ndarray[Any, Any]
 V2: dict[str, tuple[Any, Any, Any]] = {

@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from models import awake
 
 import jitkit
-from jitkit.denoiser import Denoiser
+from jitkit.diffusion.denoiser import Denoiser
 from jitkit.domains.digits import Digits, DigitsSection
-from jitkit.domains.images import Picture
+from jitkit.domains.images.files import Picture
 from jitkit.errors import BadItem, ConditionError
 from jitkit.fields import Category, Condition, Field, Grid, PerToken, Scalars
-from jitkit.generate import Told as Given
-from jitkit.generate import conditions_for, generate, numbers
+from jitkit.sampling.generate import generate
+from jitkit.sampling.requests import Told as Given
+from jitkit.sampling.requests import conditions_for, numbers
 from jitkit.sections import SampleSection
 
 EVERY: dict[str, Condition] = {

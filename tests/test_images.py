@@ -17,18 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from jitkit.abilities import Threaded
 from jitkit.domain import Domain
-from jitkit.domains.images import (
-    Images,
-    ImagesSection,
-    Picture,
-    centre_crop,
-    frechet_8x8,
-    read_pixels,
-)
+from jitkit.domains.images.adapter import Images, ImagesSection
+from jitkit.domains.images.base import frechet_8x8
+from jitkit.domains.images.files import Picture, centre_crop, read_pixels
 from jitkit.errors import BadItem, DataError
 from jitkit.fields import Category, Field
+from jitkit.protocols import Threaded
 
 RNG = np.random.default_rng(0)
 
@@ -123,7 +118,7 @@ def test_no_picture_is_opened_and_torch_stays_away_until_items_are_asked_for(
 ) -> None:
     (tmp_path / "empty.png").touch()
     code = (
-        "import sys; from jitkit.domains.images import Images, ImagesSection\n"
+        "import sys; from jitkit.domains.images.adapter import Images, ImagesSection\n"
         "sys.addaudithook(lambda event, args: event == 'open' and str(args[0]).endswith('.png')"
         " and sys.exit('opened'))\n"
         f"domain = Images(ImagesSection(name='images', path={str(tmp_path)!r}, holdout=0))\n"

@@ -61,7 +61,7 @@ def test_the_words_of_an_adapter_load_pydantic_alone() -> None:
 
 
 def test_a_recipe_is_checked_without_torch_and_without_other_adapters() -> None:
-    code = "import jitkit.recipe; assert not any('jitkit.domains' in m for m in sys.modules)"
+    code = "import jitkit.recipe.load; assert not any('jitkit.domains' in m for m in sys.modules)"
     assert loaded_by(code) <= PYDANTIC | YAML
 
 

@@ -17,16 +17,16 @@ from conftest import Answer
 import jitkit as package
 from jitkit.domains.arrays.adapter import Arrays
 from jitkit.domains.arrays.data import open_data
-from jitkit.domains.arrays.dimensions import closes, part_of
-from jitkit.domains.arrays.guesses import candidates
-from jitkit.domains.arrays.inspection import _slow, inspect
-from jitkit.domains.arrays.looking import look
-from jitkit.domains.arrays.proposal import Proposal, as_yaml
+from jitkit.domains.arrays.inspect.dimensions import closes, part_of
+from jitkit.domains.arrays.inspect.guess import candidates
+from jitkit.domains.arrays.inspect.inspection import _slow, inspect
+from jitkit.domains.arrays.inspect.proposal import Proposal, as_yaml
+from jitkit.domains.arrays.inspect.value_scan import look
 from jitkit.domains.arrays.section import ArraysSection
-from jitkit.domains.stores.store import Store
 from jitkit.errors import DataError
-from jitkit.recipe import load_recipe
+from jitkit.recipe.load import load_recipe
 from jitkit.sections import SampleSection
+from jitkit.stores.store import Store
 
 Maker = Callable[[Path], str]
 LEAST: dict[str, Any] = {"model.width": 16, "model.depth": 1, "model.heads": 2, "train.steps": 2}
@@ -46,7 +46,8 @@ def chain(proposal: Proposal, folder: Path) -> xr.Dataset | np.ndarray[Any, Any]
     path.write_text(proposal.text())
     run = package.train(load_recipe(path, LEAST), run=folder / "run")
     denoiser = package.load(run)
-    from jitkit.generate import conditions_for, generate
+    from jitkit.sampling.generate import generate
+    from jitkit.sampling.requests import conditions_for
 
     told = conditions_for(denoiser, 2)
     items = generate(denoiser, 2, told, SampleSection(steps=2))

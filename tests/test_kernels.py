@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jitkit import kernels
-from jitkit.rope import rotate, turning
+from jitkit.nn import cpu_kernels
+from jitkit.nn.rope import rotate, turning
 
 Op = Callable[..., Tensor | tuple[Tensor, ...]]
 
@@ -38,8 +38,8 @@ def _every_product(monkeypatch: pytest.MonkeyPatch) -> None:
     """Products of any size by oneDNN, whoever made the processor."""
     if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         pytest.skip("this torch has no oneDNN")
-    monkeypatch.setattr(kernels, "ONEDNN_IS_FASTER", True)
-    monkeypatch.setattr(kernels, "LEAST", 0)
+    monkeypatch.setattr(cpu_kernels, "ONEDNN_IS_FASTER", True)
+    monkeypatch.setattr(cpu_kernels, "LEAST", 0)
 
 
 @pytest.mark.usefixtures("_every_product")
@@ -52,21 +52,21 @@ def test_products_are_those_of_torch(
     leaves = [normal(*rows, inputs), normal(outputs, inputs)]
     if bias:
         leaves.append(normal(outputs))
-        agree(kernels.linear, F.linear, leaves)
+        agree(cpu_kernels.linear, F.linear, leaves)
     else:
-        agree(lambda x, weight: kernels.linear(x, weight, None), F.linear, leaves)
+        agree(lambda x, weight: cpu_kernels.linear(x, weight, None), F.linear, leaves)
     x, weight, *added = leaves
     with torch.no_grad():
-        said = kernels.linear(x, weight, added[0] if bias else None)
+        said = cpu_kernels.linear(x, weight, added[0] if bias else None)
     torch.testing.assert_close(said, F.linear(x, weight, *added))
 
 
 @pytest.mark.usefixtures("_every_product")
 def test_a_product_makes_no_gradient_that_nobody_wants() -> None:
     x, weight, bias = torch.randn(4, 8), normal(3, 8), normal(3)
-    (of_weight,) = torch.autograd.grad(kernels.linear(x, weight, bias).sum(), [weight])
+    (of_weight,) = torch.autograd.grad(cpu_kernels.linear(x, weight, bias).sum(), [weight])
     torch.testing.assert_close(of_weight, x.sum(0).expand(3, 8))
-    (of_bias,) = torch.autograd.grad(kernels.linear(x, weight, bias).sum(), [bias])
+    (of_bias,) = torch.autograd.grad(cpu_kernels.linear(x, weight, bias).sum(), [bias])
     torch.testing.assert_close(of_bias, torch.full((3,), 4.0))
 
 
@@ -77,13 +77,13 @@ def test_gradients_come_in_any_layout() -> None:
         lambda y: y.sum(),  # the gradient is one number, seen everywhere
         lambda y: (y.transpose(0, 2)[::2] ** 2).sum(),
     ):
-        agree(lambda x, w, view=view: view(kernels.linear(x, w, None)),
+        agree(lambda x, w, view=view: view(cpu_kernels.linear(x, w, None)),
               lambda x, w, view=view: view(F.linear(x, w)), leaves)  # fmt: skip
     first = [normal(2, 5, 36), torch.ones(2, 6).requires_grad_()]
     turn = turning(torch.randn(5, 3))
 
     def keys_alone(qkv: Tensor, weights: Tensor) -> Tensor:
-        return kernels.heads(qkv, weights, turn, 2)[1].mT.sum(dim=-1)
+        return cpu_kernels.heads(qkv, weights, turn, 2)[1].mT.sum(dim=-1)
 
     def plainly(qkv: Tensor, weights: Tensor) -> Tensor:
         k = qkv.chunk(3, -1)[1].reshape(2, 5, 2, 6).transpose(1, 2)
@@ -95,14 +95,16 @@ def test_gradients_come_in_any_layout() -> None:
 @pytest.mark.usefixtures("_every_product")
 def test_products_under_autocast_are_as_narrow_as_it_asks() -> None:
     with torch.autocast("cpu", torch.bfloat16):
-        assert kernels.linear(torch.randn(4, 8), torch.randn(3, 8), None).dtype == torch.bfloat16
+        assert (
+            cpu_kernels.linear(torch.randn(4, 8), torch.randn(3, 8), None).dtype == torch.bfloat16
+        )
 
 
 @pytest.mark.usefixtures("_every_product")
 def test_products_stay_as_they_are_under_the_compiler() -> None:
     torch._dynamo.reset()
     leaves = [normal(3, 40, 24), normal(17, 24), normal(17)]
-    compiled: Op = torch.compile(kernels.linear, fullgraph=True, backend="aot_eager")
+    compiled: Op = torch.compile(cpu_kernels.linear, fullgraph=True, backend="aot_eager")
     agree(compiled, F.linear, leaves)
 
 
@@ -111,7 +113,7 @@ def test_swiglu_is_the_gate_times_the_value() -> None:
         gate, value = x.chunk(2, dim=-1)
         return gate * gate.sigmoid() * value
 
-    agree(kernels.swiglu, plain, [normal(3, 5, 14)])
+    agree(cpu_kernels.swiglu, plain, [normal(3, 5, 14)])
 
 
 @pytest.mark.parametrize("features", [6, 7], ids=["pairs", "and one over"])
@@ -123,7 +125,7 @@ def test_heads_are_normed_and_turned(features: int, turned: str, values: bool) -
     turn = turning(torch.randn(*lead, length, features // 2))
 
     def ours(qkv: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
-        return kernels.heads(qkv, weights, turn, number, turn_values=values)
+        return cpu_kernels.heads(qkv, weights, turn, number, turn_values=values)
 
     def plain(qkv: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
         q, k, v = (
@@ -144,7 +146,7 @@ def test_heads_are_normed_and_turned(features: int, turned: str, values: bool) -
     assert of_turn.any()
 
 
-@pytest.mark.parametrize("length", [5, kernels.FEW])
+@pytest.mark.parametrize("length", [5, cpu_kernels.FEW])
 @pytest.mark.parametrize("masked", [False, True])
 def test_attention_of_few_tokens_is_that_of_torch(length: int, masked: bool) -> None:
     mask = torch.rand(2, 1, 1, length) < 0.5 if masked else None
@@ -155,14 +157,14 @@ def test_attention_of_few_tokens_is_that_of_torch(length: int, masked: bool) -> 
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
 
     leaves = [normal(2, 3, length, 8) for _ in range(3)]
-    agree(lambda q, k, v: kernels.attention(q, k, v, mask), plain, leaves)
+    agree(lambda q, k, v: cpu_kernels.attention(q, k, v, mask), plain, leaves)
 
 
 def test_a_sample_without_data_spoils_no_gradient() -> None:
     leaves = [normal(2, 3, 5, 8) for _ in range(3)]
     mask = torch.ones(2, 1, 1, 5, dtype=torch.bool)
     mask[1] = False
-    mixed = kernels.attention(leaves[0], leaves[1], leaves[2], mask)
+    mixed = cpu_kernels.attention(leaves[0], leaves[1], leaves[2], mask)
     assert mixed.isfinite().all()
     for grad in torch.autograd.grad(mixed[0].sum(), leaves):
         assert grad.isfinite().all()

@@ -15,7 +15,8 @@ from PIL import Image
 import jitkit
 from jitkit.domain import Measure
 from jitkit.fields import Axis, Category, Condition, Field, Grid, Layout, PerToken, Scalars
-from jitkit.generate import conditions_for, generate
+from jitkit.sampling.generate import generate
+from jitkit.sampling.requests import conditions_for
 from jitkit.sections import DomainSection, SampleSection
 
 RECIPE = {

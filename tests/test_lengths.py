@@ -17,9 +17,10 @@ from PIL import Image
 from torch import Tensor
 
 import jitkit
-from jitkit.centring import centre, membership
 from jitkit.data import PADDED_SIZES, Plan, by_size, collate
-from jitkit.denoiser import Denoiser, Diffusion, build
+from jitkit.diffusion.denoiser import Denoiser, Diffusion, build
+from jitkit.diffusion.sampler import draw_noise, sample
+from jitkit.diffusion.zero_mean import centre, membership
 from jitkit.domain import Measure
 from jitkit.errors import ConditionError, DataError, JitkitError
 from jitkit.fields import (
@@ -36,10 +37,10 @@ from jitkit.fields import (
     describe,
     described,
 )
-from jitkit.generate import Told, conditions_for, generate
-from jitkit.sampler import draw_noise, sample
+from jitkit.sampling.generate import generate
+from jitkit.sampling.requests import Told, conditions_for
 from jitkit.sections import DomainSection, SampleSection
-from jitkit.validation import held_out_loss
+from jitkit.training.validation import held_out_loss
 
 CONDITIONS: dict[str, Condition] = {
     "class": Category(3),

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from models import layout, sizes
 from torch import Tensor
 
-from jitkit.denoiser import Denoiser
+from jitkit.diffusion.denoiser import Denoiser
 from jitkit.errors import JitkitError
 from jitkit.fields import Category, Condition, Grid
-from jitkit.memory import largest_batch, parse_bytes, peak_of, training_bytes
-from jitkit.transformer import Sizes, Transformer
+from jitkit.nn.memory import largest_batch, parse_bytes, peak_of, training_bytes
+from jitkit.nn.transformer import Sizes, Transformer
 
 ROOT = Path(__file__).parents[1]
 CPU, GPU = torch.device("cpu"), torch.device("cuda")

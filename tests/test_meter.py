@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from jitkit.meter import GIB, LINE, Meter, _resident_bytes, peak_flops
+from jitkit.nn.memory import GIB
+from jitkit.training.throughput import LINE, Meter, _resident_bytes, peak_flops
 
 CPU = torch.device("cpu")
 
@@ -124,7 +125,7 @@ def test_a_constant_loss_stays_itself_and_a_step_is_followed_in_about_50() -> No
 
 
 def test_the_line_tells_loss_speed_waiting_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jitkit.meter._memory_gib", lambda device: 1.2)
+    monkeypatch.setattr("jitkit.training.throughput._memory_gib", lambda device: 1.2)
     clock = Clock()
     meter = metered(clock, flops=3.155e9, peak=2.063e12)
     assert meter.line() == ""

@@ -19,19 +19,20 @@ from scipy import stats
 
 import jitkit as jk
 from jitkit.data import collate
-from jitkit.domains.geometry import random_rotation
-from jitkit.domains.measures import jensen_shannon
-from jitkit.domains.molecules import chemistry, reading
+from jitkit.domains.molecules import chemistry, readers
 from jitkit.domains.molecules.adapter import Molecules
 from jitkit.domains.molecules.bonds import bond_orders, stable_atoms
 from jitkit.domains.molecules.molecule import Molecule, Packed
-from jitkit.domains.molecules.reading import read
+from jitkit.domains.molecules.readers import read
 from jitkit.domains.molecules.sdf import read_sdf
 from jitkit.domains.molecules.section import MoleculesSection
-from jitkit.domains.molecules.writing import sdf_of, write
+from jitkit.domains.molecules.writers import sdf_of, write
 from jitkit.errors import BadItem, ConditionError, DataError
-from jitkit.generate import conditions_for, generate
+from jitkit.metrics.frechet import jensen_shannon
+from jitkit.sampling.generate import generate
+from jitkit.sampling.requests import conditions_for
 from jitkit.sections import SampleSection
+from jitkit.utils.rotations import random_rotation
 
 QM9 = Path(__file__).parent / "data" / "qm9.csv"
 GAP, ALPHA = "HOMO_LUMO_gap_au", "Polarizability_bohr3"
@@ -647,4 +648,4 @@ def test_a_model_samples_without_its_data(tmp_path: Path, qm9: Molecules) -> Non
 
 
 def test_readers_know_every_ending_that_the_key_names() -> None:
-    assert {".sdf", ".xyz", ".npz", ".h5", ".csv"} <= set(reading.READERS)
+    assert {".sdf", ".xyz", ".npz", ".h5", ".csv"} <= set(readers.READERS)

@@ -20,13 +20,13 @@ from models import difference
 from torch import Tensor
 
 import jitkit
-from jitkit import checkpoint
+from jitkit.diffusion.sampler import draw_noise, sample
+from jitkit.diffusion.solvers import Method
 from jitkit.errors import CheckpointError, RecipeError
 from jitkit.fields import Category
-from jitkit.official import ENTRIES, _shapes, import_official, load_official, translate
-from jitkit.sampler import draw_noise, sample
+from jitkit.runs import checkpoint
+from jitkit.runs.official import ENTRIES, _shapes, import_official, load_official, translate
 from jitkit.sections import SIZES
-from jitkit.solvers import Method
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks are not installed
 

@@ -14,8 +14,8 @@ from test_trainer import assert_same
 from torch import nn
 
 from jitkit.fields import Category
-from jitkit.optim import MuonAdamW, adamw, learning_rate, state_of
-from jitkit.trainer import train
+from jitkit.optim.optimizers import MuonAdamW, adamw, learning_rate, state_of
+from jitkit.training.trainer import train
 
 
 def rates(

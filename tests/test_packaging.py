@@ -13,7 +13,7 @@ import pytest
 
 import jitkit
 from jitkit.domain import installed
-from jitkit.recipe import bundled
+from jitkit.recipe.load import bundled
 from jitkit.sections import DomainSection
 
 ROOT = Path(__file__).parents[1]

@@ -17,9 +17,9 @@ import torch
 from PIL import Image
 
 from jitkit.data import Plan, batches
-from jitkit.domains import packed
-from jitkit.domains.images import Images, ImagesSection
-from jitkit.domains.packed import pack
+from jitkit.domains.images import image_cache
+from jitkit.domains.images.adapter import Images, ImagesSection
+from jitkit.domains.images.image_cache import pack
 from jitkit.errors import BadItem, DataError
 
 RNG = np.random.default_rng(0)
@@ -81,7 +81,7 @@ def test_the_file_is_numpy_s_own_and_made_once(
         pixels = np.load(file)
     assert pixels.shape == (12, 8, 8, 3) and pixels.dtype == np.uint8
     assert not pixels[8].any()  # the broken one: six of class a come first
-    monkeypatch.setattr(packed, "_fill", None)  # cannot be called
+    monkeypatch.setattr(image_cache, "_fill", None)  # cannot be called
     assert list(read(cached(folder))) == first
 
 

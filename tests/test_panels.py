@@ -12,11 +12,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jitkit.domains.panels.grids import curved, views
-from jitkit.domains.panels.panels import panels
-from jitkit.domains.panels.sheet import Sheet, plain
-from jitkit.domains.panels.views import View, pretty, ruler, shrunk, wrapped
 from jitkit.errors import DataError
+from jitkit.plots.grids import curved, views
+from jitkit.plots.panels import panels
+from jitkit.plots.sheet import Sheet, plain
+from jitkit.plots.views import View, pretty, ruler, shrunk, wrapped
 
 matplotlib = pytest.importorskip("matplotlib")
 
@@ -180,7 +180,7 @@ def test_lines_break_where_values_are_missing(sheets: list[Sheet]) -> None:
 
 
 def colours(values: Array) -> Any:
-    from jitkit.domains.panels.scales import Colours
+    from jitkit.plots.scales import Colours
 
     found = Colours([[values]])
     scale = found._scale
@@ -212,7 +212,7 @@ def test_rain_has_colours_by_its_logarithm_and_ice_has_not() -> None:
 
 
 def test_missing_cells_are_grey_and_what_is_off_the_grid_is_left_white() -> None:
-    from jitkit.domains.panels.scales import LAND
+    from jitkit.plots.scales import LAND
 
     ramp = np.linspace(0, 1, 256).reshape(1, 16, 16)
     ramp[:, :8] = np.nan
@@ -409,7 +409,7 @@ def test_arrays_of_another_shape_are_refused() -> None:
 
 def test_drawing_needs_no_pyplot_and_importing_no_matplotlib() -> None:
     code = (
-        "import sys, numpy as np; from jitkit.domains.panels.panels import panels;"
+        "import sys, numpy as np; from jitkit.plots.panels import panels;"
         "assert not {'matplotlib', 'torch', 'xarray', 'scipy'} & set(sys.modules);"
         "panels([np.eye(4)[None]], [], channels=['t'], axes=[('y', 'line'), ('x', 'line')]);"
         "assert 'matplotlib.pyplot' not in sys.modules"

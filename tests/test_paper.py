@@ -43,13 +43,13 @@ from benchmarks.paper.toy import (  # noqa: E402
     spiral,
 )
 from benchmarks.paper.trainings import RECIPES, Setup, Training  # noqa: E402
-from jitkit.check import check  # noqa: E402
-from jitkit.denoiser import Denoiser, Diffusion  # noqa: E402
-from jitkit.domains.images import read_pixels  # noqa: E402
+from jitkit.diffusion.denoiser import Denoiser, Diffusion  # noqa: E402
+from jitkit.domains.images.files import read_pixels  # noqa: E402
 from jitkit.errors import DataError  # noqa: E402
 from jitkit.fields import Axis, Layout  # noqa: E402
-from jitkit.recipe import load_recipe  # noqa: E402
-from jitkit.transformer import Sizes  # noqa: E402
+from jitkit.nn.transformer import Sizes  # noqa: E402
+from jitkit.recipe.load import load_recipe  # noqa: E402
+from jitkit.training.dry_run import check  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 IMAGENET = "imagenet256-200epochs"

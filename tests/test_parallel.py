@@ -15,13 +15,13 @@ import pytest
 import torch
 
 import jitkit
-from jitkit import checkpoint
 from jitkit.data import Plan
 from jitkit.errors import RecipeError
-from jitkit.learner import Learner, LossScale
-from jitkit.parallel import ALONE
-from jitkit.recipe import dump_recipe, load_recipe
-from jitkit.trainer import train
+from jitkit.recipe.load import dump_recipe, load_recipe
+from jitkit.runs import checkpoint
+from jitkit.training.step import Learner, LossScale
+from jitkit.training.trainer import train
+from jitkit.utils.distributed import ALONE
 
 
 def started(*words: object, processes: int = 2, cwd: Path | None = None) -> subprocess.Popen[str]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from jitkit.errors import JitkitError
-from jitkit.patches import (
+from jitkit.nn.patches import (
     coords_of_cells,
     crop,
     pad,

@@ -19,13 +19,19 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from jitkit import posthoc
-from jitkit.checkpoint import made_mean
 from jitkit.domains.digits import Digits, DigitsSection
-from jitkit.ema import EMA, gamma_of, sigma_name
 from jitkit.errors import CheckpointError, JitkitError
-from jitkit.optim import adamw
-from jitkit.posthoc import fit, inner_products, reconstruct, snapshots, write_reconstructed
+from jitkit.optim import posthoc_ema
+from jitkit.optim.ema import EMA, gamma_of, sigma_name
+from jitkit.optim.optimizers import adamw
+from jitkit.optim.posthoc_ema import (
+    fit,
+    inner_products,
+    reconstruct,
+    snapshots,
+    write_reconstructed,
+)
+from jitkit.runs.checkpoint import made_mean
 
 KEPT = (0.05, 0.1)  # as in the paper
 ASKED = (0.03, 0.04, 0.07, 0.15, 0.2)
@@ -54,7 +60,7 @@ class Walk:
             kept.update()
             asked.update()
             if step % every == 0:
-                posthoc.write_snapshot(run, step, kept.means)
+                posthoc_ema.write_snapshot(run, step, kept.means)
                 self.online[step] = {
                     name: {key: value.clone() for key, value in mean.items()}
                     for name, mean in (kept.means | asked.means).items()
@@ -164,7 +170,7 @@ def test_a_mean_made_after_training_is_the_one_kept_while_training(tmp_path: Pat
         kept.update()
         asked.update()
         if step % 15 == 0:
-            posthoc.write_snapshot(tmp_path, step, kept.means)
+            posthoc_ema.write_snapshot(tmp_path, step, kept.means)
     for sigma_rel in ASKED:
         true = asked.means[sigma_name(sigma_rel)]
         error = relative(reconstruct(tmp_path, sigma_rel), true)
@@ -186,11 +192,11 @@ def test_snapshots_are_listed_by_step_with_a_file_for_each_width(walk: Walk) -> 
 
 def test_what_float16_cannot_hold_is_stored_as_it_is() -> None:
     usual = torch.randn(1000)
-    assert posthoc.stored(usual).dtype == torch.float16
-    assert torch.equal(posthoc.stored(posthoc.stored(usual)), usual.half())
-    assert torch.equal(posthoc.stored(usual * 1e5), usual * 1e5)
-    assert torch.equal(posthoc.stored(usual * 1e-6), usual * 1e-6)
-    assert posthoc.stored(torch.zeros(3)).dtype == torch.float16
+    assert posthoc_ema.stored(usual).dtype == torch.float16
+    assert torch.equal(posthoc_ema.stored(posthoc_ema.stored(usual)), usual.half())
+    assert torch.equal(posthoc_ema.stored(usual * 1e5), usual * 1e5)
+    assert torch.equal(posthoc_ema.stored(usual * 1e-6), usual * 1e-6)
+    assert posthoc_ema.stored(torch.zeros(3)).dtype == torch.float16
 
 
 def test_a_torn_snapshot_is_passed_over_and_named(
@@ -260,7 +266,7 @@ def test_widths_out_of_reach_between_two_that_are_kept_are_told_apart(tmp_path: 
     module = nn.Linear(2, 1)
     ema = EMA(module, (), [0.01, 0.25])
     ema.update()
-    posthoc.write_snapshot(tmp_path, 100, ema.means)
+    posthoc_ema.write_snapshot(tmp_path, 100, ema.means)
     with pytest.raises(CheckpointError, match=r"here: 0\.\d+ to 0\.\d+, 0\.\d+ to 0\.\d+;"):
         reconstruct(tmp_path, 0.1)
 
@@ -297,7 +303,7 @@ def test_a_mean_is_written_whole_and_found_by_its_name(copy: Path) -> None:
         told = json.loads(file.metadata()["mean"])
     assert (told["format"], told["step"], told["sigma_rel"]) == ("1", "160", "0.07")
     assert float(told["residual"]) < 0.02
-    assert "width 0.07 at step 160, made of 16 stored means" in posthoc.describe(path)
+    assert "width 0.07 at step 160, made of 16 stored means" in posthoc_ema.describe(path)
     assert made_mean(copy, "sigma-0.07", 160) == made_mean(copy, "sigma-0.07", 180) == path
     for name, step in (("sigma-0.07", 159), ("sigma-0.08", 160), ("0.07", 160), ("none", 160)):
         assert made_mean(copy, name, step) is None
@@ -311,7 +317,7 @@ def test_a_snapshot_that_is_written_again_takes_the_place_of_the_first(tmp_path:
     module = nn.Linear(2, 1)
     for value in (1.0, 2.0):
         nn.init.constant_(module.weight, value)
-        path = posthoc.write_snapshot(tmp_path, 5, EMA(module, (), [0.1]).means)
+        path = posthoc_ema.write_snapshot(tmp_path, 5, EMA(module, (), [0.1]).means)
     assert (load_file(path / "sigma-0.1.safetensors")["weight"] == 2).all()
     assert [folder.name for folder in (tmp_path / "ema").iterdir()] == ["step-5"]
 
@@ -319,7 +325,7 @@ def test_a_snapshot_that_is_written_again_takes_the_place_of_the_first(tmp_path:
 def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "ema").write_text("in the way")
     with pytest.raises(CheckpointError, match="step-5 cannot be written: "):
-        posthoc.write_snapshot(tmp_path, 5, EMA(nn.Linear(2, 1), (), [0.1]).means)
+        posthoc_ema.write_snapshot(tmp_path, 5, EMA(nn.Linear(2, 1), (), [0.1]).means)
     assert (tmp_path / "ema").read_text() == "in the way"
 
 
@@ -327,7 +333,7 @@ def test_a_run_that_goes_back_forgets_what_came_after(copy: Path) -> None:
     write_reconstructed(copy, 0.07)
     early = write_reconstructed(copy, 0.07, 100)
     (copy / "ema" / ".step-340.part").mkdir()
-    posthoc.forget_after(copy, 120)
+    posthoc_ema.forget_after(copy, 120)
     names = {f"step-{step}" for step in range(20, 121, 20)} | {early.name}
     assert {path.name for path in (copy / "ema").iterdir()} == names
-    posthoc.forget_after(copy / "no such run", 0)
+    posthoc_ema.forget_after(copy / "no such run", 0)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from jitkit.check import choose_precision
-from jitkit.learner import LossScale
-from jitkit.trainer import train
+from jitkit.diffusion.build import choose_precision
+from jitkit.training.step import LossScale
+from jitkit.training.trainer import train
 
 STEPS = 200
 

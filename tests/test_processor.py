@@ -32,7 +32,7 @@ def said(script: str, **environment: str) -> str:
         for key, value in os.environ.items()
         if not key.startswith(("OMP_", "GOMP_", "MALLOC_", "GLIBC_", "THP_"))
     }
-    command = [sys.executable, "-c", f"from jitkit.processor import settle; settle()\n{script}"]
+    command = [sys.executable, "-c", f"from jitkit.utils.cpu import settle; settle()\n{script}"]
     return subprocess.check_output(command, text=True, env=kept | environment).strip()
 
 

@@ -21,12 +21,10 @@ from biotite.structure.io.xtc import XTCFile
 
 from jitkit import testing
 from jitkit.data import collate
-from jitkit.domains.geometry import along_axes, random_rotation, superposed
-from jitkit.domains.packages import located
 from jitkit.domains.proteins.adapter import Proteins
 from jitkit.domains.proteins.backbone import Backbone
 from jitkit.domains.proteins.ensembles import Compared, ensemble_measures, fluctuations
-from jitkit.domains.proteins.reading import chains_in, groups_of, read_atoms, read_chains
+from jitkit.domains.proteins.readers import chains_in, groups_of, read_atoms, read_chains
 from jitkit.domains.proteins.residues import LETTERS
 from jitkit.domains.proteins.scores import gyration, measures, neighbour_distances
 from jitkit.domains.proteins.secondary import secondary
@@ -40,6 +38,8 @@ from jitkit.domains.proteins.torsions import (
 )
 from jitkit.domains.proteins.trajectories import read_frames, whole_chains
 from jitkit.errors import BadItem, ConditionError, DataError
+from jitkit.utils.paths import located
+from jitkit.utils.rotations import along_axes, random_rotation, superposed
 
 DATA = Path(__file__).parent / "data" / "proteins"
 FILES = sorted(DATA.glob("*.gz"))

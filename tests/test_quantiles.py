@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jitkit.domains.arrays.quantiles import QuantileSketch
+from jitkit.domains.arrays.normalize.quantiles import QuantileSketch
 
 SHARES = [0.0, 0.01, 0.25, 0.5, 0.75, 0.99, 1.0]
 

@@ -17,7 +17,7 @@ from pydantic import model_validator
 
 from jitkit.domain import domain_class
 from jitkit.errors import RecipeError, listed
-from jitkit.recipe import Recipe, bundled, differences, dump_recipe, load_recipe
+from jitkit.recipe.load import Recipe, bundled, differences, dump_recipe, load_recipe
 from jitkit.sections import SIZES, Count, DomainSection, Finite
 
 ROOT = Path(__file__).parents[1]
@@ -61,7 +61,7 @@ def _domains() -> Any:
     fake: dict[str, Any] = {"winds": Winds, "grids": Grids}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "jitkit.recipe.domain_class", lambda name: fake.get(name) or domain_class(name)
+            "jitkit.recipe.load.domain_class", lambda name: fake.get(name) or domain_class(name)
         )
         yield
 

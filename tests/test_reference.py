@@ -10,10 +10,10 @@ import torch
 from models import awake, difference, layout
 from torch import Tensor
 
-from jitkit.denoiser import Denoiser, Diffusion
+from jitkit.diffusion.denoiser import Denoiser, Diffusion
+from jitkit.diffusion.sampler import sample
 from jitkit.fields import Category, Scalars
-from jitkit.optim import adamw
-from jitkit.sampler import sample
+from jitkit.optim.optimizers import adamw
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks are not installed
 

@@ -21,11 +21,11 @@ import pytest
 import xarray as xr
 from zarr.codecs import ZstdCodec
 
-from jitkit.domains.stores import remote
-from jitkit.domains.stores.places import File
-from jitkit.domains.stores.remote import Remote
-from jitkit.domains.stores.store import Store
 from jitkit.errors import DataError
+from jitkit.stores import remote
+from jitkit.stores.locations import File
+from jitkit.stores.remote import Remote
+from jitkit.stores.store import Store
 
 Array = np.ndarray[Any, Any]
 SHAPE = (12, 6, 5)
@@ -332,7 +332,7 @@ def test_many_threads_read_from_afar(web: WebServer) -> None:
 def test_a_fork_is_refused_and_does_not_hang(web: WebServer) -> None:
     program = f"""
 import os, signal, sys
-from jitkit.domains.stores.store import Store
+from jitkit.stores.store import Store
 store = Store({web.url + "/2.zarr"!r})
 store.read("v", {{"time": 0}})
 if os.fork() == 0:

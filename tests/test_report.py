@@ -18,10 +18,10 @@ import html5lib
 import pytest
 from reportruns import GUIDANCE, SCORES, make_run, write_json, write_scores, write_sweep
 
-from jitkit.best import write_best
 from jitkit.errors import RecipeError
 from jitkit.report.page import write_report
 from jitkit.report.scores import score_groups, sweep_views
+from jitkit.runs.defaults import write_best
 
 Ask = Callable[..., Any]
 NAMES = {"html": "http://www.w3.org/1999/xhtml"}

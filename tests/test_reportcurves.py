@@ -15,10 +15,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from jitkit import validation
 from jitkit.report.charts import SIDE, Line, chart, linear, logarithmic
 from jitkit.report.curves import BINS, BUCKETS, LOSSES, Buckets, Curve, read, smoothed
 from jitkit.report.pictures import chosen, encoded, pictures
+from jitkit.training import validation
 
 numbers = st.floats(-1e6, 1e6)
 

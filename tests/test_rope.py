@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from jitkit.fields import Axis, Kind
-from jitkit.patches import token_coords
-from jitkit.rope import (
+from jitkit.nn.patches import token_coords
+from jitkit.nn.rope import (
     frequencies,
     rotary,
     rotary_of_places,

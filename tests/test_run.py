@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jitkit.errors import RecipeError
-from jitkit.run import (
+from jitkit.runs.run_dir import (
     append_lines,
     choose_folder,
     cut_metrics,
@@ -169,8 +169,12 @@ def test_two_processes_do_not_train_in_one_folder() -> None:
     run = make_run("run")
     with locked(run):
         other = subprocess.run(
-            [sys.executable, "-c", "from pathlib import Path\nfrom jitkit.run import locked\n"
-             "with locked(Path('run')): pass"],
+            [
+                sys.executable,
+                "-c",
+                "from pathlib import Path\nfrom jitkit.runs.run_dir import locked\n"
+                "with locked(Path('run')): pass",
+            ],
             capture_output=True,
             text=True,
         )  # fmt: skip

@@ -12,12 +12,12 @@ import torch
 from models import awake, difference, layout
 from torch import Tensor
 
-from jitkit.denoiser import Denoiser, Diffusion
+from jitkit.diffusion.denoiser import Denoiser, Diffusion
+from jitkit.diffusion.guidance import Guided
+from jitkit.diffusion.sampler import draw_noise, fitting_batch, sample
+from jitkit.diffusion.solvers import Method, integrate
 from jitkit.errors import ConditionError, JitkitError
 from jitkit.fields import Category, Condition, Grid, Layout, PerToken, Scalars
-from jitkit.guidance import Guided
-from jitkit.sampler import draw_noise, fitting_batch, sample
-from jitkit.solvers import Method, integrate
 
 LABEL: dict[str, Condition] = {"label": Category(10)}
 
@@ -328,8 +328,8 @@ def test_a_batch_fits_into_half_of_the_free_memory(monkeypatch: pytest.MonkeyPat
     denoiser = awake(layout((6, 2)))
 
     def with_free(free: int) -> int:
-        monkeypatch.setattr("jitkit.sampler.free_bytes", lambda _device: free)
-        monkeypatch.setattr("jitkit.sampler.sampling_bytes", lambda _network: 1000)
+        monkeypatch.setattr("jitkit.diffusion.sampler.free_bytes", lambda _device: free)
+        monkeypatch.setattr("jitkit.diffusion.sampler.sampling_bytes", lambda _network: 1000)
         return fitting_batch(denoiser)
 
     assert [with_free(n) for n in (0, 1999, 2000, 7999, 8000)] == [1, 1, 1, 3, 4]

@@ -12,7 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks are not installed
 
 from benchmarks import scaling  # noqa: E402
-from jitkit.memory import training_bytes  # noqa: E402
+from jitkit.nn.memory import training_bytes  # noqa: E402
 
 B, G = 131_123_712, 2_007_130_000  # parameters of B/16 and G/16, Li & He 2025
 
@@ -83,10 +83,10 @@ import sys
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from jitkit.denoiser import Denoiser
+from jitkit.diffusion.denoiser import Denoiser
 from jitkit.fields import Axis, Category, Layout
-from jitkit.parallel import Shared, shard, team
-from jitkit.transformer import Sizes
+from jitkit.utils.distributed import Shared, shard, team
+from jitkit.nn.transformer import Sizes
 
 
 class Watch(TorchDispatchMode):

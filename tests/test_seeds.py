@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jitkit.seeds import mix
+from jitkit.utils.seeding import mix
 
 WORDS = st.lists(st.integers() | st.text(st.characters(categories=["L", "N", "P"])), max_size=4)
 

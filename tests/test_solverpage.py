@@ -20,7 +20,7 @@ from benchmarks.solverpage import (  # noqa: E402
     told,
 )
 from benchmarks.solvers import COUNTS, PAPER, QUARTER, settings, steps_within  # noqa: E402
-from jitkit.solvers import RULES, TIMES, Method, evaluations  # noqa: E402
+from jitkit.diffusion.solvers import RULES, TIMES, Method, evaluations  # noqa: E402
 
 
 def records() -> dict[str, Any]:

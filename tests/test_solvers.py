@@ -12,9 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from jitkit import flow
-from jitkit.errors import JitkitError
-from jitkit.solvers import (
+from jitkit.diffusion import flow
+from jitkit.diffusion.solvers import (
     RULES,
     TIMES,
     Known,
@@ -26,6 +25,7 @@ from jitkit.solvers import (
     integrate,
     times_of,
 )
+from jitkit.errors import JitkitError
 
 ALL: list[tuple[Method, Times]] = [(method, times) for method in RULES for times in TIMES]
 

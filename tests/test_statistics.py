@@ -17,10 +17,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from jitkit.domains.arrays import moments
-from jitkit.domains.arrays.moments import Moments, Normalize
-from jitkit.domains.arrays.statistics import Accumulator, Statistics
-from jitkit.domains.arrays.transforms import Transform
+from jitkit.domains.arrays.normalize import moments
+from jitkit.domains.arrays.normalize.moments import Moments, Normalize
+from jitkit.domains.arrays.normalize.statistics import Accumulator, Statistics
+from jitkit.domains.arrays.normalize.transforms import Transform
 from jitkit.errors import DataError, RecipeError
 
 Array = np.ndarray[Any, np.dtype[Any]]

@@ -19,8 +19,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from storefiles import DTYPES, FORMATS, as_xarray_reads, field, raw_dataset, write
 
-from jitkit.domains.stores.store import Store
 from jitkit.errors import DataError
+from jitkit.stores.store import Store
 
 Array = np.ndarray[Any, Any]
 
@@ -452,7 +452,7 @@ def test_a_fingerprint_follows_the_data(tmp_path: Path, kind: str) -> None:
 
 def test_importing_the_stores_loads_no_heavy_library() -> None:
     program = (
-        "import sys, jitkit.domains.stores.store\n"
+        "import sys, jitkit.stores.store\n"
         "heavy = 'torch xarray zarr h5py matplotlib scipy numcodecs obstore'.split()\n"
         "print(sorted(set(heavy) & set(sys.modules)))"
     )

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 from test_trainer import assert_same, metrics
 
-from jitkit import checkpoint
 from jitkit.errors import CheckpointError, Stopped
-from jitkit.recipe import dump_recipe, load_recipe
-from jitkit.trainer import train
+from jitkit.recipe.load import dump_recipe, load_recipe
+from jitkit.runs import checkpoint
+from jitkit.training.trainer import train
 
 LONG = {"steps": 200_000, "save_every_steps": 100_000, "log": []}
 

@@ -18,20 +18,19 @@ import pytest
 import yaml
 from PIL import Image
 
-from jitkit.best import read_best, with_best, write_best
-from jitkit.choice import chosen as chosen_of
-from jitkit.domain import Measure
+from jitkit.domain import Measure, lower_is_better
 from jitkit.domains.digits import Digits, DigitsSection
-from jitkit.domains.images import Picture
-from jitkit.domains.measures import lower_is_better
-from jitkit.domains.scores.scores import measures
+from jitkit.domains.images.files import Picture
 from jitkit.errors import CheckpointError, JitkitError, RecipeError
-from jitkit.evaluate import evaluate
-from jitkit.generate import generate
-from jitkit.grid import axes_of, in_words, points
+from jitkit.evaluation.evaluate import evaluate
+from jitkit.evaluation.select import chosen as chosen_of
+from jitkit.evaluation.sweep import sweep, table
+from jitkit.evaluation.sweep_axes import axes_of, in_words, points
+from jitkit.metrics.fields.scores import measures
+from jitkit.runs.defaults import read_best, with_best, write_best
+from jitkit.runs.load import found_in, ready, settings
+from jitkit.sampling.generate import generate
 from jitkit.sections import EvaluateSection
-from jitkit.sweep import sweep, table
-from jitkit.trained import found_in, ready, settings
 
 WORDS = ("sample.guidance=1:2:0.5", "ema=0.2,none")
 FEW = ("evaluate.samples=20", "sample.steps=2")
@@ -220,7 +219,9 @@ def test_the_batch_of_a_sweep_stays_that_of_its_beginning(
 ) -> None:
     first = swept(run)
     shutil.rmtree(run / "sweeps" / "points")
-    monkeypatch.setattr("jitkit.sampler.free_bytes", lambda _: 1)  # another day, little memory
+    monkeypatch.setattr(
+        "jitkit.diffusion.sampler.free_bytes", lambda _: 1
+    )  # another day, little memory
     again = swept(run)
     assert again["batch_size"] == first["batch_size"] == 256
     assert [p["scores"] for p in again["points"]] == [p["scores"] for p in first["points"]]

@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 from jitkit.errors import JitkitError
-from jitkit.tracking import BACKENDS, Trackers, _is_installed, open_trackers
+from jitkit.training.trackers import BACKENDS, Trackers, _is_installed, open_trackers
 
 ROOT = Path(__file__).parents[1]
 RECIPE = {"name": "digits", "train": {"steps": 20, "betas": [0.9, 0.95]}, "sample": {"seed": 0}}
@@ -100,7 +100,12 @@ def test_an_unknown_tracker_is_refused_with_the_nearest_name(run: Path) -> None:
 
 def without_packages(code: str) -> str:
     """What a program says that finds jitkit's own folder and no installed package."""
-    command = [sys.executable, "-S", "-c", f"from jitkit.tracking import open_trackers\n{code}"]
+    command = [
+        sys.executable,
+        "-S",
+        "-c",
+        f"from jitkit.training.trackers import open_trackers\n{code}",
+    ]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
     return done.stdout + done.stderr
@@ -130,7 +135,10 @@ def test_a_folder_that_a_library_leaves_is_not_the_library(
 
 
 def test_no_tracker_is_loaded_before_it_is_asked_for() -> None:
-    code = "import sys, jitkit.tracking; print(*sorted({n.split('.')[0] for n in sys.modules}))"
+    code = (
+        "import sys, jitkit.training.trackers; "
+        "print(*sorted({n.split('.')[0] for n in sys.modules}))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not set(done.stdout.split()) & {*BACKENDS, "torch", "numpy", "PIL"}
 
@@ -201,7 +209,7 @@ def test_a_run_that_begins_again_forgets_all_of_its_first_attempt(run: Path, pic
 def test_tensorboard_has_every_step_of_a_killed_run_and_of_what_follows(run: Path) -> None:
     code = f"""
 import os, pathlib, signal
-from jitkit.tracking import open_trackers
+from jitkit.training.trackers import open_trackers
 trackers = open_trackers("auto", pathlib.Path({str(run)!r}), {{}}, step=0)
 for step in range(1, 51):
     trackers.log(step, {{"loss": 1 / (1 + step)}})
@@ -449,7 +457,7 @@ def test_a_backend_that_fails_is_named_once_and_the_others_go_on(
 def test_a_full_disk_ends_tensorboard_and_not_the_run(run: Path) -> None:
     code = f"""
 import pathlib, resource
-from jitkit.tracking import open_trackers
+from jitkit.training.trackers import open_trackers
 trackers = open_trackers("auto", pathlib.Path({str(run)!r}), {{}}, step=0)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 for step in range(1, 201):
@@ -470,7 +478,7 @@ print("done")
 def test_a_store_that_breaks_ends_mlflow_and_not_tensorboard(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("jitkit.tracking.SEND_SECONDS", 0.0)
+    monkeypatch.setattr("jitkit.training.trackers.SEND_SECONDS", 0.0)
     trackers = open_trackers(["mlflow", "tensorboard"], run, RECIPE, step=0)
     for file in (run / "mlflow").glob("runs.db*"):
         file.write_bytes(b"no database" * 1000)

@@ -57,11 +57,11 @@ def test_other_sections_of_a_trained_model_are_left_alone(run: Path, overrides: 
         face.evaluate(run, overrides)
 
 
-@pytest.mark.parametrize("first", ["jitkit.trainer", "jitkit.evaluate", "jitkit"])
+@pytest.mark.parametrize("first", ["jitkit.training.trainer", "jitkit.evaluate", "jitkit"])
 def test_the_module_of_that_name_does_not_hide_the_function(first: str) -> None:
     code = (
-        f"import {first}, jitkit, jitkit.evaluate\nfrom jitkit.evaluate import table\n"
-        "assert jitkit.evaluate.__module__ == 'jitkit.trained' and callable(jitkit.evaluate)\n"
+        f"import {first}, jitkit, jitkit.evaluate\nfrom jitkit.evaluation.evaluate import table\n"
+        "assert jitkit.evaluate.__module__ == 'jitkit.runs.load' and callable(jitkit.evaluate)\n"
         "from jitkit import evaluate; assert evaluate is jitkit.evaluate"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)

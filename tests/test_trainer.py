@@ -22,19 +22,19 @@ from models import awake
 from torch import Tensor
 
 import jitkit
-from jitkit import checkpoint
-from jitkit.check import assemble
 from jitkit.data import Plan
-from jitkit.denoiser import Denoiser, Diffusion
+from jitkit.diffusion.build import assemble
+from jitkit.diffusion.denoiser import Denoiser, Diffusion
+from jitkit.diffusion.flow import convert
 from jitkit.domains.digits import Digits, DigitsSection
-from jitkit.domains.images import Picture
-from jitkit.ema import EMA
+from jitkit.domains.images.files import Picture
 from jitkit.errors import CheckpointError, DataError, JitkitError, RecipeError
 from jitkit.fields import Field
-from jitkit.flow import convert
-from jitkit.recipe import dump_recipe, load_recipe
-from jitkit.trainer import train
-from jitkit.validation import bin_weights, held_out_loss
+from jitkit.optim.ema import EMA
+from jitkit.recipe.load import dump_recipe, load_recipe
+from jitkit.runs import checkpoint
+from jitkit.training.trainer import train
+from jitkit.training.validation import bin_weights, held_out_loss
 
 DIGITS = Digits(DigitsSection(name="digits"))
 

@@ -17,17 +17,17 @@ from torch._dynamo.testing import CompileCounter
 from torch._dynamo.utils import counters
 from torch.utils.flop_counter import FlopCounterMode
 
-from jitkit.check import macs
-from jitkit.conditions import null
 from jitkit.data import collate
-from jitkit.denoiser import Denoiser, Diffusion
+from jitkit.diffusion.denoiser import Denoiser, Diffusion
 from jitkit.errors import JitkitError
 from jitkit.fields import Axis, Batch, Category, Condition, Field, Grid, Layout, PerToken, Scalars
-from jitkit.layers import Attention, RMSNorm
-from jitkit.patches import token_coords
-from jitkit.rope import rotary, rotary_of_places, rotate, turning, waves
+from jitkit.nn.conditioning import null
+from jitkit.nn.flops import macs
+from jitkit.nn.layers import Attention, RMSNorm
+from jitkit.nn.patches import token_coords
+from jitkit.nn.rope import rotary, rotary_of_places, rotate, turning, waves
+from jitkit.nn.transformer import Sizes, Transformer
 from jitkit.sections import SIZES, ModelSection
-from jitkit.transformer import Sizes, Transformer
 
 EVERY_KIND: dict[str, Condition] = {
     "label": Category(10),
@@ -86,7 +86,7 @@ def test_a_preset_has_the_papers_parameters_and_cost(
 ) -> None:
     denoiser = paper(size, patch)
     assert sum(p.numel() for p in denoiser.parameters()) == parameters
-    assert macs(denoiser) / 1e9 == pytest.approx(gmacs, abs=0.005)
+    assert macs(denoiser.network) / 1e9 == pytest.approx(gmacs, abs=0.005)
 
 
 def test_cost_does_not_grow_where_grid_and_patch_do() -> None:

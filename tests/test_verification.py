@@ -23,19 +23,21 @@ from benchmarks.forecastsystem import (  # noqa: E402
     standardised,
     write_zarr,
 )
-from jitkit.abilities import RollOut
 from jitkit.domains.arrays.items import Sample  # noqa: E402
-from jitkit.domains.verification import pictures  # noqa: E402
-from jitkit.domains.verification.baselines import (  # noqa: E402
+from jitkit.domains.weather.adapter import Weather  # noqa: E402
+from jitkit.domains.weather.section import WeatherSection  # noqa: E402
+from jitkit.domains.weather.verify import areas_of, grid_of, held_out  # noqa: E402
+from jitkit.domains.weather.verify import verify as verify_weather  # noqa: E402
+from jitkit.errors import DataError  # noqa: E402
+from jitkit.evaluation.evaluate import table as evaluation_table  # noqa: E402
+from jitkit.metrics.forecasts.baselines import (  # noqa: E402
     LinearRegression,
     OtherYears,
     baselines,
     neighbourhood,
 )
-from jitkit.domains.verification.files import ForecastFile  # noqa: E402
-from jitkit.domains.verification.pictures import Shown, draw_maps, draw_spectra  # noqa: E402
-from jitkit.domains.verification.projection import Map, equal_earth  # noqa: E402
-from jitkit.domains.verification.scores import (  # noqa: E402
+from jitkit.metrics.forecasts.climatology import Climatology, year_and_hour  # noqa: E402
+from jitkit.metrics.forecasts.ensemble_scores import (  # noqa: E402
     Frame,
     Tally,
     block_length,
@@ -43,14 +45,12 @@ from jitkit.domains.verification.scores import (  # noqa: E402
     fair_crps,
     ranks,
 )
-from jitkit.domains.verification.seasons import Climatology, year_and_hour  # noqa: E402
-from jitkit.domains.verification.verify import Plan, Verification, verify  # noqa: E402
-from jitkit.domains.weather.adapter import Weather  # noqa: E402
-from jitkit.domains.weather.section import WeatherSection  # noqa: E402
-from jitkit.domains.weather.verifying import areas_of, grid_of, held_out  # noqa: E402
-from jitkit.domains.weather.verifying import verify as verify_weather  # noqa: E402
-from jitkit.errors import DataError  # noqa: E402
-from jitkit.evaluate import table as evaluation_table  # noqa: E402
+from jitkit.metrics.forecasts.forecast_files import ForecastFile  # noqa: E402
+from jitkit.metrics.forecasts.verify import Plan, Verification, verify  # noqa: E402
+from jitkit.plots import forecasts  # noqa: E402
+from jitkit.plots.forecasts import Shown, draw_maps, draw_spectra  # noqa: E402
+from jitkit.plots.projection import Map, equal_earth  # noqa: E402
+from jitkit.protocols import RollOut
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -682,7 +682,7 @@ def test_maps_name_long_channels_in_two_lines_and_say_which_are_left_out(tmp_pat
     place = {"latitude": np.linspace(75, -75, 6), "longitude": np.arange(0, 360, 45.0)}
     drawn: list[Any] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pictures, "_save", lambda figure, path: drawn.append(figure))
+        patch.setattr(forecasts, "_save", lambda figure, path: drawn.append(figure))
         draw_maps(
             shown, channels=names, units={}, title="forecast", path=tmp_path / "m.png", **place
         )

@@ -22,10 +22,10 @@ from weatherstores import anemoi, arco, weatherbench2
 from jitkit import testing
 from jitkit.data import batches
 from jitkit.domains.weather.adapter import Weather
-from jitkit.domains.weather.durations import duration
 from jitkit.domains.weather.section import WeatherSection
 from jitkit.domains.weather.sphere import Between, Blocks, cell_areas, latitude_edges
 from jitkit.domains.weather.sun import SOLAR_CONSTANT, cos_zenith, toa_radiation
+from jitkit.domains.weather.timedelta import duration
 from jitkit.errors import BadItem, DataError, JitkitError, RecipeError
 
 Array = np.ndarray[Any, np.dtype[Any]]

@@ -23,8 +23,8 @@ from test_remote import WebServer
 from weatherstores import ANEMOI, ARCO, BUCKETS, WEATHERBENCH
 
 from jitkit.domain import open_domain
-from jitkit.domains.stores import remote
-from jitkit.recipe import load_recipe
+from jitkit.recipe.load import load_recipe
+from jitkit.stores import remote
 
 KEYS: dict[str, dict[str, Any]] = {
     WEATHERBENCH: {

@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models import awake, layout
 
-from jitkit.abilities import Weighted
-from jitkit.check import assemble
 from jitkit.data import spread
+from jitkit.diffusion.build import assemble
+from jitkit.diffusion.flow import errors, interpolate, mean_over_data
 from jitkit.domains.digits import Digits, DigitsSection
-from jitkit.flow import errors, interpolate, mean_over_data
-from jitkit.recipe import load_recipe
-from jitkit.validation import held_out_loss
+from jitkit.protocols import Weighted
+from jitkit.recipe.load import load_recipe
+from jitkit.training.validation import held_out_loss
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from jitkit.processor import settle
+from jitkit.utils.cpu import settle
 
 settle()  # as the command line does, before torch
 os.environ["OMP_NUM_THREADS"] = "1"  # of each training; there are several side by side
@@ -41,7 +41,7 @@ from benchmarks.paper.pages import Page, Shown, write  # noqa: E402
 from benchmarks.paper.pictures import PictureSet  # noqa: E402
 from benchmarks.paper.trainings import Setup  # noqa: E402
 from jitkit.errors import JitkitError  # noqa: E402
-from jitkit.progress import say  # noqa: E402
+from jitkit.utils.console import say  # noqa: E402
 
 TABLES: dict[str, ModuleType] = {
     "toy": toypage,

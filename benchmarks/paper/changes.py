@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from jitkit.denoiser import Denoiser
-from jitkit.layers import Attention
+from jitkit.diffusion.denoiser import Denoiser
+from jitkit.nn.layers import Attention
 
 SIGMA_DATA = 0.5  # as in EDM and in the paper
 

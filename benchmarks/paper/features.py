@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from jitkit.domains.measures import frechet
-from jitkit.seeds import mix
+from jitkit.metrics.frechet import frechet
+from jitkit.utils.seeding import mix
 
 Array = np.ndarray[Any, np.dtype[Any]]
 SIDE = 64  # pixels that every picture is scaled to, as the FID scales to 299

@@ -10,8 +10,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Protocol
 
-from jitkit.progress import bar, quiet, say
-from jitkit.run import environment, write_text
+from jitkit.runs.run_dir import environment, write_text
+from jitkit.utils.console import bar, quiet, say
 
 Record = Mapping[str, Any]
 """What a job found, ``found``, and ``seconds``, ``environment``; plain data for JSON."""

@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks.paper.jobs import Record
 from benchmarks.paper.measures import Mean
-from jitkit.run import write_text
+from jitkit.runs.run_dir import write_text
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Records = Mapping[str, Sequence[Record]]

@@ -23,9 +23,10 @@ import numpy as np
 from PIL import Image
 
 from jitkit.domain import Split
-from jitkit.domains.images import Images, ImagesSection, Picture
+from jitkit.domains.images.adapter import Images, ImagesSection
+from jitkit.domains.images.files import Picture
 from jitkit.errors import DataError
-from jitkit.progress import bar
+from jitkit.utils.console import bar
 
 HELD_OUT = 0.2  # as many held-out pictures as samples, or the floor would be of another size
 DRAWN = 128  # pixels a side, the largest that is trained on

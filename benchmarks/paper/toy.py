@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.paper.measures import sliced_wasserstein
-from jitkit.flow import Space, convert, errors, interpolate, uniform_t
-from jitkit.seeds import mix
-from jitkit.solvers import integrate
+from jitkit.diffusion.flow import Space, convert, errors, interpolate, uniform_t
+from jitkit.diffusion.solvers import integrate
+from jitkit.utils.seeding import mix
 
 DIMENSIONS = (2, 8, 16, 512)
 PREDICTIONS: tuple[Space, ...] = ("x", "v", "eps")

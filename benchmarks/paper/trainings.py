@@ -18,18 +18,19 @@ import jitkit
 from benchmarks.paper.changes import CHANGES
 from benchmarks.paper.features import features, frechet_with_deviation
 from benchmarks.paper.pictures import PictureSet
-from jitkit import checkpoint
-from jitkit.check import macs
 from jitkit.data import spread
-from jitkit.denoiser import Denoiser
+from jitkit.diffusion.denoiser import Denoiser
 from jitkit.domain import Split, open_domain
-from jitkit.domains.images import Picture
-from jitkit.domains.measures import frechet
-from jitkit.generate import conditions_for, generate
-from jitkit.recipe import Recipe, dump_recipe, load_recipe
-from jitkit.run import locked
-from jitkit.stop import listening
-from jitkit.trainer import Trainer
+from jitkit.domains.images.files import Picture
+from jitkit.metrics.frechet import frechet
+from jitkit.nn.flops import macs
+from jitkit.recipe.load import Recipe, dump_recipe, load_recipe
+from jitkit.runs import checkpoint
+from jitkit.runs.run_dir import locked
+from jitkit.sampling.generate import generate
+from jitkit.sampling.requests import conditions_for
+from jitkit.training.trainer import Trainer
+from jitkit.utils.signals import listening
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "paper"
 SMALL = "patch3"  # the recipe of small patches, which takes photographs
@@ -88,7 +89,7 @@ class Training:
             "step_milliseconds": milliseconds,
             "steps": self.resolved.train.steps,
             "parameters": sum(p.numel() for p in denoiser.network.parameters()),
-            "gmacs": macs(denoiser) / 1e9,
+            "gmacs": macs(denoiser.network) / 1e9,
         }
         shutil.rmtree(run / "checkpoints")  # tens of megabytes of each of a hundred models
         return found

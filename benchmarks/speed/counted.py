@@ -22,7 +22,7 @@ from benchmarks.scaling import (
     step_flops,
     table,
 )
-from jitkit.memory import training_bytes
+from jitkit.nn.memory import training_bytes
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "performance.md"
 GB = 1e9

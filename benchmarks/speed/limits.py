@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 
 from benchmarks.speed.measure import Timing, seconds_of
-from jitkit import kernels
+from jitkit.nn import cpu_kernels
 
 Shape = tuple[int, int, int]
 SHAPES: tuple[Shape, ...] = (
@@ -52,7 +52,7 @@ def products(shapes: Sequence[Shape] = SHAPES) -> dict[str, Callable[[], object]
         left = torch.randn(rows, inner, generator=generator)
         weight = torch.randn(columns, inner, generator=generator)
         found[name_of(shape)] = partial(torch.mm, left, weight.T, out=torch.empty(rows, columns))
-        found[name_of(shape, "kernels.linear")] = partial(kernels.linear, left, weight, None)
+        found[name_of(shape, "kernels.linear")] = partial(cpu_kernels.linear, left, weight, None)
     return found
 
 

@@ -22,11 +22,11 @@ from benchmarks.referencemodel import JiT
 from benchmarks.speed.measure import Timing, interleaved, middle
 from benchmarks.speed.results import Demand, Plan, Result, Table, milliseconds, percent
 from benchmarks.speed.step import pictures
-from jitkit.check import assemble
-from jitkit.denoiser import Denoiser
+from jitkit.diffusion.build import assemble
+from jitkit.diffusion.denoiser import Denoiser
+from jitkit.diffusion.sampler import sample
 from jitkit.domain import domain_class
-from jitkit.recipe import Recipe
-from jitkit.sampler import sample
+from jitkit.recipe.load import Recipe
 
 PAPER_STEPS = 50
 GUIDANCE = 3.0

@@ -20,11 +20,12 @@ from benchmarks import reference
 from benchmarks.speed.measure import Timing, interleaved, ratio
 from benchmarks.speed.results import Demand, Plan, Result, Table, milliseconds, percent
 from benchmarks.speed.step import pictures
-from jitkit.check import assemble, macs
-from jitkit.denoiser import Denoiser
+from jitkit.diffusion.build import assemble
+from jitkit.diffusion.denoiser import Denoiser
 from jitkit.domain import domain_class
 from jitkit.fields import Axis, Category, Layout
-from jitkit.transformer import Sizes, Transformer
+from jitkit.nn.flops import macs
+from jitkit.nn.transformer import Sizes, Transformer
 
 MOST_APART = 1.10  # times of 1 to 4 axes, the longest over the shortest
 MOST_DOUBLED = 1.05  # time in the blocks, of twice the resolution and patch over once
@@ -128,7 +129,7 @@ def over_sizes(plan: Plan, result: Result) -> None:
     rows = []
     for what, cases in grown(plan).items():
         took = timed(cases, plan.pick(9, 3, 1))
-        work = {case.name: macs(case.made()) * case.batch for case in cases}
+        work = {case.name: macs(case.made().network) * case.batch for case in cases}
         usual = cases[1].name
         for case in cases:
             timing = took[case.name]

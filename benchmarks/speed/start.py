@@ -26,14 +26,14 @@ MOST_HELP, MOST_FIRST = 0.5, 10.0  # seconds
 
 FIRST_STEP = """
 import os, sys
-from jitkit.processor import settle
+from jitkit.utils.cpu import settle
 settle()
-import jitkit.learner
-take = jitkit.learner.Learner.take
+import jitkit.training.step
+take = jitkit.training.step.Learner.take
 def once(*given):
     take(*given)
     os._exit(0)
-jitkit.learner.Learner.take = once
+jitkit.training.step.Learner.take = once
 from jitkit.cli import main
 sys.argv = ["jitkit", "train", *sys.argv[1:]]
 main()

@@ -23,13 +23,13 @@ from benchmarks.speed.counted import bytes_a_weight
 from benchmarks.speed.limits import FEW, MIB, SHAPES, best_flops, copy_rate, products
 from benchmarks.speed.measure import interleaved, ratio
 from benchmarks.speed.results import Demand, Plan, Result, Table, milliseconds, percent
-from jitkit.check import macs
 from jitkit.domain import domain_class, open_domain
 from jitkit.errors import JitkitError
 from jitkit.fields import Batch, Category
-from jitkit.learner import Learner
-from jitkit.parallel import ALONE
-from jitkit.recipe import Recipe, load_recipe
+from jitkit.nn.flops import macs
+from jitkit.recipe.load import Recipe, load_recipe
+from jitkit.training.step import Learner
+from jitkit.utils.distributed import ALONE
 
 Step = Callable[[], object]
 LR = 1e-4
@@ -119,7 +119,7 @@ def measure(case: Case, plan: Plan) -> dict[str, Any]:
         repeats={"jitkit": case.repeats, "reference": case.repeats},
     )
     over, scatter = ratio(took["jitkit"], took["reference"])
-    flops = 3 * 2 * macs(learner.denoiser) * case.recipe.train.batch_size
+    flops = 3 * 2 * macs(learner.denoiser.network) * case.recipe.train.batch_size
     best, other = best_flops(took, shapes), best_flops(took, shapes, "kernels.linear")
     moved = bytes_a_weight() * sum(p.numel() for p in learner.denoiser.network.parameters())
     return {

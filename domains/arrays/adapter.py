@@ -16,15 +16,15 @@ import numpy as np
 
 from jitkit.domain import Measure, Split
 from jitkit.domains.arrays import conditions as told
-from jitkit.domains.arrays import writing as arraywrite
-from jitkit.domains.arrays.agreement import check_agreement
+from jitkit.domains.arrays import write as arraywrite
 from jitkit.domains.arrays.data import FORMAT, Data, check_transforms, measure, open_data
+from jitkit.domains.arrays.grid_check import check_agreement
 from jitkit.domains.arrays.items import ArrayItems, Sample
+from jitkit.domains.arrays.normalize.statistics import Statistics
 from jitkit.domains.arrays.output import Column, class_column, columns, number_column
 from jitkit.domains.arrays.plan import make_axes
 from jitkit.domains.arrays.section import ArraysSection
 from jitkit.domains.arrays.splits import Array
-from jitkit.domains.arrays.statistics import Statistics
 from jitkit.errors import BadItem, DataError, listed
 from jitkit.fields import Category, Condition, Field, Grid, Layout, Scalars
 from jitkit.sections import DomainSection
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-    from jitkit.domains.stores.fetching import Read
+    from jitkit.stores.download import Read
 
 MOST_IN_PREVIEW = 4
 
@@ -88,7 +88,7 @@ class Arrays:
         path: str, *, group: str | None = None, options: Mapping[str, Any] | None = None
     ) -> Any:
         """Look at data and propose a recipe for them, see `inspection.Proposal`."""
-        from jitkit.domains.arrays.inspection import inspect
+        from jitkit.domains.arrays.inspect.inspection import inspect
 
         return inspect(path, group=group, options=options)
 
@@ -163,7 +163,7 @@ class Arrays:
 
     def preview(self, items: Sequence[Sample]) -> Image:
         """Real items on the left, where the data are at hand, and these on the right."""
-        from jitkit.domains.panels.panels import panels
+        from jitkit.plots.panels import panels
 
         known = self.known()
         coords, units = known.coordinates()
@@ -180,20 +180,20 @@ class Arrays:
 
     def scores(self) -> Mapping[str, Measure]:
         """Distributions, spectra and correlations of samples against the training items."""
-        from jitkit.domains.scores.scores import measures
+        from jitkit.metrics.fields.scores import measures
 
         layout = self.known().layout
         return measures(layout.channels, [(axis.name, axis.kind) for axis in layout.axes])
 
     def reads(self) -> list[Read]:
         """What the recipe reads of its store."""
-        from jitkit.domains.arrays.reads import reads
+        from jitkit.domains.arrays.read_plan import reads
 
         return reads(self.data())
 
     def fetch(self, folder: Path) -> list[str]:
         """Copy what the recipe reads, see `jitkit.abilities.Fetchable`."""
-        from jitkit.domains.arrays.reads import copy_of
+        from jitkit.domains.arrays.read_plan import copy_of
 
         return copy_of(self, folder, threads=self.data().items("train").threads)
 

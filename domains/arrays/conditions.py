@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jitkit.domains.arrays.plan import Plan, as_channels, described
-from jitkit.domains.arrays.reading import Variable, read_channels
+from jitkit.domains.arrays.read import Variable, read_channels
 from jitkit.domains.arrays.splits import Array, is_time, label
 from jitkit.errors import DataError, listed, nearest
 from jitkit.sections import Natural, Section
 
 if TYPE_CHECKING:
-    from jitkit.domains.stores.store import Readable
+    from jitkit.stores.store import Readable
 
 MOST_CLASSES = 10_000
 

@@ -17,18 +17,18 @@ import numpy as np
 from jitkit.domain import Split
 from jitkit.domains.arrays import conditions as told
 from jitkit.domains.arrays.items import ArrayItems, Reading, block_places, read_blocks
+from jitkit.domains.arrays.normalize.statistics import Statistics, load_or_measure
+from jitkit.domains.arrays.normalize.transforms import Transform
 from jitkit.domains.arrays.output import describe
 from jitkit.domains.arrays.plan import Plan, make_axes, make_plan
-from jitkit.domains.arrays.reading import Variable
+from jitkit.domains.arrays.read import Variable
 from jitkit.domains.arrays.section import ArraysSection
 from jitkit.domains.arrays.splits import Array, Places, label, split, starts
-from jitkit.domains.arrays.statistics import Statistics, load_or_measure
-from jitkit.domains.arrays.transforms import Transform
 from jitkit.errors import DataError, RecipeError, listed, nearest
-from jitkit.progress import bar
+from jitkit.utils.console import bar
 
 if TYPE_CHECKING:
-    from jitkit.domains.stores.store import Readable, Store
+    from jitkit.stores.store import Readable, Store
 
 FORMAT = 1
 MOST_VALUES = 2**33  # that statistics look at unless told: half an hour where a core reads 20 MB/s
@@ -91,7 +91,7 @@ def open_store(section: ArraysSection) -> Store:
     Raises:
         DataError: it is not there, or cannot be read.
     """
-    from jitkit.domains.stores.store import Store
+    from jitkit.stores.store import Store
 
     if section.path is None:
         raise DataError(

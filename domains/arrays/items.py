@@ -12,12 +12,12 @@ import numpy as np
 
 from jitkit.domains.arrays.conditions import Series
 from jitkit.domains.arrays.plan import Plan
-from jitkit.domains.arrays.reading import Cut, Variable, read_channels
+from jitkit.domains.arrays.read import Cut, Variable, read_channels
 from jitkit.domains.arrays.splits import Array, Places, label, shuffled_in_blocks
-from jitkit.domains.stores.chunks import stretches
+from jitkit.stores.chunks import stretches
 
 if TYPE_CHECKING:
-    from jitkit.domains.stores.store import Readable
+    from jitkit.stores.store import Readable
 
 BLOCK_BYTES = 2**26  # of statistics, as float32; several are in memory at once
 RUN_OF_SPANS = 8  # windows' lengths in a group: neighbours that share steps are read together

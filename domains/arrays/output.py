@@ -17,7 +17,7 @@ from jitkit.domains.arrays.plan import Plan
 from jitkit.domains.arrays.splits import Array, in_seconds, is_time
 
 if TYPE_CHECKING:
-    from jitkit.domains.stores.store import Readable
+    from jitkit.stores.store import Readable
 
 SUFFIXES = {"netcdf": ".nc", "hdf5": ".h5", "zarr": ".zarr", "npy": ".npy", "npz": ".npz"}
 

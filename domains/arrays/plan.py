@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jitkit.domains.arrays.reading import Cut, Variable
+from jitkit.domains.arrays.read import Cut, Variable
 from jitkit.domains.arrays.splits import Array, Selection, label, matching
-from jitkit.domains.stores.chunks import stretches
 from jitkit.errors import DataError, RecipeError, listed, nearest
 from jitkit.fields import Axis, Kind
+from jitkit.stores.chunks import stretches
 
 if TYPE_CHECKING:
-    from jitkit.domains.stores.store import Described, Readable
+    from jitkit.stores.store import Described, Readable
 
 MOST_TOKENS = 512
 

@@ -9,9 +9,9 @@ from pydantic import BeforeValidator, model_validator
 from pydantic import Field as Limit
 
 from jitkit.domains.arrays.conditions import ConditionsSection
-from jitkit.domains.arrays.moments import Normalize
+from jitkit.domains.arrays.normalize.moments import Normalize
+from jitkit.domains.arrays.normalize.transforms import Transform
 from jitkit.domains.arrays.splits import Selection, SplitsSection
-from jitkit.domains.arrays.transforms import Transform
 from jitkit.errors import RecipeError
 from jitkit.sections import Count, DomainSection, Finite, Natural
 

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from jitkit.domain import Measure, Split
-from jitkit.domains.geometry import random_rotation
 from jitkit.domains.molecules.elements import SYMBOLS
-from jitkit.domains.molecules.facts import Asked, find_facts, row_for
+from jitkit.domains.molecules.metadata import Asked, find_facts, row_for
 from jitkit.domains.molecules.molecule import Molecule, Packed
 from jitkit.domains.molecules.section import MoleculesSection
 from jitkit.errors import ConditionError, DataError, listed, nearest
 from jitkit.fields import Axis, Condition, Field, Layout, Scalars
 from jitkit.sections import DomainSection
+from jitkit.utils.rotations import random_rotation
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -62,7 +62,7 @@ class Molecules:
 
     @cached_property
     def _splits(self) -> dict[str, Packed]:
-        from jitkit.domains.molecules.reading import read
+        from jitkit.domains.molecules.readers import read
 
         whole = read(self.section)
         order = np.random.default_rng(0).permutation(len(whole))
@@ -173,13 +173,13 @@ class Molecules:
 
         A molecule whose bonds cannot be told stands in the SDF without any, marked so.
         """
-        from jitkit.domains.molecules.writing import write
+        from jitkit.domains.molecules.writers import write
 
         return write(items, path)
 
     def preview(self, items: Sequence[Molecule]) -> Image:
         """Molecules in space, side by side, and their drawings where RDKit is installed."""
-        from jitkit.domains.molecules.pictures import grid
+        from jitkit.domains.molecules.figures import grid
 
         return grid(items)
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from jitkit.domain import Measure
-from jitkit.domains.measures import jensen_shannon, lower_is_better
+from jitkit.domain import Measure, lower_is_better
 from jitkit.domains.molecules.bonds import bond_orders, stable_atoms
 from jitkit.domains.molecules.chemistry import check_rdkit, has_rdkit, smiles, written_smiles
 from jitkit.domains.molecules.molecule import Array, Molecule, Packed
 from jitkit.domains.molecules.regression import regressor
+from jitkit.metrics.frechet import jensen_shannon
 
 Molecules = Sequence[Molecule]
 Known = Callable[[Molecule], bool]

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from jitkit.domain import Measure, Split
-from jitkit.domains.geometry import random_rotation, superposed
 from jitkit.domains.proteins.backbone import Array, Backbone, Chains, Frames
-from jitkit.domains.proteins.facts import (
+from jitkit.domains.proteins.metadata import (
     centred,
     cut,
     facts_of_ensemble,
@@ -27,6 +26,7 @@ from jitkit.domains.proteins.section import ProteinsSection
 from jitkit.errors import ConditionError, DataError
 from jitkit.fields import Axis, Condition, Field, Layout, PerToken, Scalars
 from jitkit.sections import DomainSection
+from jitkit.utils.rotations import random_rotation, superposed
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -82,7 +82,7 @@ class Proteins:
 
     @cached_property
     def _splits(self) -> dict[str, Chains | Frames]:
-        from jitkit.domains.proteins.reading import read_chains
+        from jitkit.domains.proteins.readers import read_chains
         from jitkit.domains.proteins.trajectories import read_frames
 
         if self.is_ensemble:
@@ -224,13 +224,13 @@ class Proteins:
     def write(self, items: Iterable[Backbone], path: Path) -> list[Path]:
         """Write PDB and mmCIF, and ``grid.png``: a file for each structure, or one of many models
         for an ensemble."""
-        from jitkit.domains.proteins.writing import write_ensemble, write_structures
+        from jitkit.domains.proteins.writers import write_ensemble, write_structures
 
         return (write_ensemble if self.is_ensemble else write_structures)(items, path)
 
     def preview(self, items: Sequence[Backbone]) -> Image:
         """Traces of chains, side by side, and their torsion angles."""
-        from jitkit.domains.proteins.pictures import grid
+        from jitkit.domains.proteins.figures import grid
 
         return grid(items)
 

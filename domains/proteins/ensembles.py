@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from jitkit.domain import Best, Measure
-from jitkit.domains.geometry import superposed
 from jitkit.domains.proteins.backbone import Array, Backbone
+from jitkit.utils.rotations import superposed
 
 Frames = Sequence[Backbone]
 

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jitkit.domain import Measure
-from jitkit.domains.measures import jensen_shannon, lower_is_better
+from jitkit.domain import Measure, lower_is_better
 from jitkit.domains.proteins.backbone import Array, Backbone
 from jitkit.domains.proteins.secondary import contents
 from jitkit.domains.proteins.torsions import (
@@ -18,6 +17,7 @@ from jitkit.domains.proteins.torsions import (
     bond_lengths,
     ramachandran,
 )
+from jitkit.metrics.frechet import jensen_shannon
 
 Chains = Sequence[Backbone]
 

@@ -15,29 +15,29 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from jitkit.abilities import RollOut
 from jitkit.domain import Measure, Split
-from jitkit.domains.arrays import writing as arraywrite
+from jitkit.domains.arrays import write as arraywrite
 from jitkit.domains.arrays.adapter import Arrays
 from jitkit.domains.arrays.conditions import part_of_time
 from jitkit.domains.arrays.data import Data
 from jitkit.domains.arrays.items import ArrayItems, Sample
-from jitkit.domains.weather.durations import duration
-from jitkit.domains.weather.facts import Known, measure
+from jitkit.domains.weather.derived import sky
 from jitkit.domains.weather.forecasts import Forecasts, recorded
-from jitkit.domains.weather.opening import Weather as Opened
-from jitkit.domains.weather.opening import open_weather
+from jitkit.domains.weather.metadata import Known, measure
+from jitkit.domains.weather.open import Weather as Opened
+from jitkit.domains.weather.open import open_weather
 from jitkit.domains.weather.section import WeatherSection
 from jitkit.domains.weather.states import States
-from jitkit.domains.weather.view import sky
+from jitkit.domains.weather.timedelta import duration
 from jitkit.errors import BadItem, DataError, RecipeError, listed
 from jitkit.fields import Condition, Field, Layout
+from jitkit.protocols import RollOut
 from jitkit.sections import DomainSection
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from jitkit.domains.arrays.reads import Read
+    from jitkit.domains.arrays.read_plan import Read
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -162,20 +162,20 @@ class Weather:
 
     def reads(self) -> list[Read]:
         """What is read of the stores for both splits."""
-        from jitkit.domains.weather.needs import reads
+        from jitkit.domains.weather.read_plan import reads
 
         self._arrays.data()
         return reads(self.opened())
 
     def fetch(self, folder: Path) -> list[str]:
         """Copy what the recipe reads into a folder; the overrides that point a recipe at it."""
-        from jitkit.domains.arrays.reads import copy_of
+        from jitkit.domains.arrays.read_plan import copy_of
 
         return copy_of(self, folder, threads=self.items("train").threads)
 
     def verify(self, roll_out: RollOut, folder: Path, *, seed: int) -> Mapping[str, Any]:
         """Roll out ensembles from held-out starts, score them and draw pictures."""
-        from jitkit.domains.weather.verifying import verify
+        from jitkit.domains.weather.verify import verify
 
         return verify(self, self.section.verify, roll_out, folder, seed=seed)
 

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jitkit.domains.stores.contents import Described
 from jitkit.errors import DataError, listed, nearest
+from jitkit.stores.variables import Described
 
 if TYPE_CHECKING:
     import xarray
 
-    from jitkit.domains.stores.chunks import Stats
-    from jitkit.domains.stores.store import Readable
+    from jitkit.stores.chunks import Stats
+    from jitkit.stores.store import Readable
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

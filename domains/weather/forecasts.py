@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jitkit.domains.arrays.items import Sample
-from jitkit.progress import warn
+from jitkit.utils.console import warn
 
 if TYPE_CHECKING:
     import xarray

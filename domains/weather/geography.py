@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jitkit.domains.arrays.dimensions import closes, even, part_of
+from jitkit.domains.arrays.inspect.dimensions import closes, even, part_of
 from jitkit.domains.arrays.plan import coordinate
 from jitkit.domains.arrays.splits import Array, is_time, label
 from jitkit.domains.weather.section import Variables
@@ -16,7 +16,7 @@ from jitkit.domains.weather.sphere import CIRCLE, cell_areas, longitude_widths
 from jitkit.errors import DataError, RecipeError, listed, nearest
 
 if TYPE_CHECKING:
-    from jitkit.domains.stores.store import Readable
+    from jitkit.stores.store import Readable
 
 
 EMPTIED = (

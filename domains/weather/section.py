@@ -9,7 +9,7 @@ from pydantic import Field as Limit
 
 from jitkit.domains.arrays.section import Drop
 from jitkit.domains.arrays.splits import Selection, SplitsSection
-from jitkit.domains.weather.durations import SECONDS, Duration, duration
+from jitkit.domains.weather.timedelta import SECONDS, Duration, duration
 from jitkit.errors import RecipeError, listed
 from jitkit.sections import Count, DomainSection, Natural, Section
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from jitkit.domain import Split
-from jitkit.domains.arrays.reading import Cut, read_channels
+from jitkit.domains.arrays.read import Cut, read_channels
 from jitkit.domains.arrays.splits import Array, edges, extent, in_seconds, label, runs
-from jitkit.domains.weather.durations import duration
-from jitkit.domains.weather.opening import Weather
+from jitkit.domains.weather.open import Weather
+from jitkit.domains.weather.timedelta import duration
 from jitkit.errors import DataError, RecipeError
 
 

@@ -10,14 +10,14 @@ import numpy as np
 from jitkit.domains.arrays.data import Data
 from jitkit.domains.arrays.splits import Array, holes, in_seconds, label, runs
 from jitkit.domains.weather.anemoi import Anemoi
-from jitkit.domains.weather.durations import duration
 from jitkit.domains.weather.geography import coordinate_of
 from jitkit.domains.weather.section import WeatherSection
+from jitkit.domains.weather.timedelta import duration
 from jitkit.errors import DataError, RecipeError, listed, nearest
-from jitkit.progress import warn
+from jitkit.utils.console import warn
 
 if TYPE_CHECKING:
-    from jitkit.domains.stores.store import Readable
+    from jitkit.stores.store import Readable
 
 
 def times_of(store: Readable, dim: str) -> Array:

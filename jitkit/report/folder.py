@@ -18,13 +18,13 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from jitkit.best import read_best
 from jitkit.domain import domain_class
 from jitkit.errors import JitkitError, RecipeError
-from jitkit.recipe import SECTIONS, bundled, load_recipe
+from jitkit.recipe.load import SECTIONS, bundled, load_recipe
+from jitkit.recipe.yaml import Draft, dotted, leaves, parsed
 from jitkit.report.curves import LOSSES, SPEEDS, History, Show, read
+from jitkit.runs.defaults import read_best
 from jitkit.sections import Section
-from jitkit.written import Draft, dotted, leaves, parsed
 
 HIDDEN = "(not shown)"
 SECRET = re.compile(r"secret|password|credential|(access|account|api)_?key|(^|[._])token$", re.I)

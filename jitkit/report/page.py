@@ -18,14 +18,14 @@ from pathlib import Path
 
 from jitkit import __version__
 from jitkit.errors import RecipeError
-from jitkit.progress import Bar, bar
 from jitkit.report.charts import Chart, Line, chart, short
 from jitkit.report.curves import BINS, Curve, smoothed
 from jitkit.report.folder import Key, Run, metrics_bytes, open_run, without_secrets
 from jitkit.report.pictures import Picture, pictures
 from jitkit.report.scores import attached, score_groups, sweep_views
 from jitkit.report.words import figures, machine_facts, sentence, state_text
-from jitkit.run import write_text
+from jitkit.runs.run_dir import write_text
+from jitkit.utils.console import Bar, bar
 
 MARK = '<meta name="generator" content="jitkit report">'
 PICTURES = 3_000_000  # bytes of all pictures of a page; base64 makes 4 MB of them

@@ -1,0 +1,1 @@
+"""Statistics of each channel of the training data, and the transforms that normalize by them."""

@@ -1,1 +1,0 @@
-"""Pictures compared by what a network sees in them: FID, KID, precision and recall."""

@@ -1,0 +1,1 @@
+"""Images: folders of PNG, JPEG, WebP and the like."""

@@ -1,1 +1,0 @@
-"""Pictures of any array: panels of channels, real beside sampled."""

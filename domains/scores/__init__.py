@@ -1,1 +1,0 @@
-"""Scores for any array: marginals, spectra, correlations, copies."""

@@ -1,1 +1,0 @@
-"""Forecasts of fields against what came: scores, baselines, pictures."""

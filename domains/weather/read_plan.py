@@ -1,0 +1,61 @@
+"""What a recipe for weather reads of its stores: which variables, and of them which entries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from jitkit.domains.arrays.read_plan import positions
+from jitkit.domains.weather.anemoi import DATA, DATES, LATITUDES, LONGITUDES, Anemoi
+from jitkit.domains.weather.derived import Array, Need
+from jitkit.domains.weather.open import Weather
+from jitkit.stores.download import Read
+from jitkit.stores.store import Store
+
+
+def reads(opened: Weather) -> list[Read]:
+    """A `Read` for each store; a copy of these entries gives the same items, under the same recipe.
+
+    Of anemoi-datasets all variables are read: they lie in one array, and are named in its
+    attributes by their place.
+    """
+    plan, view = opened.data.plan, opened.view
+    kept = {dim: np.unique(plan.entries[dim]) for dim in (opened.dims.y, opened.dims.x)}
+    kept[view.time] = np.unique(plan.entries[view.time][positions(opened.data)])
+    found: dict[int, tuple[Store, dict[str, dict[str, list[Array]]]]] = {}
+    for source in view.sources.values():
+        for need in source.needs(kept):
+            for store, name, entries in _real(need):
+                assert isinstance(store, Store)
+                _, variables = found.setdefault(id(store), (store, {}))
+                asked = variables.setdefault(name, {})
+                for dim, chosen in entries.items():
+                    asked.setdefault(dim, []).append(chosen)
+    first = opened.store.store if isinstance(opened.store, Anemoi) else opened.store
+    keys = {key: "path" if key == id(first) else "coarse.path" for key in found}
+    return [
+        Read(
+            keys[key],
+            store,
+            {
+                name: {dim: np.unique(np.concatenate(parts)) for dim, parts in asked.items()}
+                for name, asked in variables.items()
+            },
+            (view.time,),
+        )
+        for key, (store, variables) in found.items()
+    ]
+
+
+def _real(need: Need) -> Iterator[Need]:
+    """What a need asks of a store on disk or in a bucket."""
+    store, _, entries = need
+    if not isinstance(store, Anemoi):
+        yield need
+        return
+    times = {dim: chosen for dim, chosen in entries.items() if dim == store.time}
+    for name in (DATA, DATES, LATITUDES, LONGITUDES):
+        if name in store.store.variables:
+            dims = store.store.variables[name].dims
+            yield store.store, name, {dim: e for dim, e in times.items() if dim in dims}

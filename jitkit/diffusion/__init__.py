@@ -1,0 +1,1 @@
+"""Flow matching path and losses, denoiser, classifier-free guidance, ODE solvers, sampler."""

@@ -1,0 +1,72 @@
+"""Build a model from a recipe: network, device, mixed precision, noise scale."""
+
+from __future__ import annotations
+
+from math import prod
+
+import torch
+
+from jitkit.diffusion.denoiser import Denoiser, Diffusion
+from jitkit.diffusion.flow import auto_noise_scale
+from jitkit.domain import Domain
+from jitkit.fields import Layout
+from jitkit.nn.transformer import Sizes
+from jitkit.protocols import Weighted
+from jitkit.recipe.load import Recipe
+
+
+def assemble(recipe: Recipe, domain: Domain) -> Denoiser:
+    """The model that a recipe describes for a domain's data, with fresh weights."""
+    layout = layout_for(recipe, domain)
+    numbers = recipe.diffusion
+    diffusion = Diffusion(
+        prediction=numbers.prediction,
+        loss=numbers.loss,
+        noise_scale=choose_noise_scale(recipe, domain),
+        t_eps=numbers.t_eps,
+    )
+    denoiser = Denoiser(layout, domain.conditions, Sizes(**recipe.model.resolved()), diffusion)
+    denoiser.domain = domain
+    if isinstance(domain, Weighted) and domain.weights is not None:
+        denoiser.weights = torch.from_numpy(domain.weights).float().to(denoiser.device)
+    return denoiser
+
+
+def layout_for(recipe: Recipe, domain: Domain) -> Layout:
+    """A domain's layout with the recipe's patch, where it gives one."""
+    patch = recipe.model.patch
+    return domain.layout.with_patch(tuple(patch) if isinstance(patch, list) else patch)
+
+
+def choose_noise_scale(recipe: Recipe, domain: Domain) -> float:
+    """The recipe's noise scale, or the paper's rule for the domain's grid; sets do not count."""
+    asked = recipe.diffusion.noise_scale
+    cells = prod(axis.size for axis in domain.layout.axes if axis.kind != "set")
+    return auto_noise_scale(cells) if asked == "auto" else asked
+
+
+def choose_precision(asked: str, device: torch.device) -> tuple[torch.dtype | None, str]:
+    """The type of arithmetic inside the network (None for float32), and why it was chosen."""
+    if asked == "float32":
+        return None, "float32, as asked"
+    if asked == "bfloat16":
+        return torch.bfloat16, "bfloat16, as asked"
+    if asked == "float16":
+        return torch.float16, "float16, as asked"
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.bfloat16, "bfloat16: the GPU has it in hardware"
+        return None, "float32: the GPU has no bfloat16 in hardware"
+    if _processor_has_bfloat16():
+        return torch.bfloat16, "bfloat16: the processor has it in hardware"
+    return None, "float32: bfloat16 is emulated on this processor, many times slower"
+
+
+def _processor_has_bfloat16() -> bool:
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def choose_device() -> torch.device:
+    """A GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

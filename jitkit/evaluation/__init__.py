@@ -1,0 +1,1 @@
+"""Scores of samples with confidence intervals, and sweeps of sampling settings."""

@@ -1,0 +1,1 @@
+"""FID, Inception score, KID, precision and recall on features of a network."""

@@ -1,0 +1,1 @@
+"""Metrics of array samples against held-out data: spectra, histograms, correlations."""

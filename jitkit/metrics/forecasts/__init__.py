@@ -1,0 +1,1 @@
+"""Forecast verification: CRPS, RMSE, spread-skill, rank histograms, baselines."""

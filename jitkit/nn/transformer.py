@@ -1,0 +1,259 @@
+"""The JiT transformer for any number of axes (Li & He 2025, arXiv:2511.13720, section 4).
+
+```
+z (B, C, X1..Xn) ─ with masks and conditioning channels ─ pad ─ patchify ─▶ (B, L, D)
+  bottleneck embedding, fixed code ─▶ (B, L, W)
+  blocks: adaLN-Zero on time and condition; in-context tokens join before one of them
+  final layer ─▶ (B, L, D_out) ─ unpatchify ─ crop ─▶ (B, C, X1..Xn)
+```
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+
+import torch
+import torch.nn.functional as F
+from einops import reduce
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from jitkit.errors import JitkitError
+from jitkit.fields import Condition, Grid, Layout, PerToken
+from jitkit.nn import patches
+from jitkit.nn.conditioning import PerTokenChannels, num_channels, vector_module, with_known
+from jitkit.nn.layers import Block, FinalLayer, PatchEmbedding, TimeEmbedding
+from jitkit.nn.rope import rotary, rotary_of_places, sincos, waves
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The numbers of a network; `ModelSection.resolved` gives them for a recipe.
+
+    Attributes:
+        width: numbers in a token inside the network, W.
+        depth: blocks.
+        heads: attention heads, H.
+        bottleneck: width between a patch and its token.
+        in_context_tokens: tokens that carry the condition through the blocks.
+        in_context_start: the block before which they join, counted from 0.
+        mlp_hidden: hidden numbers of SwiGLU.
+        dropout: dropout in the middle half of the blocks.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    bottleneck: int
+    in_context_tokens: int
+    in_context_start: int
+    mlp_hidden: int
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise JitkitError(f"width {self.width} is not a multiple of {self.heads} heads")
+        if self.in_context_tokens and self.in_context_start >= self.depth:
+            raise JitkitError(
+                f"in-context tokens cannot join before block {self.in_context_start}: the network "
+                f"has blocks 0 to {self.depth - 1}"
+            )
+
+
+def _key(name: str) -> str:
+    """A condition's name as a module's name, which must not hold a dot or be one of torch's own.
+
+    Different names stay different.
+    """
+    return "of_" + name.replace("~", "~0").replace(".", "~1")
+
+
+class Transformer(nn.Module):
+    """Noisy data, time and condition to a guess in the shape of the data.
+
+    Parameters start as in the authors' code; the last layer is zero, and so is the first guess.
+    """
+
+    turn: Tensor
+    code: Tensor
+    waves: Tensor
+
+    def __init__(self, layout: Layout, conditions: Mapping[str, Condition], sizes: Sizes) -> None:
+        super().__init__()
+        self.layout, self.conditions, self.sizes = layout, dict(conditions), sizes
+        self.checkpoint_activations = False
+        width, features = sizes.width, prod(layout.patch)
+        channels = len(layout.channels) * (2 if layout.missing else 1)
+        channels += sum(num_channels(condition) for condition in conditions.values())
+
+        self.embed = PatchEmbedding(channels * features, sizes.bottleneck, width)
+        self.time = TimeEmbedding(width)
+        self.vectors = nn.ModuleDict()
+        self.channels = nn.ModuleDict()
+        for name, condition in conditions.items():
+            if (module := vector_module(condition, width)) is not None:
+                self.vectors[_key(name)] = module
+            if isinstance(condition, PerToken):
+                self.channels[_key(name)] = PerTokenChannels(condition)
+        self.num_context = sizes.in_context_tokens if self.vectors else 0
+        if self.num_context:
+            self.context = nn.Parameter(torch.empty(self.num_context, width).normal_(std=0.02))
+        middle = range(sizes.depth // 4, 3 * (sizes.depth // 4))
+        self.blocks = nn.ModuleList(
+            Block(
+                width,
+                sizes.heads,
+                sizes.mlp_hidden,
+                dropout=sizes.dropout if i in middle else 0.0,
+                relative=bool(layout.places),
+            )
+            for i in range(sizes.depth)
+        )
+        self.final = FinalLayer(width, layout.patch_features)
+        for name, table in zip(("turn", "code"), self._position(), strict=True):
+            self.register_buffer(name, table, persistent=False)
+        if layout.places:
+            pairs = width // sizes.heads // 2 - self.turn.shape[-2]
+            own = waves(sizes.heads, pairs, len(layout.places))
+            self.register_buffer("waves", own, persistent=False)
+
+    def forward(
+        self,
+        z: Tensor,
+        t: Tensor,
+        cond: Mapping[str, Tensor],
+        mask: Tensor | None = None,
+        coords: Tensor | None = None,
+    ) -> Tensor:
+        """The network's guess, float32, in the shape of ``z``.
+
+        Args:
+            z: noisy data, (B, C, X1..Xn); the grid may be another than the layout's.
+            t: times in [0, 1], (B,).
+            cond: every condition of the model, (B, ...).
+            mask: (B, C or 1, X1..Xn) bool, True where there are data; None means everywhere.
+            coords: positions of the cells, (B, X1..Xn, n), counted in cells.
+        """
+        grid, patch = tuple(z.shape[2:]), self.layout.patch
+        turn, code = self._tables(grid, coords)
+        if self.layout.places:
+            turn = self._turned_by_places(turn, z, mask)
+        attend = None if mask is None else self._attend(mask)
+        tokens = patches.patchify(self._inputs(z, cond, mask), patch)
+
+        x = self.embed(tokens).float() + code
+        y = self._vector(cond)
+        c = self.time(t).float()
+        c = F.silu(c if y is None else c + y)
+        for i, block in enumerate(self.blocks):
+            if y is not None and self.num_context and i == self.sizes.in_context_start:
+                x = torch.cat((y.unsqueeze(1) + self.context, x), dim=1)
+                turn, attend = self._join(turn, attend)
+            x = self._run(block, x, c, turn, attend)
+        x = self.final(x[:, self.num_context :], c).float()
+        return patches.crop(patches.unpatchify(x, patch, patches.padded_grid(grid, patch)), grid)
+
+    def compile_blocks(self) -> None:
+        """Compile each block with `torch.compile`, at its first use.
+
+        All blocks share one graph; those after in-context tokens have joined share another.
+        """
+        limits = torch._dynamo.config  # one graph for each shape, mask or none, training or not
+        limits.recompile_limit = max(limits.recompile_limit, 64)
+        for block in self.blocks:
+            block.compile()
+
+    def _inputs(self, z: Tensor, cond: Mapping[str, Tensor], mask: Tensor | None) -> Tensor:
+        """Data, masks and conditioning channels side by side on whole patches.
+
+        Past the end of the grid nothing is known, as where samples are padded to one size.
+        """
+        patch = self.layout.patch
+        parts = [z if mask is None else torch.where(mask, z, 0.0)]
+        if self.layout.missing:  # the weights of this mask are the learned fill
+            parts.append(torch.ones_like(z) if mask is None else mask.expand_as(z).to(z.dtype))
+        for name, condition in self.conditions.items():
+            if isinstance(condition, Grid):
+                parts.append(with_known(cond[name]))
+            elif isinstance(condition, PerToken):
+                value = patches.pad(cond[name].unsqueeze(1) - condition.n, patch).squeeze(1)
+                parts.append(self.channels[_key(name)](value + condition.n))
+        parts = [patches.pad(part, patch) for part in parts]  # (B, C_in, whole patches)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def _vector(self, cond: Mapping[str, Tensor]) -> Tensor | None:
+        """The sum of what categories and scalars say, (B, W)."""
+        total = None
+        for name in self.conditions:
+            if _key(name) in self.vectors:
+                said = self.vectors[_key(name)](cond[name]).float()
+                total = said if total is None else total + said
+        return total
+
+    def _position(self, coords: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Rotary and fixed code of tokens at ``coords``, (..., L, n)."""
+        if coords is None:
+            coords = patches.token_coords(self.layout.grid, self.layout.patch)
+        axes, head_dim = self.layout.axes, self.sizes.width // self.sizes.heads
+        if self.layout.places:  # have the other half, or all where no axis has an order
+            head_dim = head_dim // 2 if any(axis.kind != "set" for axis in axes) else 0
+        return rotary(coords, axes, head_dim), sincos(coords, axes, self.sizes.width)
+
+    def _turned_by_places(self, turn: Tensor, z: Tensor, mask: Tensor | None) -> Tensor:
+        """The rotary code of the axes and that of the data's own places, (B, H, L, P, 2).
+
+        A token lies at the mean of its cells that have data, and at the origin without any.
+        """
+        own = [self.layout.channels.index(name) for name in self.layout.places]
+        patch = self.layout.patch
+
+        def sums(x: Tensor) -> Tensor:  # over the cells of each token, (B, L, n)
+            chosen = patches.pad(torch.stack([x[:, i] for i in own], dim=1), patch)
+            tokens = patches.patchify(chosen, patch)
+            return reduce(tokens, "b l (n cell) -> b l n", "sum", n=len(own))
+
+        seen = torch.ones_like(z) if mask is None else mask.expand_as(z).to(z.dtype)
+        kept = z if mask is None else torch.where(mask, z, 0.0)
+        by_place = rotary_of_places(sums(kept) / sums(seen).clamp_min(1), self.waves)
+        return torch.cat((turn.expand(*by_place.shape[:-2], -1, 2), by_place), dim=-2)
+
+    def _tables(self, grid: tuple[int, ...], coords: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The layout's own tables, or those of another grid or of given positions.
+
+        Raises:
+            JitkitError: the grid is another one along a circle, whose length is the layout's.
+        """
+        patch, axes = self.layout.patch, self.layout.axes
+        for size, axis in zip(grid, axes, strict=True):
+            if axis.kind == "circle" and size != axis.size:
+                raise JitkitError(
+                    f"axis {axis.name!r} is a circle of {axis.size} cells, and the grid {grid} has "
+                    f"{size}: a circle keeps its length"
+                )
+        if coords is not None:
+            lengths = tuple(axis.size if axis.kind == "circle" else None for axis in axes)
+            turn, code = self._position(patches.coords_of_cells(coords, patch, lengths))
+            return turn.unsqueeze(1), code  # the same for all heads
+        if patches.padded_grid(grid, patch) == patches.padded_grid(self.layout.grid, patch):
+            return self.turn, self.code
+        return self._position(patches.token_coords(grid, patch).to(self.code.device))
+
+    def _attend(self, mask: Tensor) -> Tensor:
+        """Which tokens may be looked at, (B, 1, 1, L); all of them where a sample has none."""
+        seen = patches.token_mask(patches.pad(mask, self.layout.patch), self.layout.patch)
+        return (seen | ~seen.any(dim=1, keepdim=True))[:, None, None]
+
+    def _join(self, turn: Tensor, attend: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Room for in-context tokens in front: they do not turn and are always seen."""
+        still = turn.new_tensor((1.0, 0.0))
+        still = still.expand(*turn.shape[:-3], self.num_context, turn.shape[-2], 2)
+        if attend is not None:
+            attend = F.pad(attend, (self.num_context, 0), value=True)
+        return torch.cat((still, turn), dim=-3), attend
+
+    def _run(self, block: nn.Module, *inputs: Tensor | None) -> Tensor:
+        if self.checkpoint_activations and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)

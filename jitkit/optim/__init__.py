@@ -1,0 +1,1 @@
+"""Optimizers, learning-rate schedules, and exponential moving averages (EMA) of the weights."""

@@ -1,0 +1,1 @@
+"""Recipes: YAML with line numbers, overrides, and all errors reported together."""

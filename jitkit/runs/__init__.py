@@ -1,0 +1,1 @@
+"""Run folders and checkpoints: written, found, loaded; official JiT weights imported."""

@@ -1,0 +1,1 @@
+"""Samples from a trained model in physical units, and autoregressive forecasts."""

@@ -1,0 +1,204 @@
+"""Arrays that lie in a file uncompressed: NumPy's .npy and .npz, NetCDF 3, HDF5 without chunks.
+
+On disk they are mapped, so that reading a few cells reads a few pages; elsewhere they are read in
+blocks.
+"""
+
+from __future__ import annotations
+
+import io
+import mmap
+from functools import partial
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from jitkit.errors import DataError
+from jitkit.stores.chunks import Array, Box, Source, as_box, block, regular
+from jitkit.stores.locations import File, Lazy, Place, Zip
+
+
+class Mapped:
+    """An array mapped from a file, or any other that costs nothing to cut."""
+
+    def __init__(self, make: Any, shape: tuple[int, ...], dtype: Any, stamped: Place) -> None:
+        self.shape, self.dtype = shape, np.dtype(dtype)
+        self.starts = regular(shape, block(shape, self.dtype.itemsize))
+        self._array, self._place = Lazy(make), stamped
+
+    def named(self, index: tuple[int, ...]) -> str:
+        return ".".join(map(str, index))
+
+    def stamp(self, index: tuple[int, ...]) -> str:
+        return self._place.stamp("")
+
+    def chunk(self, index: tuple[int, ...]) -> Array:
+        return self.cut(as_box(self, index))
+
+    def cut(self, box: Box) -> Array:
+        """The cells of a box, not copied."""
+        cells: Array = self._array()[box]
+        return cells
+
+
+class Ranges:
+    """An array in one piece, or one piece for each first index, read in blocks."""
+
+    def __init__(
+        self, place: Place, offset: int, shape: tuple[int, ...], dtype: Any, stride: int
+    ) -> None:
+        self.shape, self.dtype = shape, np.dtype(dtype)
+        self._row = prod(shape[1:]) * self.dtype.itemsize
+        chunk = block(shape, self.dtype.itemsize)
+        chunk = (1, *chunk[1:]) if stride != self._row and shape else chunk
+        self.starts = regular(shape, chunk)
+        self._place, self._offset, self._stride = place, offset, stride
+
+    def named(self, index: tuple[int, ...]) -> str:
+        return ".".join(map(str, index))
+
+    def stamp(self, index: tuple[int, ...]) -> str:
+        return self._place.stamp("")
+
+    def chunk(self, index: tuple[int, ...]) -> Array:
+        begin = [int(s[i]) for s, i in zip(self.starts, index, strict=True)]
+        shape = [int(s[i + 1] - s[i]) for s, i in zip(self.starts, index, strict=True)]
+        steps = [prod(self.shape[axis + 1 :]) for axis in range(len(self.shape))]
+        inside = sum(b * s for b, s in zip(begin[1:], steps[1:], strict=True)) * self.dtype.itemsize
+        start = self._offset + (begin[0] * self._stride if begin else 0) + inside
+        data = self._place.read("", start, prod(shape) * self.dtype.itemsize)
+        return np.frombuffer(data or b"", self.dtype).reshape(shape)
+
+
+def one_piece(
+    place: Place,
+    offset: int,
+    shape: tuple[int, ...],
+    dtype: Any,
+    *,
+    stride: int | None = None,
+    fortran: bool = False,
+) -> Source:
+    """The source of an array whose numbers begin at byte ``offset`` of a file.
+
+    Args:
+        place: of the file.
+        offset: in bytes.
+        shape: of the array.
+        dtype: with its byte order.
+        stride: bytes from one first index to the next, where records of others lie between.
+        fortran: the first axis varies fastest.
+
+    Raises:
+        DataError: the file ends before the array does.
+    """
+    dtype = np.dtype(dtype)
+    row = prod(shape[1:]) * dtype.itemsize
+    stride = row if stride is None else stride
+    size = int(place.stamp("").split()[0])
+    needed = offset + (max(0, shape[0] - 1) * stride if shape else 0) + row
+    if 0 not in shape and size < needed:
+        raise DataError(
+            f"it is cut short: {size} of at least {needed} bytes are there; copy it anew"
+        )
+    if isinstance(place, File) and 0 not in shape:
+        strides = _strides(shape, dtype.itemsize, stride, fortran)
+        return Mapped(
+            partial(map_file, place.path, offset, shape, dtype, strides), shape, dtype, place
+        )
+    if fortran and len(shape) > 1:
+        raise DataError("it lies in Fortran's order, which is read on disk alone; copy it there")
+    return Ranges(place, offset, shape, dtype, stride)
+
+
+def _strides(shape: tuple[int, ...], itemsize: int, first: int, fortran: bool) -> tuple[int, ...]:
+    """Bytes from one index of each axis to the next."""
+    if fortran:
+        return tuple(prod(shape[:axis]) * itemsize for axis in range(len(shape)))
+    strides = [prod(shape[axis + 1 :]) * itemsize for axis in range(len(shape))]
+    return tuple([first, *strides[1:]] if shape else [])
+
+
+def map_file(
+    path: str, offset: int, shape: tuple[int, ...], dtype: Any, strides: tuple[int, ...]
+) -> Array:
+    """A part of a file as an array, read page by page as it is used."""
+    with open(path, "rb") as file:
+        memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return np.ndarray(shape, dtype, memory, offset, strides)
+
+
+class Whole:
+    """An array that can only be read whole: a compressed entry of an .npz, a variable of text."""
+
+    def __init__(
+        self, make: Any, shape: tuple[int, ...], dtype: Any, name: str, stamped: Place
+    ) -> None:
+        self.shape, self.dtype = shape, np.dtype(dtype)
+        self.starts = regular(shape, shape)
+        self._make, self._name, self._place = make, name, stamped
+
+    def named(self, index: tuple[int, ...]) -> str:
+        return self._name
+
+    def stamp(self, index: tuple[int, ...]) -> str:
+        return self._place.stamp("")
+
+    def chunk(self, index: tuple[int, ...]) -> Array:
+        values: Array = self._make()
+        return values
+
+
+def npy_source(place: Place, start: int, name: str) -> Source:
+    """The source of NumPy's format, which begins at byte ``start`` of a file.
+
+    Raises:
+        DataError: it holds Python objects or records, which are no arrays of numbers.
+    """
+    left = int(place.stamp("").split()[0]) - start
+    shape, fortran, dtype, header = npy_header(place.read("", start, min(2**12, left)) or b"", name)
+    return one_piece(place, start + header, shape, dtype, fortran=fortran)
+
+
+def npy_header(data: bytes, name: str) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """Shape, whether in Fortran's order, dtype and the header's length."""
+    file = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(file)
+        read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
+        shape, fortran, dtype = read[min(version[0], 2)](file)
+    except ValueError as error:
+        raise DataError(f"array {name!r}: {error}") from error
+    if dtype.hasobject or dtype.names:
+        what = "Python objects" if dtype.hasobject else "records"
+        raise DataError(
+            f"array {name!r} holds {what}; save numbers: np.save(path, np.stack(list(a)))"
+        )
+    return shape, fortran, dtype, file.tell()
+
+
+def npz_sources(path: str) -> dict[str, Source]:
+    """Arrays of an .npz by name: mapped where it is uncompressed, else each read whole."""
+    archive = Zip(path)
+    sources: dict[str, Source] = {}
+    for name in archive.names():
+        if not name.endswith(".npy"):
+            continue
+        head = archive.read(name, 0, min(2**12, archive.size(name))) or b""
+        shape, fortran, dtype, header = npy_header(head, name[:-4])
+        start = archive.start(name)
+        if start is not None:
+            source = one_piece(File(path), start + header, shape, dtype, fortran=fortran)
+        else:
+            make = partial(_entry, archive, name)
+            source = Whole(make, shape, dtype, name, archive)
+        sources[name[:-4]] = source
+    return sources
+
+
+def _entry(archive: Zip, name: str) -> Array:
+    array: Array = np.lib.format.read_array(
+        io.BytesIO(archive.read(name) or b""), allow_pickle=False
+    )
+    return array

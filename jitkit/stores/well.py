@@ -1,0 +1,90 @@
+"""Files of The Well (Ohana et al. 2024, arXiv:2412.00568): HDF5 with groups t0, t1 and t2_fields.
+
+A field's axes are sample, time, the axes of space, then one of components for a vector and two for
+a tensor; an axis along which a field says that it does not vary is not there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jitkit.stores.formats import Opened
+from jitkit.stores.locations import Place
+
+if TYPE_CHECKING:
+    pass
+
+FIELDS = ("t0_fields", "t1_fields", "t2_fields")
+COMPONENTS = ("component", "component_2")
+
+
+def is_well(file: Any) -> bool:
+    """An open HDF5 file is laid out as The Well's are."""
+    return "n_spatial_dims" in file.attrs and "dimensions" in file and "t0_fields" in file
+
+
+def opened_well(file: Any, place: Place) -> Opened:
+    """Fields as variables, dimensions and parameters as coordinates."""
+    import xarray
+
+    from jitkit.stores.formats import as_variable
+    from jitkit.stores.hdf5files import hdf5_source
+
+    space = [_text(name) for name in file["dimensions"].attrs["spatial_dims"]]
+    sources, variables = {}, {}
+    for order, group in enumerate(FIELDS):
+        for name, field in file.get(group, {}).items():
+            sources[name] = hdf5_source(place, field)
+            dims = [*_leading(field), *_varying(field, space), *COMPONENTS[:order]]
+            variables[name] = as_variable(dims, sources[name], {})
+    coords = dict(_coordinates(file, space))
+    attrs = {key: _plain(value) for key, value in file.attrs.items()}
+    raw = xarray.Dataset(variables, attrs=attrs).assign_coords(coords)
+    return Opened(raw, sources, place)
+
+
+def _leading(field: Any) -> list[str]:
+    return [dim for dim in ("sample", "time") if bool(field.attrs.get(f"{dim}_varying", False))]
+
+
+def _varying(field: Any, space: list[str]) -> list[str]:
+    varies = field.attrs.get("dim_varying", [True] * len(space))
+    return [dim for dim, yes in zip(space, varies, strict=True) if yes]
+
+
+def _coordinates(file: Any, space: list[str]) -> Iterator[tuple[str, Any]]:
+    """Time, space, names of components, and parameters, for each sample where they differ."""
+    for dim in ("time", *space):
+        values = file["dimensions"][dim]
+        leading = ["sample"] if values.ndim > 1 else []
+        yield (
+            (dim, ([*leading, dim], values[()]))
+            if not leading
+            else (f"{dim}_of_sample", ([*leading, dim], values[()]))
+        )
+    for order, dim in enumerate(COMPONENTS, 1):
+        if len(file.get(FIELDS[order], {})):
+            yield dim, (dim, np.array(space))
+            if order == 2:
+                yield COMPONENTS[0], (COMPONENTS[0], np.array(space))
+    for name, scalar in file.get("scalars", {}).items():
+        dims = _leading(scalar)
+        values = np.asarray(scalar[()])
+        if values.ndim == len(dims):
+            yield name, (dims, values)
+        elif values.size == 1:
+            yield name, ((), values.reshape(()))
+
+
+def _text(name: Any) -> str:
+    return name.decode() if isinstance(name, bytes) else str(name)
+
+
+def _plain(value: Any) -> Any:
+    """An attribute without h5py's own types."""
+    if isinstance(value, np.ndarray):
+        return [_plain(v) for v in value.tolist()]
+    return _text(value) if isinstance(value, bytes) else value

@@ -1,0 +1,1 @@
+"""The training loop: optimizer step, mixed precision, validation, previews, resuming, logging."""

@@ -1,0 +1,1 @@
+"""Used by every layer: atomic files, console, seeds, distributed processes, signals, caches."""
