@@ -47,8 +47,7 @@ from jitkit.metrics.forecasts.verify import MODEL, Plan, Verification, verify
 from jitkit.plots.forecasts import draw_scores
 from jitkit.runs.run_dir import environment, write_text
 from jitkit.utils.atomic import written_aside
-
-Array = np.ndarray[Any, np.dtype[Any]]
+from jitkit.utils.types import Array
 
 PATCH, STEPS = 4, 10
 EXACT = "optimum"
@@ -143,7 +142,7 @@ def scored(run: Path, file: Path, fields: DriftingFields) -> Verification:
     """The file's forecasts, exact ones from the same states and the baselines, side by side."""
     domain: Any = jitkit.load(run).domain
     states = domain.states()
-    model = ForecastFile(file, states, MODEL, grid_of(domain))
+    model = ForecastFile(file, states, MODEL, grid_of(domain.layout, domain.facts()))
     axes = [(axis.name, axis.kind) for axis in domain.layout.axes]
     frame = Frame(states.channels, axes, np.asarray(domain.weights, np.float64))
     exact = ExactEnsemble(fields, states, model.members)

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, np.dtype[Any]]
+from jitkit.utils.types import Array
 
 CHANNELS = ("temperature", "pressure")
 UNITS = ("K", "Pa")

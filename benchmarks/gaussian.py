@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import log, sqrt
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-Array = np.ndarray[Any, np.dtype[Any]]
+from jitkit.utils.types import Array
 
 CHANNELS = ("temperature", "pressure")
 UNITS = ("K", "Pa")

@@ -13,11 +13,12 @@ import numpy as np
 from pydantic import Field as Limit
 
 from jitkit.domain import Measure, Split, lower_is_better
-from jitkit.domains.images.base import Pictures
-from jitkit.domains.images.files import Picture
+from jitkit.domains.images.base import ImageDomain
+from jitkit.domains.images.files import ImageItem
 from jitkit.errors import DataError
-from jitkit.metrics.frechet import Array, frechet
+from jitkit.metrics.frechet import frechet
 from jitkit.sections import DomainSection
+from jitkit.utils.types import Array
 
 FILE = Path(__file__).with_name("digits.npz")
 NUM_TRAIN = 1500
@@ -30,7 +31,7 @@ class DigitsSection(DomainSection):
     """Share of labels hidden in training, which guidance needs."""
 
 
-class Digits(Pictures):
+class Digits(ImageDomain):
     """Digits 0 to 9, 8 x 8 cells of ink, never mirrored.
 
     The first 1,500 of the file are for training, the last 297 held out, unshuffled: neighbours in
@@ -48,14 +49,14 @@ class Digits(Pictures):
         """Nothing: the data come with the code."""
         return {}
 
-    def items(self, split: Split) -> Sequence[Picture]:
+    def items(self, split: Split) -> Sequence[ImageItem]:
         """1,500 or 297 digits; pixels (8, 8, 1) are sixteenths of ink, 0 to 255."""
         with np.load(FILE) as file:
             ink, labels = file["ink"], file["labels"]  # (1797, 8, 8) 0 to 16, (1797,) uint8
         pixels = np.rint(ink / 16 * 255).astype(np.uint8)[..., None]
         where = range(len(labels))
         chosen = where[:NUM_TRAIN] if split == "train" else where[NUM_TRAIN:]
-        return [Picture(pixels[i], int(labels[i]), f"{i:04}") for i in chosen]
+        return [ImageItem(pixels[i], int(labels[i]), f"{i:04}") for i in chosen]
 
     def scores(self) -> Mapping[str, Measure]:
         """How samples compare with the training digits; pixels count from 0 to 1."""
@@ -66,7 +67,7 @@ class Digits(Pictures):
         }
 
 
-def label_agreement(samples: Sequence[Picture], train: Sequence[Picture]) -> float:
+def label_agreement(samples: Sequence[ImageItem], train: Sequence[ImageItem]) -> float:
     """Share of samples whose 3 nearest neighbours name the label that was asked.
 
     The held-out digits score 0.96. Where all three differ the lowest digit is taken, as
@@ -87,23 +88,23 @@ def label_agreement(samples: Sequence[Picture], train: Sequence[Picture]) -> flo
     return float(np.mean(votes.argmax(axis=1) == np.array(asked)))
 
 
-def nearest_distance(samples: Sequence[Picture], train: Sequence[Picture]) -> float:
+def nearest_distance(samples: Sequence[ImageItem], train: Sequence[ImageItem]) -> float:
     """Mean Euclidean distance to the nearest training item; zero for mere copies of them."""
     return float(_distances(samples, train).min(axis=1).mean())
 
 
 @lower_is_better
-def frechet_pixels(samples: Sequence[Picture], train: Sequence[Picture]) -> float:
+def frechet_pixels(samples: Sequence[ImageItem], train: Sequence[ImageItem]) -> float:
     """Fréchet distance of Gaussians fitted to the pixels, which count from 0 to 1."""
     return frechet(_flat(samples) / 255, _flat(train) / 255)
 
 
-def _flat(items: Sequence[Picture]) -> Array:
+def _flat(items: Sequence[ImageItem]) -> Array:
     """Pixels of every item in a row, 0 to 255, (N, D) float64."""
     return np.stack([item.pixels.ravel() for item in items]).astype(np.float64)
 
 
-def _distances(samples: Sequence[Picture], train: Sequence[Picture]) -> Array:
+def _distances(samples: Sequence[ImageItem], train: Sequence[ImageItem]) -> Array:
     """Euclidean distance of every sample to every training item, (N, M)."""
     a, b = _flat(samples), _flat(train)  # whole numbers, so that equal pictures are at 0
     squares = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1) - 2 * a @ b.T

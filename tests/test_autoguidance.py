@@ -19,7 +19,7 @@ import jitkit
 from jitkit.diffusion.denoiser import Denoiser, Diffusion
 from jitkit.diffusion.guidance import Autoguided
 from jitkit.diffusion.sampler import draw_noise, sample
-from jitkit.domains.images.files import Picture
+from jitkit.domains.images.files import ImageItem
 from jitkit.errors import CheckpointError, JitkitError
 from jitkit.fields import Category, Condition, Grid
 from jitkit.recipe.load import load_recipe
@@ -171,7 +171,7 @@ def test_a_run_is_guided_by_an_earlier_checkpoint_of_itself(trained: Path) -> No
     early = trained / "checkpoints" / "step-4"
     told = conditions_for(denoiser, 4)
     section = SampleSection(steps=2, guide=f"{early}@none", guide_scale=3.0)
-    found: list[Picture] = list(generate(denoiser, 4, told, section))
+    found: list[ImageItem] = list(generate(denoiser, 4, told, section))
     weak = jitkit.load(early, ema="none")
     x = sample(denoiser, 4, told.cond, guide=weak, guide_scale=3.0, steps=2)
     field = jitkit.Field(x[2], cond={"label": told.cond["label"][2]})

@@ -14,7 +14,7 @@ from jitkit.domains.digits import (
     label_agreement,
     nearest_distance,
 )
-from jitkit.domains.images.files import Picture
+from jitkit.domains.images.files import ImageItem
 from jitkit.errors import DataError
 from jitkit.fields import Category
 
@@ -22,10 +22,10 @@ DIGITS = Digits(DigitsSection(name="digits", label_drop=0.2))
 TRAIN, VAL = DIGITS.items("train"), DIGITS.items("val")
 
 
-def normal(rng: np.random.Generator, mean: float, std: float, num: int) -> Sequence[Picture]:
+def normal(rng: np.random.Generator, mean: float, std: float, num: int) -> Sequence[ImageItem]:
     """Pictures of two cells whose values are normal, in levels of 0 to 255."""
     cells = np.rint(rng.normal(mean, std, (num, 1, 2, 1))).astype(np.uint8)
-    return [Picture(c) for c in cells]
+    return [ImageItem(c) for c in cells]
 
 
 def test_the_file_has_1500_digits_to_train_on_and_297_held_out() -> None:
@@ -62,21 +62,21 @@ def test_three_neighbours_name_285_of_the_297_held_out_digits() -> None:
 
 
 def test_label_agreement_counts_samples_that_show_what_was_asked() -> None:
-    right, wrong = TRAIN[0], Picture(TRAIN[0].pixels, label=7)
+    right, wrong = TRAIN[0], ImageItem(TRAIN[0].pixels, label=7)
     assert label_agreement([right, right, wrong, right], TRAIN) == 0.75
     with pytest.raises(DataError, match="1 of 2 samples have none"):
-        label_agreement([right, Picture(right.pixels)], TRAIN)
+        label_agreement([right, ImageItem(right.pixels)], TRAIN)
 
 
 def test_the_nearest_distance_is_zero_for_copies_and_known_for_a_changed_cell() -> None:
     assert nearest_distance(TRAIN[:50], TRAIN) == 0
-    black, grey = (Picture(np.full((2, 2, 1), level, np.uint8)) for level in (0, 51))
+    black, grey = (ImageItem(np.full((2, 2, 1), level, np.uint8)) for level in (0, 51))
     assert nearest_distance([grey], [black]) == pytest.approx(2 * 51 / 255)
 
 
 def test_the_frechet_distance_is_zero_to_itself_and_grows_with_the_shift() -> None:
     assert frechet_pixels(TRAIN, TRAIN) == pytest.approx(0, abs=1e-9)
-    moved = [Picture(item.pixels // 2, item.label) for item in TRAIN]
+    moved = [ImageItem(item.pixels // 2, item.label) for item in TRAIN]
     assert frechet_pixels(VAL, TRAIN) < frechet_pixels(moved, TRAIN)
 
 

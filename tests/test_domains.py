@@ -19,7 +19,7 @@ from weatherstores import weatherbench2
 from jitkit import testing
 from jitkit.domain import Domain, domain_class, installed
 from jitkit.domains.digits import Digits, DigitsSection
-from jitkit.domains.images.files import Picture
+from jitkit.domains.images.files import ImageItem
 from jitkit.errors import BadItem, RecipeError
 from jitkit.fields import Category, Condition, Field, Grid, Layout, PerToken, Scalars
 
@@ -110,25 +110,25 @@ def test_loading_an_adapter_does_not_load_torch(name: str) -> None:
 class Kelvin(Digits):
     """Forgets to scale."""
 
-    def encode(self, item: Picture, rng: Any = None) -> Field:
+    def encode(self, item: ImageItem, rng: Any = None) -> Field:
         field = super().encode(item, rng)
         return replace(field, values=field.values + 273)
 
-    def decode(self, field: Field) -> Picture:
+    def decode(self, field: Field) -> ImageItem:
         return super().decode(replace(field, values=field.values - 273))
 
 
 class Blurred(Digits):
     """Loses something at every turn."""
 
-    def decode(self, field: Field) -> Picture:
+    def decode(self, field: Field) -> ImageItem:
         return super().decode(replace(field, values=field.values * 0.9))
 
 
 class Patchy(Digits):
     """Lacks cells that its layout does not speak of, and fills them."""
 
-    def encode(self, item: Picture, rng: Any = None) -> Field:
+    def encode(self, item: ImageItem, rng: Any = None) -> Field:
         field = super().encode(item, rng)
         mask = torch.ones(8, 8, dtype=torch.bool)
         mask[0, 0] = False
@@ -138,44 +138,44 @@ class Patchy(Digits):
 class Holed(Digits):
     """Says that there are data where there are none."""
 
-    def encode(self, item: Picture, rng: Any = None) -> Field:
+    def encode(self, item: ImageItem, rng: Any = None) -> Field:
         field = super().encode(item, rng)
         field.values[0, 3, 3] = float("nan")
         return field
 
-    def decode(self, field: Field) -> Picture:
+    def decode(self, field: Field) -> ImageItem:
         return super().decode(replace(field, values=field.values.nan_to_num()))
 
 
 class Flat(Digits):
     """Another shape than its layout's."""
 
-    def encode(self, item: Picture, rng: Any = None) -> Field:
+    def encode(self, item: ImageItem, rng: Any = None) -> Field:
         field = super().encode(item, rng)
         return replace(field, values=field.values.reshape(1, 64))
 
-    def decode(self, field: Field) -> Picture:
+    def decode(self, field: Field) -> ImageItem:
         return super().decode(replace(field, values=field.values.reshape(1, 8, 8)))
 
 
 class Eleventh(Digits):
     """Counts its classes from 1."""
 
-    def encode(self, item: Picture, rng: Any = None) -> Field:
+    def encode(self, item: ImageItem, rng: Any = None) -> Field:
         return replace(super().encode(item, rng), cond={"label": (item.label or 0) + 10})
 
 
 class Unsaid(Digits):
     """Declares a condition and does not say it."""
 
-    def encode(self, item: Picture, rng: Any = None) -> Field:
+    def encode(self, item: ImageItem, rng: Any = None) -> Field:
         return replace(super().encode(item, rng), cond={})
 
 
 class Shuffled(Digits):
     """Another order every time."""
 
-    def items(self, split: Any) -> Sequence[Picture]:
+    def items(self, split: Any) -> Sequence[ImageItem]:
         items = super().items(split)
         return [items[i] for i in np.random.default_rng().permutation(len(items))]
 
@@ -183,7 +183,7 @@ class Shuffled(Digits):
 class Noisy(Digits):
     """Draws from the global generator."""
 
-    def encode(self, item: Picture, rng: Any = None) -> Field:
+    def encode(self, item: ImageItem, rng: Any = None) -> Field:
         field = super().encode(item, rng)
         return replace(field, values=field.values + torch.rand(()) / 1000)
 
@@ -214,14 +214,14 @@ class Tupled(Digits):
 class Mute(Digits):
     """Names files that it has not written."""
 
-    def write(self, items: Iterable[Picture], path: Path) -> list[Path]:
+    def write(self, items: Iterable[ImageItem], path: Path) -> list[Path]:
         return [path / "0.png"]
 
 
 class Blind(Digits):
     """Draws nothing."""
 
-    def preview(self, items: Sequence[Picture]) -> Any:
+    def preview(self, items: Sequence[ImageItem]) -> Any:
         return None
 
 
@@ -295,7 +295,7 @@ def test_items_that_cannot_be_read_are_left_out_but_not_all_of_them() -> None:
         def items(self, split: Any) -> Any:
             return Broken()
 
-    class Broken(Sequence[Picture]):
+    class Broken(Sequence[ImageItem]):
         def __len__(self) -> int:
             return 3
 
@@ -330,7 +330,7 @@ def test_each_kind_of_condition_has_its_shape_and_range(
             super().__init__(section, facts)
             self.conditions = {"told": condition}
 
-        def encode(self, item: Picture, rng: Any = None) -> Field:
+        def encode(self, item: ImageItem, rng: Any = None) -> Field:
             return replace(super().encode(item, rng), cond={"told": value})
 
     domain = Told(DIGITS)
@@ -344,7 +344,7 @@ def test_each_kind_of_condition_has_its_shape_and_range(
 
 def test_a_line_may_fall_short_of_the_layout_and_a_circle_may_not() -> None:
     class Short(Digits):
-        def encode(self, item: Picture, rng: Any = None) -> Field:
+        def encode(self, item: ImageItem, rng: Any = None) -> Field:
             field = super().encode(item, rng)
             return replace(field, values=field.values[:, :, :5])
 

@@ -19,7 +19,7 @@ from jitkit.diffusion.denoiser import Denoiser
 from jitkit.domain import Measure, lower_is_better
 from jitkit.domains.digits import Digits, DigitsSection, nearest_distance
 from jitkit.domains.images.adapter import Images, ImagesSection
-from jitkit.domains.images.files import Picture
+from jitkit.domains.images.files import ImageItem
 from jitkit.errors import BadItem, JitkitError
 from jitkit.evaluation import scoring
 from jitkit.evaluation.evaluate import departures, evaluate, steady, table, under_protocol
@@ -36,7 +36,7 @@ SAMPLING = SampleSection(steps=2, seed=5)
 SECTION = EvaluateSection(samples=20, seed=7)
 
 
-def ink(samples: Sequence[Picture], train: Sequence[Picture]) -> float:
+def ink(samples: Sequence[ImageItem], train: Sequence[ImageItem]) -> float:
     """Mean of all pixels."""
     return float(np.mean([item.pixels.mean() for item in samples]))
 
@@ -50,13 +50,13 @@ class Inked(Digits):
     def scores(self) -> Mapping[str, Measure]:
         return {"ink": ink, "items": lambda samples, train: len(train)}
 
-    def items(self, split: Any) -> Sequence[Picture]:
+    def items(self, split: Any) -> Sequence[ImageItem]:
         items = super().items(split)
         return _Some(items[: self.held_out] if split == "val" else items[:50], self.bad)
 
 
-class _Some(Sequence[Picture]):
-    def __init__(self, items: Sequence[Picture], bad: Sequence[int]) -> None:
+class _Some(Sequence[ImageItem]):
+    def __init__(self, items: Sequence[ImageItem], bad: Sequence[int]) -> None:
         self.items, self.bad = items, bad
 
     def __len__(self) -> int:
@@ -75,7 +75,7 @@ def scored(trained: Path, folder: Path, domain: Digits | None = None, **more: An
     return evaluate(denoiser, SAMPLING, SECTION.model_copy(update=more), folder)
 
 
-def drawn(trained: Path, seed: int = 7, n: int = 20) -> list[Picture]:
+def drawn(trained: Path, seed: int = 7, n: int = 20) -> list[ImageItem]:
     """The samples of an evaluation, made another way."""
     denoiser = jitkit.load(trained)
     section = steady(denoiser, SAMPLING.model_copy(update={"seed": seed}), ALONE)

@@ -24,7 +24,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 import jitkit as package  # noqa: E402
 from jitkit.domains.digits import Digits, DigitsSection  # noqa: E402
 from jitkit.domains.images.adapter import Images, ImagesSection  # noqa: E402
-from jitkit.domains.images.files import Picture  # noqa: E402
+from jitkit.domains.images.files import ImageItem  # noqa: E402
 from jitkit.errors import DataError, RecipeError  # noqa: E402
 from jitkit.evaluation.evaluate import evaluate  # noqa: E402
 from jitkit.metrics.fid import (
@@ -73,7 +73,7 @@ def opened(path: Path, **given: Any) -> Images:
     return Images(ImagesSection(name="images", path=path, size=SIZE, holdout=0.2, **given))
 
 
-def pictures(path: Path) -> list[Picture]:
+def pictures(path: Path) -> list[ImageItem]:
     domain = Images(ImagesSection(name="images", path=path, size=SIZE, holdout=0))
     return list(domain.items("train"))
 

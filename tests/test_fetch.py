@@ -27,7 +27,7 @@ from jitkit.domain import Split, open_domain
 from jitkit.domains.arrays.adapter import Arrays
 from jitkit.errors import DataError
 from jitkit.recipe.load import load_recipe
-from jitkit.stores import copy_on_disk, download
+from jitkit.stores import download, local_copy
 from jitkit.stores.download import copied
 
 SPLITS: tuple[Split, ...] = ("train", "val")
@@ -53,7 +53,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {
         name: path.read_bytes()
         for name, path in sorted(found.items())
-        if path.is_file() and not name.startswith(copy_on_disk.NOTES)
+        if path.is_file() and not name.startswith(local_copy.NOTES)
     }
 
 
@@ -252,7 +252,7 @@ def test_a_copy_that_was_killed_goes_on_and_is_that_of_an_unbroken_one(
         return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     began = start("broken")
-    written = tmp_path / "broken.part" / copy_on_disk.WRITTEN
+    written = tmp_path / "broken.part" / local_copy.WRITTEN
     deadline = time.monotonic() + 60
     while not (written.exists() and written.read_text().count('"t/') >= 12):
         assert time.monotonic() < deadline and began.poll() is None, began.communicate()
@@ -363,7 +363,7 @@ def test_two_processes_do_not_make_one_copy(tmp_path: Path) -> None:
     domain = made(path=path, axes=GLOBE)
     (read,) = domain.reads()
     asked = json.loads(json.dumps(download._asked(read, copied(read))))
-    with copy_on_disk.Copy(tmp_path / "copy", asked):
+    with local_copy.Copy(tmp_path / "copy", asked):
         with pytest.raises(DataError, match="another process is making the copy"):
             domain.fetch(tmp_path / "copy")
 

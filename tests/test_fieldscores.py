@@ -19,10 +19,10 @@ from jitkit.metrics.fields import scores as fieldscores
 from jitkit.metrics.fields import spectra as fieldspectra
 from jitkit.metrics.fields.scores import by_channel, measures
 from jitkit.metrics.fields.spectra import power_spectrum
+from jitkit.utils.types import Array
 
 stats = pytest.importorskip("scipy.stats")
 
-Array = np.ndarray[Any, np.dtype[Any]]
 GLOBE = [("latitude", "line"), ("longitude", "circle")]
 GAUSSIAN = np.sqrt(2 / np.pi)  # mean of |N(0, 1)|
 

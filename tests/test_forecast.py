@@ -27,8 +27,7 @@ from jitkit.runs.run_dir import locked
 from jitkit.sampling.rollout import Asked, RollOut, _check_place, forecast
 from jitkit.sections import SampleSection
 from jitkit.training.trainer import train
-
-Array = np.ndarray[Any, np.dtype[Any]]
+from jitkit.utils.types import Array
 
 
 @pytest.fixture(autouse=True)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+
+from jitkit.utils.types import Array
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks are not installed
 
@@ -26,8 +27,6 @@ from benchmarks.forecastsystem import (  # noqa: E402
 )
 from jitkit.metrics.forecasts.ensemble_scores import Frame, fair_crps  # noqa: E402
 from jitkit.metrics.forecasts.verify import Plan, verify  # noqa: E402
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 SMALL = DriftingFields(rows=6, columns=16)
 OPEN = DriftingFields(rows=6, columns=16, has_island=False)

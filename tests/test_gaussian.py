@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 from math import sqrt
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+
+from jitkit.utils.types import Array
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks are not installed
 
@@ -24,7 +25,6 @@ from benchmarks.gaussian import (  # noqa: E402
     standardized,
 )
 
-Array = np.ndarray[Any, np.dtype[Any]]
 FIELDS = GaussianFields()
 
 

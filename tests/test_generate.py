@@ -17,7 +17,7 @@ from models import awake
 import jitkit
 from jitkit.diffusion.denoiser import Denoiser
 from jitkit.domains.digits import Digits, DigitsSection
-from jitkit.domains.images.files import Picture
+from jitkit.domains.images.files import ImageItem
 from jitkit.errors import BadItem, ConditionError
 from jitkit.fields import Category, Condition, Field, Grid, PerToken, Scalars
 from jitkit.sampling.generate import generate
@@ -41,7 +41,7 @@ class Told(Digits):
         self.conditions = {name: EVERY[name] for name in names}
         self.bad = bad
 
-    def encode(self, item: Picture, rng: np.random.Generator | None = None) -> Field:
+    def encode(self, item: ImageItem, rng: np.random.Generator | None = None) -> Field:
         if item.name in self.bad:
             raise BadItem(item.name, "torn")
         field = super().encode(item, rng)
@@ -210,7 +210,7 @@ def test_items_that_are_not_there_or_cannot_be_read_are_refused() -> None:
 
 def test_a_split_without_items_gives_no_conditions() -> None:
     class Empty(Told):
-        def items(self, split: Any) -> Sequence[Picture]:
+        def items(self, split: Any) -> Sequence[ImageItem]:
             return []
 
     denoiser = model("label")
@@ -225,13 +225,13 @@ def test_a_split_without_items_gives_no_conditions() -> None:
 QUICK = SampleSection(steps=2, seed=3)
 
 
-def drawn(n: int, *, first: int = 0, **keys: Any) -> list[Picture]:
+def drawn(n: int, *, first: int = 0, **keys: Any) -> list[ImageItem]:
     section = QUICK.model_copy(update=keys)
     cond = conditions_for(DIGITS, n, {"label": "3"})
     return list(generate(DIGITS, n, cond, section, first=first))
 
 
-def close(a: Sequence[Picture], b: Sequence[Picture]) -> bool:
+def close(a: Sequence[ImageItem], b: Sequence[ImageItem]) -> bool:
     """Equal up to the last of 256 levels, which the order of sums may move."""
     pairs = zip(a, b, strict=True)
     return all(np.abs(one.pixels.astype(int) - other.pixels).max() <= 1 for one, other in pairs)
@@ -275,7 +275,7 @@ def test_settings_reach_the_sampler() -> None:
 
 
 def test_what_a_sample_was_told_decides_what_it_is() -> None:
-    def of(text: str) -> list[Picture]:
+    def of(text: str) -> list[ImageItem]:
         return list(generate(DIGITS, 2, conditions_for(DIGITS, 2, {"label": text}), QUICK))
 
     assert not close(of("3"), of("4"))

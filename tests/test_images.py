@@ -20,7 +20,7 @@ from PIL import Image
 from jitkit.domain import Domain
 from jitkit.domains.images.adapter import Images, ImagesSection
 from jitkit.domains.images.base import frechet_8x8
-from jitkit.domains.images.files import Picture, centre_crop, read_pixels
+from jitkit.domains.images.files import ImageItem, centre_crop, read_pixels
 from jitkit.errors import BadItem, DataError
 from jitkit.fields import Category, Field
 from jitkit.protocols import Threaded
@@ -371,14 +371,14 @@ def test_a_picture_of_twice_the_size_is_averaged_in_boxes() -> None:
 def test_decode_undoes_encode_exactly(channels: int, label: int | None, seed: int) -> None:
     pixels = np.random.default_rng(seed).integers(0, 256, (16, 16, channels), dtype=np.uint8)
     domain = images(None, classes=5, channels=channels, size=16)
-    again = domain.decode(domain.encode(Picture(pixels, label)))
+    again = domain.decode(domain.encode(ImageItem(pixels, label)))
     np.testing.assert_array_equal(again.pixels, pixels)
     assert again.label == label
 
 
 def test_values_are_pixels_from_minus_one_to_one_with_channels_first() -> None:
     pixels = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
-    field = images(None, classes=5, size=16).encode(Picture(pixels, 3))
+    field = images(None, classes=5, size=16).encode(ImageItem(pixels, 3))
     levels = torch.arange(256, dtype=torch.float32) / 255 * 2 - 1
     assert torch.equal(field.values, levels.reshape(1, 16, 16).expand(3, 16, 16))
     assert field.cond["label"].item() == 3 and field.cond["label"].shape == ()
@@ -391,7 +391,7 @@ def test_values_beyond_the_range_are_cut_off() -> None:
 
 
 def test_half_of_the_pictures_are_mirrored_in_training_unless_flip_is_off() -> None:
-    item = Picture(noise(8, 8), 0)
+    item = ImageItem(noise(8, 8), 0)
     domain, plain = images(None, classes=1), images(None, classes=1, flip=False)
     straight = domain.encode(item).values
     mirrored = 0
@@ -425,7 +425,7 @@ def test_files_hold_the_pictures_and_the_archive_is_laid_out_as_adm_s(
     tmp_path: Path, channels: int
 ) -> None:
     domain = images(None, classes=5, channels=channels)
-    items = [Picture(noise(8, 8, channels).reshape(8, 8, channels), i % 5) for i in range(3)]
+    items = [ImageItem(noise(8, 8, channels).reshape(8, 8, channels), i % 5) for i in range(3)]
     files = domain.write(items, tmp_path / "new" / "folder")
     names = ["00000.png", "00001.png", "00002.png", "grid.png", "samples.npz"]
     assert [file.name for file in files] == names
@@ -440,12 +440,12 @@ def test_files_hold_the_pictures_and_the_archive_is_laid_out_as_adm_s(
 
 def test_without_labels_the_archive_has_none(tmp_path: Path) -> None:
     domain = images(None, classes=5)
-    with np.load(domain.write([Picture(noise(8, 8))], tmp_path)[-1]) as archive:
+    with np.load(domain.write([ImageItem(noise(8, 8))], tmp_path)[-1]) as archive:
         assert archive.files == ["arr_0"]
 
 
 def test_the_preview_enlarges_small_pictures_in_their_order() -> None:
-    items = [Picture(np.full((8, 8, 1), 10 * i, np.uint8)) for i in range(5)]
+    items = [ImageItem(np.full((8, 8, 1), 10 * i, np.uint8)) for i in range(5)]
     grid = np.array(images(None, classes=1, channels=1).preview(items))
     cell = 8 * 22 + 2  # three columns: 512 / 24 rounded up, and the gap
     assert grid.shape == (2 * cell - 2, 3 * cell - 2)
@@ -455,19 +455,19 @@ def test_the_preview_enlarges_small_pictures_in_their_order() -> None:
 
 
 def test_equal_runs_of_classes_fill_a_row_each_in_the_preview() -> None:
-    items = [Picture(np.zeros((8, 8, 3), np.uint8), label) for label in (4, 4, 4, 2, 2, 2)]
+    items = [ImageItem(np.zeros((8, 8, 3), np.uint8), label) for label in (4, 4, 4, 2, 2, 2)]
     width, height = images(None, classes=5).preview(items).size
     assert round(width / height, 1) == 1.5  # 3 columns, 2 rows
 
 
 def test_the_preview_of_many_pictures_shows_the_first_400() -> None:
-    items = [Picture(np.zeros((64, 64, 3), np.uint8))] * 1000
+    items = [ImageItem(np.zeros((64, 64, 3), np.uint8))] * 1000
     assert images(None, classes=5).preview(items).size == (20 * 66 - 2, 20 * 66 - 2)
 
 
 def test_the_coarse_score_is_the_squared_distance_of_a_shift_of_all_pixels() -> None:
     rng = np.random.default_rng(0)
-    dark = [Picture(rng.integers(0, 100, (16, 16, 3), dtype=np.uint8)) for _ in range(40)]
-    light = [Picture(item.pixels + np.uint8(51)) for item in dark]
+    dark = [ImageItem(rng.integers(0, 100, (16, 16, 3), dtype=np.uint8)) for _ in range(40)]
+    light = [ImageItem(item.pixels + np.uint8(51)) for item in dark]
     assert frechet_8x8(dark, dark) == pytest.approx(0, abs=1e-9)
     assert frechet_8x8(light, dark) == pytest.approx(64 * 3 * 0.2**2, rel=1e-3)

@@ -17,10 +17,10 @@ from jitkit.plots.grids import curved, views
 from jitkit.plots.panels import panels
 from jitkit.plots.sheet import Sheet, plain
 from jitkit.plots.views import View, pretty, ruler, shrunk, wrapped
+from jitkit.utils.types import Array
 
 matplotlib = pytest.importorskip("matplotlib")
 
-Array = np.ndarray[Any, np.dtype[Any]]
 PLANE = [("y", "line"), ("x", "line")]
 GLOBE = [("latitude", "line"), ("longitude", "circle")]
 DEGREES = {"latitude": "degrees_north", "longitude": "degrees_east"}

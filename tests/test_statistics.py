@@ -22,8 +22,7 @@ from jitkit.domains.arrays.normalize.moments import Moments, Normalize
 from jitkit.domains.arrays.normalize.statistics import Accumulator, Statistics
 from jitkit.domains.arrays.normalize.transforms import Transform
 from jitkit.errors import DataError, RecipeError
-
-Array = np.ndarray[Any, np.dtype[Any]]
+from jitkit.utils.types import Array
 
 
 def field(

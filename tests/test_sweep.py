@@ -20,7 +20,7 @@ from PIL import Image
 
 from jitkit.domain import Measure, lower_is_better
 from jitkit.domains.digits import Digits, DigitsSection
-from jitkit.domains.images.files import Picture
+from jitkit.domains.images.files import ImageItem
 from jitkit.errors import CheckpointError, JitkitError, RecipeError
 from jitkit.evaluation.evaluate import evaluate
 from jitkit.evaluation.select import chosen as chosen_of
@@ -36,7 +36,7 @@ WORDS = ("sample.guidance=1:2:0.5", "ema=0.2,none")
 FEW = ("evaluate.samples=20", "sample.steps=2")
 
 
-def ink(samples: Sequence[Picture], train: Sequence[Picture]) -> float:
+def ink(samples: Sequence[ImageItem], train: Sequence[ImageItem]) -> float:
     """Mean of all pixels."""
     return float(np.mean([item.pixels.mean() for item in samples]))
 
@@ -48,7 +48,7 @@ class Inked(Digits):
         return {"ink": lower_is_better(lambda a, b: ink(a, b)), "brightest": brightest}
 
 
-def brightest(samples: Sequence[Picture], train: Sequence[Picture]) -> float:
+def brightest(samples: Sequence[ImageItem], train: Sequence[ImageItem]) -> float:
     """The largest pixel."""
     return float(max(item.pixels.max() for item in samples))
 

@@ -27,7 +27,7 @@ from jitkit.diffusion.build import assemble
 from jitkit.diffusion.denoiser import Denoiser, Diffusion
 from jitkit.diffusion.flow import convert
 from jitkit.domains.digits import Digits, DigitsSection
-from jitkit.domains.images.files import Picture
+from jitkit.domains.images.files import ImageItem
 from jitkit.errors import CheckpointError, DataError, JitkitError, RecipeError
 from jitkit.fields import Field
 from jitkit.optim.ema import EMA
@@ -206,7 +206,7 @@ def test_a_run_killed_many_times_goes_on_bit_for_bit(
 
 def test_every_step_has_times_and_noise_of_its_own(tiny: dict[str, Any], tmp_path: Path) -> None:
     class One(Digits):
-        def items(self, split: Any) -> Sequence[Picture]:
+        def items(self, split: Any) -> Sequence[ImageItem]:
             return super().items(split)[:1]
 
     still = {"train.lr": 1e-30, "train.batch_size": 1}
@@ -333,10 +333,10 @@ class Three(Digits):
 
     asked: list[str]
 
-    def items(self, split: Any) -> Sequence[Picture]:
+    def items(self, split: Any) -> Sequence[ImageItem]:
         return super().items(split)[:3]
 
-    def encode(self, item: Picture, rng: np.random.Generator | None = None) -> Field:
+    def encode(self, item: ImageItem, rng: np.random.Generator | None = None) -> Field:
         if rng is not None:
             self.asked.append(item.name)
         return super().encode(item, rng)
@@ -417,14 +417,14 @@ def test_learning_lowers_the_held_out_loss(tiny: dict[str, Any], tmp_path: Path)
 class Unwritable(Digits):
     """Cannot write what it decoded."""
 
-    def write(self, items: Iterable[Picture], path: Path) -> list[Path]:
+    def write(self, items: Iterable[ImageItem], path: Path) -> list[Path]:
         raise JitkitError("no codec for this variable")
 
 
 class Unreadable(Digits):
     """Has items, and cannot read any for training."""
 
-    def encode(self, item: Picture, rng: np.random.Generator | None = None) -> Field:
+    def encode(self, item: ImageItem, rng: np.random.Generator | None = None) -> Field:
         if rng is not None:
             raise DataError("the store is gone")
         return super().encode(item)
@@ -496,7 +496,7 @@ class Poisoned(Digits):
 
     bad: frozenset[str] = frozenset()
 
-    def encode(self, item: Picture, rng: np.random.Generator | None = None) -> Field:
+    def encode(self, item: ImageItem, rng: np.random.Generator | None = None) -> Field:
         field = super().encode(item, rng)
         return replace(field, values=field.values * 1e30) if item.name in self.bad else field
 
@@ -537,7 +537,7 @@ def test_a_held_out_loss_that_is_no_number_stops_the_run(
     tiny: dict[str, Any], tmp_path: Path
 ) -> None:
     class Bright(Digits):
-        def encode(self, item: Picture, rng: np.random.Generator | None = None) -> Field:
+        def encode(self, item: ImageItem, rng: np.random.Generator | None = None) -> Field:
             field = super().encode(item, rng)
             return field if rng is not None else replace(field, values=field.values * 1e30)
 
@@ -603,7 +603,7 @@ def test_the_held_out_loss_can_be_compared_whatever_the_noise_and_the_prediction
 class Cropped(Digits):
     """Digits of differing height."""
 
-    def encode(self, item: Picture, rng: np.random.Generator | None = None) -> Field:
+    def encode(self, item: ImageItem, rng: np.random.Generator | None = None) -> Field:
         field = super().encode(item, rng)
         return replace(field, values=field.values[:, : 3 + int(item.name) % 6])
 

@@ -15,6 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jitkit.utils.types import Array
+
 sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks are not installed
 
 from benchmarks.forecastsystem import (  # noqa: E402
@@ -51,8 +53,6 @@ from jitkit.plots import forecasts  # noqa: E402
 from jitkit.plots.forecasts import Shown, draw_maps, draw_spectra  # noqa: E402
 from jitkit.plots.projection import Map, equal_earth  # noqa: E402
 from jitkit.protocols import RollOut
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 AXES = (("latitude", "line"), ("longitude", "circle"))
 SHAPE = (6, 8)
@@ -556,7 +556,16 @@ def test_a_domain_is_verified_from_a_roll_out_and_from_its_file_alike(
     starts = direct["settings"]["starts"]
     write_forecasts(roll_out, weather.states(), starts, tmp_path / "fc.zarr")
     section = weather.section.verify.model_copy(update={"forecasts": str(tmp_path / "fc.zarr")})
-    read = verify_weather(weather, section, roll_out, tmp_path / "read", seed=1)
+    read = verify_weather(
+        weather.states(),
+        section,
+        roll_out,
+        tmp_path / "read",
+        layout=weather.layout,
+        weights=weather.weights,
+        facts=weather.facts(),
+        seed=1,
+    )
     assert read["scores"] == direct["scores"]
     json.dumps(direct, allow_nan=False)  # plain
     assert direct["samples"] == 15 and direct["held_out"] == 5
@@ -585,7 +594,7 @@ def test_a_file_that_does_not_fit_the_truth_is_refused_in_words(
 ) -> None:
     import xarray
 
-    states, grid = weather.states(), grid_of(weather)
+    states, grid = weather.states(), grid_of(weather.layout, weather.facts())
     path = tmp_path / "fc.nc"
     with pytest.raises(DataError, match="no file of forecasts at .*jitkit forecast RUN --out"):
         ForecastFile(path, states, "model", grid)
@@ -624,7 +633,7 @@ def test_dimensions_and_cells_of_a_file_are_found_by_name_and_place(
 ) -> None:
     import xarray
 
-    states, grid = weather.states(), grid_of(weather)
+    states, grid = weather.states(), grid_of(weather.layout, weather.facts())
     starts = [states.name(int(p)) for p in states.val[[5, 9]]]
     write_forecasts(exact_roll_out(weather), states, starts, tmp_path / "fc.zarr")
     known = ForecastFile(tmp_path / "fc.zarr", states, "model", grid)
@@ -654,7 +663,16 @@ def test_starts_of_a_file_that_are_not_held_out_are_left_out_with_a_note(
         write_forecasts(roll_out, states, names, tmp_path / name)
         update = {"forecasts": str(tmp_path / name)}
         section = weather.section.verify.model_copy(update=update)
-        return verify_weather(weather, section, roll_out, tmp_path / "run", seed=1)
+        return verify_weather(
+            states,
+            section,
+            roll_out,
+            tmp_path / "run",
+            layout=weather.layout,
+            weights=weather.weights,
+            facts=weather.facts(),
+            seed=1,
+        )
 
     found = verified(told + held, "some.zarr")
     assert found["settings"]["starts"] == [states.name(p) for p in held]
@@ -665,12 +683,14 @@ def test_starts_of_a_file_that_are_not_held_out_are_left_out_with_a_note(
 
 
 def test_cells_count_by_area_also_where_the_model_was_not_trained_so(weather: Any) -> None:
-    by_area = areas_of(weather, weather.states())
+    by_area = areas_of(weather.layout, weather.weights, weather.states())
     section = weather.section.model_copy(update={"area_weights": False})
     plain = Weather(section)
     assert plain.weights is None
     np.testing.assert_allclose(
-        areas_of(plain, plain.states()) / by_area, 4 * pi / by_area.sum(), rtol=1e-5
+        areas_of(plain.layout, plain.weights, plain.states()) / by_area,
+        4 * pi / by_area.sum(),
+        rtol=1e-5,
     )
     assert by_area[0, 0] < 0.5 * by_area[3, 0]
 
@@ -697,7 +717,9 @@ def test_maps_name_long_channels_in_two_lines_and_say_which_are_left_out(tmp_pat
 def test_a_file_of_another_kind_is_refused_in_one_line(weather: Any, tmp_path: Path) -> None:
     (tmp_path / "fc.txt").write_text("no forecasts")
     with pytest.raises(DataError, match="should be a Zarr store or a NetCDF file") as caught:
-        ForecastFile(tmp_path / "fc.txt", weather.states(), "model", grid_of(weather))
+        ForecastFile(
+            tmp_path / "fc.txt", weather.states(), "model", grid_of(weather.layout, weather.facts())
+        )
     assert "\n" not in str(caught.value)
 
 

@@ -27,8 +27,7 @@ from jitkit.domains.weather.sphere import Between, Blocks, cell_areas, latitude_
 from jitkit.domains.weather.sun import SOLAR_CONSTANT, cos_zenith, toa_radiation
 from jitkit.domains.weather.timedelta import duration
 from jitkit.errors import BadItem, DataError, JitkitError, RecipeError
-
-Array = np.ndarray[Any, np.dtype[Any]]
+from jitkit.utils.types import Array
 
 
 @pytest.fixture(autouse=True)

@@ -27,7 +27,7 @@ import xarray as xr
 import zarr
 from numcodecs import Blosc
 
-Array = np.ndarray[Any, np.dtype[Any]]
+from jitkit.utils.types import Array
 
 WEATHERBENCH = "datasets/era5/1959-2022-6h-64x32_equiangular_conservative.zarr"
 ARCO = "ar/1959-2022-full_37-1h-0p25deg-chunk-1.zarr-v2"

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.paper.measures import Mean
+from jitkit.utils.types import Array
 
-Array = np.ndarray[Any, np.dtype[Any]]
 COLORS = {"x": "tab:blue", "eps": "tab:red", "v": "tab:orange"}
 
 

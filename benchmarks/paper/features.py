@@ -8,7 +8,6 @@ compared with one another alone.
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,8 +17,8 @@ from torch import Tensor
 
 from jitkit.metrics.frechet import frechet
 from jitkit.utils.seeding import mix
+from jitkit.utils.types import Array
 
-Array = np.ndarray[Any, np.dtype[Any]]
 SIDE = 64  # pixels that every picture is scaled to, as the FID scales to 299
 WIDTHS = (3, 32, 48, 64)
 FEATURES = 2 * sum(WIDTHS[1:])

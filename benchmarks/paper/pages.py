@@ -12,13 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from benchmarks.paper.jobs import Record
 from benchmarks.paper.measures import Mean
 from jitkit.runs.run_dir import write_text
+from jitkit.utils.types import Array
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Records = Mapping[str, Sequence[Record]]
 """What was found, by label, seed by seed."""
 

@@ -24,7 +24,7 @@ from PIL import Image
 
 from jitkit.domain import Split
 from jitkit.domains.images.adapter import Images, ImagesSection
-from jitkit.domains.images.files import Picture
+from jitkit.domains.images.files import ImageItem
 from jitkit.errors import DataError
 from jitkit.utils.console import bar
 
@@ -114,7 +114,7 @@ def _copy(source: Path, size: int, target: Path) -> None:
     aside.replace(target)
 
 
-def _items(domain: Images, splits: Sequence[Split]) -> Iterator[tuple[Split, Picture]]:
+def _items(domain: Images, splits: Sequence[Split]) -> Iterator[tuple[Split, ImageItem]]:
     for split in splits:
         for item in domain.items(split):
             yield split, item

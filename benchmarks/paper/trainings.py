@@ -21,7 +21,7 @@ from benchmarks.paper.pictures import PictureSet
 from jitkit.data import spread
 from jitkit.diffusion.denoiser import Denoiser
 from jitkit.domain import Split, open_domain
-from jitkit.domains.images.files import Picture
+from jitkit.domains.images.files import ImageItem
 from jitkit.metrics.frechet import frechet
 from jitkit.nn.flops import macs
 from jitkit.recipe.load import Recipe, dump_recipe, load_recipe
@@ -113,7 +113,7 @@ class Training:
         return np.stack([item.pixels for item in generate(denoiser, n, told, section)])
 
 
-def _pixels(items: Sequence[Picture]) -> Pixels:
+def _pixels(items: Sequence[ImageItem]) -> Pixels:
     """All pictures of a split, (N, H, W, 3)."""
     return np.stack([items[i].pixels for i in range(len(items))])
 

@@ -24,10 +24,10 @@ from jitkit.domains.arrays.normalize.statistics import Statistics
 from jitkit.domains.arrays.output import Column, class_column, columns, number_column
 from jitkit.domains.arrays.plan import make_axes
 from jitkit.domains.arrays.section import ArraysSection
-from jitkit.domains.arrays.splits import Array
 from jitkit.errors import BadItem, DataError, listed
 from jitkit.fields import Category, Condition, Field, Grid, Layout, Scalars
 from jitkit.sections import DomainSection
+from jitkit.utils.types import Array
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -16,9 +16,10 @@ import numpy as np
 
 from jitkit.domains.arrays.plan import Plan, as_channels, described
 from jitkit.domains.arrays.read import Variable, read_channels
-from jitkit.domains.arrays.splits import Array, is_time, label
+from jitkit.domains.arrays.splits import is_time, label
 from jitkit.errors import DataError, listed, nearest
 from jitkit.sections import Natural, Section
+from jitkit.utils.types import Array
 
 if TYPE_CHECKING:
     from jitkit.stores.store import Readable

@@ -23,9 +23,10 @@ from jitkit.domains.arrays.output import describe
 from jitkit.domains.arrays.plan import Plan, make_axes, make_plan
 from jitkit.domains.arrays.read import Variable
 from jitkit.domains.arrays.section import ArraysSection
-from jitkit.domains.arrays.splits import Array, Places, label, split, starts
+from jitkit.domains.arrays.splits import Places, label, split, starts
 from jitkit.errors import DataError, RecipeError, listed, nearest
 from jitkit.utils.console import bar
+from jitkit.utils.types import Array
 
 if TYPE_CHECKING:
     from jitkit.stores.store import Readable, Store

@@ -13,8 +13,8 @@ import numpy as np
 
 from jitkit.domains.arrays.data import Data, units_of
 from jitkit.domains.arrays.output import describe
-from jitkit.domains.arrays.splits import Array
 from jitkit.errors import DataError
+from jitkit.utils.types import Array
 
 CLOSE = 1e-4  # of a cell
 

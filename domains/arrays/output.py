@@ -14,7 +14,8 @@ import numpy as np
 
 from jitkit.domains.arrays.items import Sample
 from jitkit.domains.arrays.plan import Plan
-from jitkit.domains.arrays.splits import Array, in_seconds, is_time
+from jitkit.domains.arrays.splits import in_seconds, is_time
+from jitkit.utils.types import Array
 
 if TYPE_CHECKING:
     from jitkit.stores.store import Readable

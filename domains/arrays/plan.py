@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jitkit.domains.arrays.read import Cut, Variable
-from jitkit.domains.arrays.splits import Array, Selection, label, matching
+from jitkit.domains.arrays.splits import Selection, label, matching
 from jitkit.errors import DataError, RecipeError, listed, nearest
 from jitkit.fields import Axis, Kind
 from jitkit.stores.chunks import stretches
+from jitkit.utils.types import Array
 
 if TYPE_CHECKING:
     from jitkit.stores.store import Described, Readable

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jitkit.domains.arrays.splits import Array
+from jitkit.utils.types import Array
 
 if TYPE_CHECKING:
     from jitkit.stores.store import Readable

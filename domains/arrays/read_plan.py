@@ -13,10 +13,11 @@ from jitkit.domain import Split
 from jitkit.domains.arrays.conditions import PARTS
 from jitkit.domains.arrays.data import Data
 from jitkit.domains.arrays.items import ArrayItems
-from jitkit.domains.arrays.splits import Array, is_time, split
+from jitkit.domains.arrays.splits import is_time, split
 from jitkit.errors import DataError
 from jitkit.sections import DomainSection, Section
 from jitkit.stores.download import Read
+from jitkit.utils.types import Array
 
 __all__ = ["Copyable", "Read", "check_alike", "copy_of", "reads"]
 

@@ -19,8 +19,8 @@ from pydantic import Field as Limit
 from jitkit.domain import Split
 from jitkit.errors import DataError, RecipeError, listed, nearest
 from jitkit.sections import Section
+from jitkit.utils.types import Array
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Value = int | float | str
 
 

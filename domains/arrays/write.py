@@ -19,8 +19,8 @@ import numpy as np
 
 from jitkit.domains.arrays.items import Sample
 from jitkit.domains.arrays.output import SUFFIXES, Column, as_stored
-from jitkit.domains.arrays.splits import Array
 from jitkit.errors import DataError
+from jitkit.utils.types import Array
 
 if TYPE_CHECKING:
     import xarray

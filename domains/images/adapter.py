@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field as Limit
 
 from jitkit.domain import Measure, Split
-from jitkit.domains.images.base import Pictures, frechet_8x8
+from jitkit.domains.images.base import ImageDomain, frechet_8x8
 from jitkit.domains.images.files import (
     MODES,
-    Picture,
-    PictureFiles,
+    ImageFiles,
+    ImageItem,
     check_classes,
     list_images,
     names_in,
@@ -60,7 +60,7 @@ class ImagesSection(DomainSection):
     256. It is made at the first use, and again when files have changed; it may be deleted."""
 
 
-class Images(Pictures):
+class Images(ImageDomain):
     """Pictures in a folder, with classes by folder or without.
 
     Class folders count in the order of their names, and pictures within them. Hidden files and
@@ -77,7 +77,7 @@ class Images(Pictures):
             DataError: the folder is missing, empty, mixed, or has more classes than were asked.
         """
         self.section = section
-        self._files: dict[Split, PictureFiles] | None = None
+        self._files: dict[Split, ImageFiles] | None = None
         self._class_names: list[str] = [] if facts is None else list(facts["class_names"])
         self._asked: int | None = section.classes if facts is None else facts["num_classes"]
         num_classes = self._asked
@@ -96,7 +96,7 @@ class Images(Pictures):
         """Number of classes, None for pictures without, and their names where known, in order."""
         return {"num_classes": self._num_classes, "class_names": self._class_names}
 
-    def items(self, split: Split) -> Sequence[Picture]:
+    def items(self, split: Split) -> Sequence[ImageItem]:
         """The pictures of a split; one that cannot be read raises `BadItem`.
 
         Raises:
@@ -112,7 +112,7 @@ class Images(Pictures):
         """How the coarse look of samples compares with that of the training pictures."""
         return {"frechet_8x8": frechet_8x8}
 
-    def _list(self) -> dict[Split, PictureFiles]:
+    def _list(self) -> dict[Split, ImageFiles]:
         """Both splits; learns the names of the classes where they are not known."""
         root = _data_folder(self.section.path)
         folders, _ = names_in(root)
@@ -133,8 +133,8 @@ class Images(Pictures):
         size, mode = self.section.size, MODES[self.section.channels]
         threads = self.section.threads or _threads()
         return {
-            "train": PictureFiles(train, size, mode, threads),
-            "val": PictureFiles(val, size, mode, threads),
+            "train": ImageFiles(train, size, mode, threads),
+            "val": ImageFiles(val, size, mode, threads),
         }
 
 

@@ -11,11 +11,12 @@ import numpy as np
 from PIL import Image
 
 from jitkit.domain import Split, lower_is_better
-from jitkit.domains.images.files import MODES, Picture, PictureFiles, list_images
+from jitkit.domains.images.files import MODES, ImageFiles, ImageItem, list_images
 from jitkit.fields import Axis, Category, Condition, Field, Layout
-from jitkit.metrics.frechet import Array, frechet
+from jitkit.metrics.frechet import frechet
 from jitkit.sections import EvaluateSection
 from jitkit.utils.atomic import written_aside
+from jitkit.utils.types import Array
 
 CHANNELS = {1: ("grey",), 3: ("red", "green", "blue"), 4: ("red", "green", "blue", "alpha")}
 MOST_IN_PREVIEW = 400
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from jitkit.metrics.fid.scorer import FeatureScorer
 
 
-class Pictures:
+class ImageDomain:
     """Square pictures wherever they come from; an adapter adds `items`, `facts` and `scores`.
 
     They can be scored in the features of a network (`domains.features`) where the recipe's section
@@ -53,7 +54,7 @@ class Pictures:
         self._num_classes = num_classes
         self._flip = flip
 
-    def encode(self, item: Picture, rng: np.random.Generator | None = None) -> Field:
+    def encode(self, item: ImageItem, rng: np.random.Generator | None = None) -> Field:
         """Values pixels / 255 · 2 - 1 in [-1, 1], (C, H, W); ``rng`` may mirror left and right.
 
         A picture without label is of the null class where others have one.
@@ -72,24 +73,24 @@ class Pictures:
         label = self._num_classes if item.label is None else item.label
         return Field(torch.from_numpy(values), cond={"label": torch.tensor(label)})
 
-    def decode(self, field: Field) -> Picture:
+    def decode(self, field: Field) -> ImageItem:
         """Undo `encode`, rounded to 8 bits and so exactly, but for a mirror and the name."""
         values = field.values.detach().float().cpu().numpy()
         pixels = np.clip(np.rint((values + 1) / 2 * 255), 0, 255).astype(np.uint8)
         label = int(field.cond["label"]) if "label" in field.cond else None
-        return Picture(
+        return ImageItem(
             np.ascontiguousarray(pixels.transpose(1, 2, 0)),
             label=None if label == self._num_classes else label,
         )
 
-    def write(self, items: Iterable[Picture], path: Path) -> list[Path]:
+    def write(self, items: Iterable[ImageItem], path: Path) -> list[Path]:
         """Write ``00000.png`` and on as items come, then ``grid.png`` and ``samples.npz``.
 
         The archive is laid out as ADM's evaluation reads it: ``arr_0`` (N, H, W, C) uint8 and,
         where all items have one, labels ``arr_1`` (N,) int64.
         """
         path.mkdir(parents=True, exist_ok=True)
-        kept: list[Picture] = []
+        kept: list[ImageItem] = []
         files = []
         for item in items:
             files.append(_write_png(path / f"{len(kept):05}.png", _image(item.pixels)))
@@ -110,19 +111,19 @@ class Pictures:
         size = self.layout.axes[0].size
         return scorer_for(section, size, self._real, unasked=self.takes_fid_unasked)
 
-    def _real(self, source: str) -> Sequence[Picture]:
+    def _real(self, source: str) -> Sequence[ImageItem]:
         """The training split (``"train"``), or the pictures of a folder at the model's size."""
         if source == "train":
             return self.items("train")
         mode = MODES[len(self.layout.channels)]
         listing = list_images(Path(source).expanduser(), ())
-        return PictureFiles(listing, self.layout.axes[0].size, mode)
+        return ImageFiles(listing, self.layout.axes[0].size, mode)
 
-    def items(self, split: Split) -> Sequence[Picture]:
+    def items(self, split: Split) -> Sequence[ImageItem]:
         """The pictures of a split."""
         raise NotImplementedError
 
-    def preview(self, items: Sequence[Picture]) -> Image.Image:
+    def preview(self, items: Sequence[ImageItem]) -> Image.Image:
         """The first 400 items side by side, enlarged where they are narrower than 512 pixels.
 
         A row holds one class where the items come in equal runs of a class.
@@ -163,7 +164,7 @@ def _write_png(path: Path, image: Image.Image) -> Path:
 
 
 @lower_is_better
-def frechet_8x8(samples: Sequence[Picture], train: Sequence[Picture]) -> float:
+def frechet_8x8(samples: Sequence[ImageItem], train: Sequence[ImageItem]) -> float:
     """Fréchet distance of Gaussians fitted to pictures shrunk to 8 x 8, pixels from 0 to 1.
 
     It sees layout and colour, not detail, and needs no other network; it is not the FID.
@@ -171,7 +172,7 @@ def frechet_8x8(samples: Sequence[Picture], train: Sequence[Picture]) -> float:
     return frechet(_shrunk(samples), _shrunk(train))
 
 
-def _shrunk(items: Sequence[Picture]) -> Array:
+def _shrunk(items: Sequence[ImageItem]) -> Array:
     """Means over 8 x 8 boxes of every picture, (N, 64 C)."""
     return np.stack(
         [

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Picture:
+class ImageItem:
     """A picture as its file shows it.
 
     Attributes:
@@ -142,7 +142,7 @@ def split_held_out(found: ImageListing, share: float) -> tuple[ImageListing, Ima
     return part(~held), part(held)
 
 
-class PictureFiles(Sequence[Picture]):
+class ImageFiles(Sequence[ImageItem]):
     """Pictures of a folder, each opened when it is asked for; a slice is read at once.
 
     The index is flat arrays, 55 MB for ImageNet, because it goes to every worker: a list of as
@@ -166,15 +166,15 @@ class PictureFiles(Sequence[Picture]):
         return len(self._ends) - 1
 
     @overload
-    def __getitem__(self, index: int) -> Picture: ...
+    def __getitem__(self, index: int) -> ImageItem: ...
     @overload
-    def __getitem__(self, index: slice) -> Sequence[Picture]: ...
-    def __getitem__(self, index: int | slice) -> Picture | Sequence[Picture]:
+    def __getitem__(self, index: slice) -> Sequence[ImageItem]: ...
+    def __getitem__(self, index: int | slice) -> ImageItem | Sequence[ImageItem]:
         if isinstance(index, slice):
             return [self[i] for i in range(len(self))[index]]
         index = range(len(self))[index]
         label = None if self._labels is None else int(self._labels[index])
-        return Picture(self._pixels(index), label, self._name(index))
+        return ImageItem(self._pixels(index), label, self._name(index))
 
     def content(self, index: int) -> bytes:
         """What a picture follows from: its file, and how it is read. Quicker than to decode it."""

@@ -10,7 +10,8 @@ from __future__ import annotations
 import numpy as np
 
 from jitkit.domains.molecules.elements import NUMBERS, SYMBOLS
-from jitkit.domains.molecules.molecule import Array, Molecule
+from jitkit.domains.molecules.molecule import Molecule
+from jitkit.utils.types import Array
 
 _LENGTHS = (
     # single bonds

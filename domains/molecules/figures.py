@@ -11,8 +11,9 @@ import numpy as np
 
 from jitkit.domains.molecules.bonds import bond_orders, stable_atoms
 from jitkit.domains.molecules.chemistry import has_rdkit, perceived
-from jitkit.domains.molecules.molecule import Array, Molecule
+from jitkit.domains.molecules.molecule import Molecule
 from jitkit.utils.rotations import along_axes
+from jitkit.utils.types import Array
 
 if TYPE_CHECKING:
     from PIL.Image import Image

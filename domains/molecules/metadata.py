@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from jitkit.domains.molecules.molecule import Array, Packed
+from jitkit.domains.molecules.molecule import Packed
 from jitkit.domains.molecules.section import MoleculesSection
 from jitkit.errors import ConditionError
+from jitkit.utils.types import Array
 
 ROWS = 8192  # training molecules whose sizes and properties are kept, at most
 NEAREST = 64  # of them, among which a size is drawn for a property that is asked

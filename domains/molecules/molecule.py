@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from jitkit.domains.molecules.elements import SYMBOLS
-
-Array = np.ndarray[Any, np.dtype[Any]]
+from jitkit.utils.types import Array
 
 
 @dataclass(frozen=True, eq=False)

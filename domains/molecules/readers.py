@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jitkit.domains.molecules.molecule import Array, Molecule, Packed, joined, pack
+from jitkit.domains.molecules.molecule import Molecule, Packed, joined, pack
 from jitkit.domains.molecules.sdf import read_sdf
 from jitkit.domains.molecules.section import MoleculesSection
 from jitkit.domains.molecules.tables import is_table, read_table
@@ -17,6 +17,7 @@ from jitkit.domains.molecules.xyz import read_xyz
 from jitkit.errors import BadItem, DataError
 from jitkit.utils.console import bar, warn
 from jitkit.utils.paths import located
+from jitkit.utils.types import Array
 
 ANGSTROM = {"angstrom": 1.0, "bohr": 0.529177210903, "nanometer": 10.0}
 USUAL = (0.6, 1.75)  # angstrom from an atom to its nearest, the median over any organic data

@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from jitkit.domains.molecules.bonds import bond_orders
-from jitkit.domains.molecules.molecule import Array, Molecule
+from jitkit.domains.molecules.molecule import Molecule
 from jitkit.errors import DataError
+from jitkit.utils.types import Array
 
 SHELLS = np.array([0.0, 1.05, 1.15, 1.25, 1.35, 1.45, 1.6, 2.0, 2.4, 2.8, 3.4, 4.2, np.inf])
 RIDGE = 1e-3  # of the mean square of a scaled descriptor

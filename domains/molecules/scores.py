@@ -15,9 +15,10 @@ import numpy as np
 from jitkit.domain import Measure, lower_is_better
 from jitkit.domains.molecules.bonds import bond_orders, stable_atoms
 from jitkit.domains.molecules.chemistry import check_rdkit, has_rdkit, smiles, written_smiles
-from jitkit.domains.molecules.molecule import Array, Molecule, Packed
+from jitkit.domains.molecules.molecule import Molecule, Packed
 from jitkit.domains.molecules.regression import regressor
 from jitkit.metrics.frechet import jensen_shannon
+from jitkit.utils.types import Array
 
 Molecules = Sequence[Molecule]
 Known = Callable[[Molecule], bool]

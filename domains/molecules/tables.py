@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from jitkit.domains.molecules.elements import number_of
-from jitkit.domains.molecules.molecule import Array, Packed
+from jitkit.domains.molecules.molecule import Packed
 from jitkit.errors import DataError
+from jitkit.utils.types import Array
 
 ELEMENTS, POSITIONS, SMILES, NAMES = "Elements", "XYZ_Ang", "SMILES", ("XYZ_file", "name")
 ROWS = 4096  # parsed at once

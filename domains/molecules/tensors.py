@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from jitkit.domains.molecules.elements import SYMBOLS
-from jitkit.domains.molecules.molecule import Array, Packed
+from jitkit.domains.molecules.molecule import Packed
 from jitkit.errors import DataError, listed
+from jitkit.utils.types import Array
 
 NAMES = {
     "positions": ("positions", "pos", "coordinates", "coords", "xyz", "R"),

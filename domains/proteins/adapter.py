@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from jitkit.domain import Measure, Split
-from jitkit.domains.proteins.backbone import Array, Backbone, Chains, Frames
+from jitkit.domains.proteins.backbone import Backbone, Chains, Frames
 from jitkit.domains.proteins.metadata import (
     centred,
     cut,
@@ -27,6 +27,7 @@ from jitkit.errors import ConditionError, DataError
 from jitkit.fields import Axis, Condition, Field, Layout, PerToken, Scalars
 from jitkit.sections import DomainSection
 from jitkit.utils.rotations import random_rotation, superposed
+from jitkit.utils.types import Array
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from jitkit.domains.proteins.backbone import Array, Backbone
+from jitkit.domains.proteins.backbone import Backbone
 from jitkit.domains.proteins.residues import ATOMS, letter
 from jitkit.errors import BadItem, listed
+from jitkit.utils.types import Array
 
 PEPTIDE, NEIGHBOURS = 2.0, 4.3  # angstrom, at most, from C to N and from CA to CA over a bond
 SAME_PLACE = 1.5  # angstrom between CA of two readings of one residue

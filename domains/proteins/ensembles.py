@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from jitkit.domain import Best, Measure
-from jitkit.domains.proteins.backbone import Array, Backbone
+from jitkit.domains.proteins.backbone import Backbone
 from jitkit.utils.rotations import superposed
+from jitkit.utils.types import Array
 
 Frames = Sequence[Backbone]
 

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from jitkit.domains.proteins.backbone import Array, Backbone, Chains, Frames
+from jitkit.domains.proteins.backbone import Backbone, Chains, Frames
 from jitkit.domains.proteins.residues import LETTERS
 from jitkit.domains.proteins.secondary import all_contents
 from jitkit.domains.proteins.section import ProteinsSection
 from jitkit.errors import ConditionError
 from jitkit.utils.rotations import superposed
+from jitkit.utils.types import Array
 
 ROWS = 4096  # training chains whose lengths, contents and sequences are kept, at most
 ROUNDS = 10  # of superposing frames on their mean, which settles in a few

@@ -12,12 +12,13 @@ from typing import IO, Any
 
 import numpy as np
 
-from jitkit.domains.proteins.backbone import Array, Backbone
+from jitkit.domains.proteins.backbone import Backbone
 from jitkit.domains.proteins.chains import chains_of, check_places
 from jitkit.domains.proteins.section import ProteinsSection
 from jitkit.errors import BadItem, DataError
 from jitkit.utils.console import bar, warn
 from jitkit.utils.paths import located
+from jitkit.utils.types import Array
 
 Reader = Callable[[IO[Any], int | None, list[str]], Any]
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from jitkit.domain import Measure, lower_is_better
-from jitkit.domains.proteins.backbone import Array, Backbone
+from jitkit.domains.proteins.backbone import Backbone
 from jitkit.domains.proteins.secondary import contents
 from jitkit.domains.proteins.torsions import (
     ANGLES,
@@ -18,6 +18,7 @@ from jitkit.domains.proteins.torsions import (
     ramachandran,
 )
 from jitkit.metrics.frechet import jensen_shannon
+from jitkit.utils.types import Array
 
 Chains = Sequence[Backbone]
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jitkit.domains.proteins.backbone import Array, Backbone
+from jitkit.domains.proteins.backbone import Backbone
+from jitkit.utils.types import Array
 
 KINDS = ("helix", "strand")
 

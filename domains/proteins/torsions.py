@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitkit.domains.proteins.backbone import Array, Backbone
+from jitkit.domains.proteins.backbone import Backbone
+from jitkit.utils.types import Array
 
 # Engh & Huber 2001, International Tables for Crystallography F, table 18.3.2.3; the oxygen's too
 LENGTHS = {"N-CA": 1.459, "CA-C": 1.525, "C-O": 1.229, "C-N": 1.336}  # angstrom

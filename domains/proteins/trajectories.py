@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from jitkit.domains.proteins.backbone import Array, Frames
+from jitkit.domains.proteins.backbone import Frames
 from jitkit.domains.proteins.chains import Chain, chains_of, check_places, chosen
 from jitkit.domains.proteins.readers import all_atoms, check_biotite, files_of, read_atoms
 from jitkit.domains.proteins.section import ProteinsSection
 from jitkit.errors import BadItem, DataError
 from jitkit.utils.console import bar
 from jitkit.utils.paths import located
+from jitkit.utils.types import Array
 
 KINDS = (".dcd", ".xtc", ".trr")
 FARTHEST = 5.0  # angstrom between CA of neighbours, in a chain that is whole

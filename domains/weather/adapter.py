@@ -33,13 +33,12 @@ from jitkit.errors import BadItem, DataError, RecipeError, listed
 from jitkit.fields import Condition, Field, Layout
 from jitkit.protocols import RollOut
 from jitkit.sections import DomainSection
+from jitkit.utils.types import Array
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from jitkit.domains.arrays.read_plan import Read
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Weather:
@@ -177,7 +176,16 @@ class Weather:
         """Roll out ensembles from held-out starts, score them and draw pictures."""
         from jitkit.domains.weather.verify import verify
 
-        return verify(self, self.section.verify, roll_out, folder, seed=seed)
+        return verify(
+            self.states(),
+            self.section.verify,
+            roll_out,
+            folder,
+            layout=self.layout,
+            weights=self.weights,
+            facts=self.facts(),
+            seed=seed,
+        )
 
     # A roll-out
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from jitkit.errors import DataError, listed, nearest
 from jitkit.stores.variables import Described
+from jitkit.utils.types import Array
 
 if TYPE_CHECKING:
     import xarray
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from jitkit.stores.chunks import Stats
     from jitkit.stores.store import Readable
 
-Array = np.ndarray[Any, np.dtype[Any]]
 
 DATA, DATES, LATITUDES, LONGITUDES = "data", "dates", "latitudes", "longitudes"
 AXES = (

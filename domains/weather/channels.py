@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jitkit.domains.arrays.inspect.dimensions import part_of
-from jitkit.domains.arrays.splits import Array, label, matching
+from jitkit.domains.arrays.splits import label, matching
 from jitkit.domains.weather.derived import Accumulated, Plain, Source
 from jitkit.domains.weather.geography import Dims, by_level, coordinate_of
 from jitkit.domains.weather.section import WeatherSection
 from jitkit.domains.weather.timedelta import in_words
 from jitkit.errors import DataError, RecipeError, listed
+from jitkit.utils.types import Array
 
 if TYPE_CHECKING:
     from jitkit.stores.store import Readable

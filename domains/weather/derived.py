@@ -19,6 +19,7 @@ from jitkit.domains.weather.sun import cos_zenith, toa_radiation
 from jitkit.errors import DataError, listed, nearest
 from jitkit.stores.chunks import stretches
 from jitkit.stores.variables import Described
+from jitkit.utils.types import Array
 
 if TYPE_CHECKING:
     import xarray
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from jitkit.stores.chunks import Stats
     from jitkit.stores.store import Readable
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Where = Mapping[str, int | slice]
 Need = tuple["Readable", str, dict[str, Array]]
 """A store, a variable of it, and the entries that are read along its dimensions."""

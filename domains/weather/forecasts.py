@@ -22,11 +22,11 @@ import numpy as np
 
 from jitkit.domains.arrays.items import Sample
 from jitkit.utils.console import warn
+from jitkit.utils.types import Array
 
 if TYPE_CHECKING:
     import xarray
 
-Array = np.ndarray[Any, np.dtype[Any]]
 
 TIME, NUMBER, LEAD, VALID = "time", "number", "prediction_timedelta", "valid_time"
 RECORD = "jitkit_forecast"  # global attribute

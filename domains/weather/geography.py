@@ -10,10 +10,11 @@ import numpy as np
 
 from jitkit.domains.arrays.inspect.dimensions import closes, even, part_of
 from jitkit.domains.arrays.plan import coordinate
-from jitkit.domains.arrays.splits import Array, is_time, label
+from jitkit.domains.arrays.splits import is_time, label
 from jitkit.domains.weather.section import Variables
 from jitkit.domains.weather.sphere import CIRCLE, cell_areas, longitude_widths
 from jitkit.errors import DataError, RecipeError, listed, nearest
+from jitkit.utils.types import Array
 
 if TYPE_CHECKING:
     from jitkit.stores.store import Readable

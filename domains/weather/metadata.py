@@ -21,8 +21,7 @@ from jitkit.domains.weather.section import WeatherSection
 from jitkit.domains.weather.timedelta import in_words
 from jitkit.errors import DataError, RecipeError
 from jitkit.utils.console import bar
-
-Array = np.ndarray[Any, np.dtype[Any]]
+from jitkit.utils.types import Array
 
 FORMAT = 1
 ASKED = ("task", "inputs", "target", "forcings", "static", "accumulate")

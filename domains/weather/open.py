@@ -14,7 +14,7 @@ import numpy as np
 from jitkit.domains.arrays.conditions import ConditionsSection
 from jitkit.domains.arrays.data import Data, open_data, open_store
 from jitkit.domains.arrays.section import ArraysSection
-from jitkit.domains.arrays.splits import Array, label, split
+from jitkit.domains.arrays.splits import label, split
 from jitkit.domains.weather.anemoi import Anemoi, is_anemoi
 from jitkit.domains.weather.channels import Channel, find_channels, others_of, summed
 from jitkit.domains.weather.derived import Coarse, Plain, Sky, Source, View
@@ -34,6 +34,7 @@ from jitkit.domains.weather.sphere import Between, Blocks, outside
 from jitkit.domains.weather.timedelta import duration
 from jitkit.domains.weather.times import step_of, sums_of, tell_gaps, times_of, used, whole
 from jitkit.errors import DataError, RecipeError, listed, nearest
+from jitkit.utils.types import Array
 
 if TYPE_CHECKING:
     from jitkit.stores.store import Readable, Store

@@ -8,10 +8,11 @@ import numpy as np
 
 from jitkit.domains.arrays.read_plan import positions
 from jitkit.domains.weather.anemoi import DATA, DATES, LATITUDES, LONGITUDES, Anemoi
-from jitkit.domains.weather.derived import Array, Need
+from jitkit.domains.weather.derived import Need
 from jitkit.domains.weather.open import Weather
 from jitkit.stores.download import Read
 from jitkit.stores.store import Store
+from jitkit.utils.types import Array
 
 
 def reads(opened: Weather) -> list[Read]:

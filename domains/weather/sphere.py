@@ -7,11 +7,10 @@ unit sphere, exactly, poles included.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, np.dtype[Any]]
+from jitkit.utils.types import Array
 
 POLE = 90.0
 CIRCLE = 360.0

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, np.dtype[Any]]
+from jitkit.utils.types import Array
 
 SOLAR_CONSTANT = (
     1361.0  # W/m2 at one astronomical unit (Kopp & Lean 2011, doi:10.1029/2010GL045777)

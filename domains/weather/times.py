@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jitkit.domains.arrays.data import Data
-from jitkit.domains.arrays.splits import Array, holes, in_seconds, label, runs
+from jitkit.domains.arrays.splits import holes, in_seconds, label, runs
 from jitkit.domains.weather.anemoi import Anemoi
 from jitkit.domains.weather.geography import coordinate_of
 from jitkit.domains.weather.section import WeatherSection
 from jitkit.domains.weather.timedelta import duration
 from jitkit.errors import DataError, RecipeError, listed, nearest
 from jitkit.utils.console import warn
+from jitkit.utils.types import Array
 
 if TYPE_CHECKING:
     from jitkit.stores.store import Readable

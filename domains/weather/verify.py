@@ -15,6 +15,7 @@ from jitkit.domains.weather.section import VerifySection
 from jitkit.domains.weather.sphere import cell_areas
 from jitkit.domains.weather.timedelta import duration, in_words
 from jitkit.errors import DataError
+from jitkit.fields import Layout
 from jitkit.metrics.fields.spectra import bands
 from jitkit.metrics.fields.summaries import spaced
 from jitkit.metrics.forecasts.baselines import System, baselines
@@ -26,12 +27,11 @@ from jitkit.metrics.forecasts.verify import verify as verified
 from jitkit.plots import forecasts
 from jitkit.plots.forecasts import Shown
 from jitkit.protocols import RollOut
+from jitkit.utils.types import Array
 
 if TYPE_CHECKING:
-    from jitkit.domains.weather.adapter import Weather
     from jitkit.domains.weather.states import States
 
-Array = np.ndarray[Any, np.dtype[Any]]
 
 FOLDER = "verification"  # in the run's
 SHOWN = 3  # leads on maps
@@ -103,21 +103,32 @@ class Watched:
 
 
 def verify(
-    domain: Weather, section: VerifySection, roll_out: RollOut, folder: Path, *, seed: int
+    states: States,
+    section: VerifySection,
+    roll_out: RollOut,
+    folder: Path,
+    *,
+    layout: Layout,
+    weights: Array | None,
+    facts: Mapping[str, Any],
+    seed: int,
 ) -> dict[str, Any]:
     """Roll out ensembles over held-out times and score them, as `jitkit.abilities.Verifies` says.
 
     Args:
-        domain: with its data at hand.
+        states: of the data.
         section: how many, how far.
         roll_out: the model.
         folder: of the run.
+        layout: of the domain.
+        weights: areas of the cells, (rows, columns), where the model was trained with them.
+        facts: the domain's metadata.
         seed: of ties, draws of the climatological ensemble and resamples.
 
     Raises:
         DataError: the data are not at hand, or the held-out split is too short.
     """
-    states, notes = domain.states(), list[str]()
+    notes = list[str]()
     if section.forecasts is None:
         longest = duration(section.lead, "domain.verify.lead").in_steps(
             states.step_seconds, "domain.verify.lead"
@@ -125,7 +136,7 @@ def verify(
         starts, leads = held_out(states, longest, section.inits), list(range(1, longest + 1))
         model: System = RolledOut(states, roll_out, section.members, longest)
     else:
-        file = ForecastFile(Path(section.forecasts), states, MODEL, grid_of(domain))
+        file = ForecastFile(Path(section.forecasts), states, MODEL, grid_of(layout, facts))
         starts, leads, model = kept_out(states, file), file.leads, file
         if len(starts) < len(file.starts):
             left = len(file.starts) - len(starts)
@@ -133,8 +144,8 @@ def verify(
             notes.append(f"{told}: they or what came after are not held out")
     labels = [in_words(k * states.step_seconds) for k in leads]
     plan = Plan(starts, leads, labels, seed)
-    axes = [(axis.name, axis.kind) for axis in domain.layout.axes]
-    frame = Frame(states.channels, axes, areas_of(domain, states))
+    axes = [(axis.name, axis.kind) for axis in layout.axes]
+    frame = Frame(states.channels, axes, areas_of(layout, weights, states))
     against, lacking = baselines(
         states,
         kinds=[kind for _, kind in axes],
@@ -162,7 +173,7 @@ def verify(
         },
         "table": table(rows, found, units),
         "notes": notes + lacking,
-        "pictures": draw(found, watched.shown, states, land_of(domain), folder),
+        "pictures": draw(found, watched.shown, states, land_of(facts), folder),
     }
 
 
@@ -206,21 +217,21 @@ def kept_out(states: States, file: ForecastFile) -> list[int]:
     return found
 
 
-def areas_of(domain: Weather, states: States) -> Array:
+def areas_of(layout: Layout, weights: Array | None, states: States) -> Array:
     """Weights of the cells, (rows, columns): their areas where latitudes are known, also if the
     model was trained without ``area_weights``."""
-    if domain.weights is not None:
-        return np.asarray(domain.weights, np.float64)
+    if weights is not None:
+        return np.asarray(weights, np.float64)
     if states.latitude is None or states.longitude is None:
-        return np.ones(domain.layout.grid)
+        return np.ones(layout.grid)
     return cell_areas(states.latitude, states.longitude)
 
 
-def grid_of(domain: Weather) -> dict[str, Array | None]:
+def grid_of(layout: Layout, facts: Mapping[str, Any]) -> dict[str, Array | None]:
     """The grid's dimensions by name, with their coordinates where the data have some."""
-    known = domain.facts()["arrays"]["output"]["coords"]
+    known = facts["arrays"]["output"]["coords"]
     found: dict[str, Array | None] = {}
-    for axis in domain.layout.axes:
+    for axis in layout.axes:
         values = np.asarray(known[axis.name]["values"]) if axis.name in known else np.zeros(0, str)
         found[axis.name] = values.astype(float) if values.dtype.kind in "fiu" else None
     return found
@@ -260,9 +271,9 @@ def draw(
     return names
 
 
-def land_of(domain: Weather) -> Array | None:
+def land_of(facts: Mapping[str, Any]) -> Array | None:
     """Share of land of each cell where the data's static maps have it, (rows, columns)."""
-    static = domain.facts()["arrays"]["static"]
+    static = facts["arrays"]["static"]
     if static is None:
         return None
     names = list(static["statistics"]["channels"])

@@ -23,8 +23,7 @@ from jitkit.errors import BadItem, JitkitError
 from jitkit.protocols import Scorer, Scores
 from jitkit.sections import EvaluateSection
 from jitkit.utils.console import bar
-
-Array = np.ndarray[Any, np.dtype[Any]]
+from jitkit.utils.types import Array
 
 RESAMPLES = 40
 LARGEST_RESAMPLE = 5_000  # samples, so that intervals of 50,000 do not take hours

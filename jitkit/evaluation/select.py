@@ -14,8 +14,7 @@ import numpy as np
 from jitkit.errors import RecipeError
 from jitkit.evaluation.scoring import LARGEST_RESAMPLE, cost
 from jitkit.evaluation.sweep_axes import Axes
-
-Array = np.ndarray[Any, np.dtype[Any]]
+from jitkit.utils.types import Array
 
 
 def chosen(points: Sequence[Mapping[str, Any]], by: str, axes: Axes, n: int) -> dict[str, Any]:

@@ -16,12 +16,12 @@ from jitkit.plots.projection import Map
 from jitkit.plots.sheet import plain, short
 from jitkit.plots.views import labelled, pretty
 from jitkit.utils.atomic import written_aside
+from jitkit.utils.types import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Array = np.ndarray[Any, np.dtype[Any]]
 
 DPI = 110
 ROBUST = (0.5, 99.5)  # per cent of the truth's values that colours run over

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
-from typing import Any
 
 import numpy as np
 
@@ -19,8 +18,7 @@ from jitkit.plots.views import (
     ruler,
     wrapped,
 )
-
-Array = np.ndarray[Any, np.dtype[Any]]
+from jitkit.utils.types import Array
 
 RASTER = 720  # pixels across a curved grid, at most
 FINEST = 16  # parts a side that a cell is drawn in, at most

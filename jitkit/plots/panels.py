@@ -24,12 +24,12 @@ from jitkit.plots.views import (
     ruler,
     shrunk,
 )
+from jitkit.utils.types import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from PIL.Image import Image
 
-Array = np.ndarray[Any, np.dtype[Any]]
 ASPECTS = (0.3, 1.6)  # height over width of a panel, which else is true to the data
 FLAT = 0.42  # height over width of a panel with a line
 REAL, SAMPLED = "#1b4965", "#b5462f"

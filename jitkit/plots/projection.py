@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, np.dtype[Any]]
+from jitkit.utils.types import Array
 
 POLYNOMIAL = (1.340264, -0.081106, 0.000893, 0.003796)  # of θ, θ³, θ⁷, θ⁹
 GLOBE = 355.0  # degrees of longitude from which a grid goes round

@@ -9,11 +9,11 @@ import numpy as np
 
 from jitkit.plots.sheet import GREY, plain, short
 from jitkit.plots.views import Ruler, degrees
+from jitkit.utils.types import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Ends = tuple[float, float]
 
 ROBUST = (0.5, 99.5)  # per cent of real values: colours run from the first to the last

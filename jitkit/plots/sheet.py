@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jitkit.utils.types import Array
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from PIL.Image import Image
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Block = tuple[str, list[Array], str]  # heading, items (C, X1..Xn), colour of the heading
 
 DPI = 120

@@ -8,11 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-Array = np.ndarray[Any, np.dtype[Any]]
+from jitkit.utils.types import Array
+
 Lines = list[Array]  # each (points, 2), x and y
 
 LATITUDE = re.compile(r"degrees?_?n(orth)?", re.I)

@@ -17,8 +17,7 @@ from jitkit.runs.checkpoint import load
 from jitkit.sampling.requests import Told
 from jitkit.sections import SampleSection
 from jitkit.utils.distributed import ALONE, Team
-
-Array = np.ndarray[Any, np.dtype[Any]]
+from jitkit.utils.types import Array
 
 
 def generate(

@@ -19,8 +19,6 @@ from jitkit.nn.conditioning import prepare
 from jitkit.protocols import Varying
 from jitkit.utils.seeding import mix
 
-Array = np.ndarray[Any, np.dtype[Any]]
-
 
 @dataclass(frozen=True)
 class Told:

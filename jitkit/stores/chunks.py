@@ -17,7 +17,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-Array = np.ndarray[Any, Any]
+from jitkit.utils.types import Array
+
 Box = tuple[slice, ...]
 
 

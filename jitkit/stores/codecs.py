@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from jitkit.stores.chunks import Array
+from jitkit.utils.types import Array
 
 IN_PLACE = frozenset({"blosc", "zstd", "lz4"})
 """Codecs that decode into memory they are given. NumPy's large arrays lie in huge pages, which

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jitkit.errors import DataError, listed
-from jitkit.stores.chunks import Array
 from jitkit.stores.variables import Contents, Variable
+from jitkit.utils.types import Array
 
 if TYPE_CHECKING:
     import xarray

@@ -23,14 +23,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jitkit.errors import DataError
-from jitkit.stores.chunks import Array, stretches
+from jitkit.stores.chunks import stretches
+from jitkit.stores.local_copy import Copied, Copy, create, encoded
 from jitkit.utils.console import bar, say
+from jitkit.utils.types import Array
 
 if TYPE_CHECKING:
     import xarray
 
-    from jitkit.stores.copy_on_disk import Copy
-    from jitkit.stores.store import Described, Store
+    from jitkit.stores.store import Store
 
 FORMAT = 1
 CHUNK_BYTES = 2**21  # of the largest variable, before compression: a few steps of a coarse grid
@@ -62,44 +63,6 @@ class Read:
     attrs: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, eq=False)
-class Copied:
-    """A variable of a copy.
-
-    Attributes:
-        name: as in the source.
-        described: the source's variable.
-        entries: along each of its dimensions, those of the source that are copied.
-        chunks: of the copy.
-        dtype, encoding: how its numbers are stored; as in the source, where one way holds for all
-            of its files, else as physical values in float32.
-        raw: whether stored numbers are copied as they are.
-    """
-
-    name: str
-    described: Described
-    entries: tuple[Array, ...]
-    chunks: tuple[int, ...]
-    dtype: np.dtype[Any]
-    encoding: Mapping[str, Any]
-    raw: bool
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Cells along each dimension."""
-        return tuple(len(entries) for entries in self.entries)
-
-    @property
-    def bytes(self) -> int:
-        """Of its numbers before compression."""
-        return prod(self.shape) * self.dtype.itemsize
-
-    @property
-    def counts(self) -> tuple[int, ...]:
-        """Chunks along each dimension."""
-        return tuple(ceil(n / chunk) for n, chunk in zip(self.shape, self.chunks, strict=True))
-
-
 def fetch(
     read: Read, folder: Path, *, threads: int, check: Callable[[Path], None] = lambda _: None
 ) -> None:
@@ -117,8 +80,6 @@ def fetch(
         DataError: the source cannot be read or has changed, the copy does not fit on the disk, the
             folder holds something else.
     """
-    from jitkit.stores.copy_on_disk import Copy
-
     variables = copied(read)
     with Copy(folder, _asked(read, variables)) as copy:
         sound = copy.sound(threads)
@@ -352,8 +313,6 @@ def _fetch_block(
     store: Store, copy: Copy, v: Copied, block: Block, lacking: Sequence[Index]
 ) -> int:
     """Read a block and write those of its chunks that are lacking; bytes that were written."""
-    from jitkit.stores.copy_on_disk import encoded
-
     cells = _cells(store, v, block)
     written = 0
     for index in lacking:
@@ -396,8 +355,6 @@ def _gathered(
 def _write_frame(read: Read, variables: Sequence[Copied], folder: Path) -> None:
     """Write all of a copy but its cells: coordinates, what holds no numbers, and metadata."""
     import zarr
-
-    from jitkit.stores.copy_on_disk import create
 
     small = _small(read)
     small.to_zarr(folder, mode="w", zarr_format=2, consolidated=False)

@@ -7,23 +7,25 @@ cells are read without xarray.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jitkit.errors import DataError, listed
-from jitkit.stores.chunks import Direct, Source, read_box
+from jitkit.stores.chunks import Source
+from jitkit.stores.hdf5files import hdf5_file, opened_hdf5
 from jitkit.stores.locations import File, Folder, Place, Zip
+from jitkit.stores.opened import Opened, as_variable, of_sources
 from jitkit.stores.raw import npy_source, npz_sources, one_piece
+from jitkit.stores.well import is_well, opened_well
+from jitkit.stores.zarrfiles import METADATA, opened_zarr
 
 if TYPE_CHECKING:
-    import xarray
+    pass
 
 HEAD = 2**12  # bytes that are looked at to tell a format
-CHECK_PATH = "check the path (in a recipe it is domain.path)"
 
 REFUSED: tuple[tuple[bytes, str, str], ...] = (
     (b"GRIB", "GRIB", "xarray.open_dataset(path, engine='cfgrib').to_netcdf('new.nc')"),
@@ -51,55 +53,6 @@ REFUSED: tuple[tuple[bytes, str, str], ...] = (
 """First bytes of what is not read: the format's name, and what makes a file that is."""
 
 
-@dataclass
-class Opened:
-    """What an opener found.
-
-    Attributes:
-        raw: every variable, undecoded; usable while the opener's context lasts.
-        sources: of the numeric variables, by name; they outlast the context.
-        place: where its bytes lie.
-    """
-
-    raw: xarray.Dataset
-    sources: Mapping[str, Source]
-    place: Place
-
-
-@contextmanager
-def opened(path: str, group: str | None, options: Mapping[str, Any]) -> Iterator[Opened]:
-    """The contents of one file or store.
-
-    ``options`` are for addresses; on disk they say nothing, so that a recipe for a bucket reads a
-    copy of it when its path alone is changed.
-
-    Raises:
-        DataError: nothing there, an unknown format, a group that is not there, a file cut short.
-    """
-    if "://" in path:
-        from jitkit.stores.remote import opened_remote
-
-        with opened_remote(path, group, options) as found:
-            yield found
-        return
-    with _opened_local(path, group) as found:
-        yield found
-
-
-@contextmanager
-def _opened_local(path: str, group: str | None) -> Iterator[Opened]:
-    where = Path(path).expanduser()
-    if not where.exists():
-        raise DataError(f"{path}: no such file or folder; {CHECK_PATH}")
-    if where.is_dir():
-        with _opened_folder(where, group) as found:
-            yield found
-        return
-    place = File(str(where.resolve()))
-    with opened_file(place, path, group) as found:
-        yield found
-
-
 @contextmanager
 def opened_file(place: Place, path: str, group: str | None) -> Iterator[Opened]:
     """The contents of a single file, wherever it lies."""
@@ -109,9 +62,7 @@ def opened_file(place: Place, path: str, group: str | None) -> Iterator[Opened]:
     if kind in ("npy", "npz", "netcdf3") and group is not None:
         raise DataError(f"{path}: has no groups, so there is no group {group!r}")
     if kind == "hdf5":
-        from jitkit.stores.hdf5files import opened_hdf5
-
-        with opened_hdf5(place, path, group) as found:
+        with _opened_hdf5(place, path, group) as found:
             yield found
     elif kind == "netcdf3":
         yield _netcdf3(place)
@@ -151,9 +102,17 @@ def refusal(head: bytes) -> str:
 
 
 @contextmanager
-def _opened_folder(where: Path, group: str | None) -> Iterator[Opened]:
-    from jitkit.stores.zarrfiles import METADATA, opened_zarr
+def _opened_hdf5(place: Place, path: str, group: str | None) -> Iterator[Opened]:
+    with hdf5_file(place) as file:
+        if group is None and is_well(file):
+            yield opened_well(file, place)
+            return
+        with opened_hdf5(file, place, path, group) as found:
+            yield found
 
+
+@contextmanager
+def opened_folder(where: Path, group: str | None) -> Iterator[Opened]:
     if not any((where / name).is_file() for name in METADATA):
         inside = sorted(p.name for p in where.iterdir() if not p.name.startswith("."))[:1000]
         suffixes = sorted({Path(name).suffix for name in inside if Path(name).suffix})
@@ -169,8 +128,6 @@ def _opened_folder(where: Path, group: str | None) -> Iterator[Opened]:
 
 @contextmanager
 def _opened_zip(place: Place, path: str, group: str | None) -> Iterator[Opened]:
-    from jitkit.stores.zarrfiles import METADATA, opened_zarr
-
     if not isinstance(place, File):
         raise DataError(f"{path}: archives are read on disk alone; copy it there")
     archive = Zip(place.path)
@@ -193,53 +150,6 @@ def _opened_zip(place: Place, path: str, group: str | None) -> Iterator[Opened]:
             f"{path}: is an archive of neither Zarr (zarr.json or .zgroup at its top) nor NumPy "
             f"arrays: {listed(names, 3)}"
         )
-
-
-def of_sources(sources: Mapping[str, Source], place: Place) -> Opened:
-    """Arrays without named axes: dim_0, dim_1 and so on, by size where sizes differ."""
-    import xarray
-
-    sizes: dict[str, int] = {}
-    variables = {}
-    for name in sorted(sources, key=lambda name: -len(sources[name].shape)):
-        dims = []
-        for axis, size in enumerate(sources[name].shape):
-            dim = f"dim_{axis}"
-            if sizes.setdefault(dim, size) != size:
-                dim = f"dim_{axis}_of_{size}"
-                sizes[dim] = size
-            dims.append(dim)
-        variables[name] = as_variable(dims, sources[name], {})
-    in_order = {name: variables[name] for name in sources}
-    numeric = {n: s for n, s in sources.items() if s.dtype.kind in "iufb"}
-    return Opened(xarray.Dataset(in_order), numeric, place)
-
-
-def as_variable(dims: Any, source: Source, attrs: Mapping[str, Any]) -> xarray.Variable:
-    """A source as a lazy variable of xarray."""
-    import xarray
-    from xarray.backends import BackendArray
-    from xarray.core import indexing
-
-    if isinstance(source, Direct):
-        return xarray.Variable(dims, source.cut((slice(None),) * len(source.shape)), dict(attrs))
-
-    class Adapter(BackendArray):
-        """Reads the whole variable, since only coordinates are ever asked for."""
-
-        shape, dtype = source.shape, source.dtype
-
-        def __getitem__(self, key: Any) -> Any:
-            return indexing.explicit_indexing_adapter(
-                key, self.shape, indexing.IndexingSupport.BASIC, self._cut
-            )
-
-        def _cut(self, key: tuple[Any, ...]) -> Any:
-            box = tuple(slice(0, size, 1) for size in source.shape)
-            cells = read_box(source, box, partial(map, source.chunk), source.dtype)
-            return cells[key]
-
-    return xarray.Variable(dims, indexing.LazilyIndexedArray(Adapter()), dict(attrs))
 
 
 def _netcdf3(place: Place) -> Opened:

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jitkit.errors import DataError, listed, nearest
-from jitkit.stores.chunks import Array, Source, as_box, block, regular
+from jitkit.stores.chunks import Source, as_box, block, regular
 from jitkit.stores.codecs import Decoder, of_hdf5
-from jitkit.stores.formats import Opened
 from jitkit.stores.locations import File, KeptOpen, Lazy, Place
+from jitkit.stores.opened import Opened
 from jitkit.stores.raw import one_piece
-from jitkit.stores.well import is_well, opened_well
+from jitkit.utils.types import Array
 
 if TYPE_CHECKING:
     import xarray
@@ -169,24 +169,20 @@ def hdf5_source(place: Place, dataset: Any) -> Source:
 
 
 @contextmanager
-def opened_hdf5(place: Place, path: str, group: str | None) -> Iterator[Opened]:
-    """The contents of a group of an HDF5 or NetCDF 4 file, or of a file of The Well.
+def opened_hdf5(file: Any, place: Place, path: str, group: str | None) -> Iterator[Opened]:
+    """The contents of a group of an HDF5 or NetCDF 4 file that is open in h5py.
 
     Raises:
-        DataError: it cannot be opened, no such group, a group without datasets.
+        DataError: no such group, a group without datasets.
     """
-    with hdf5_file(place) as file:
-        if group is None and is_well(file):
-            yield opened_well(file, place)
-            return
-        inside = _datasets(file, path, group)
-        with _raw(file, group) as raw:
-            sources = {}
-            for name, variable in raw.variables.items():
-                stored = inside.get(str(name)) or inside.get(f"_nc4_non_coord_{name}")
-                if stored is not None and variable.dtype.kind in "iufb":
-                    sources[str(name)] = hdf5_source(place, stored)
-            yield Opened(raw, sources, place)
+    inside = _datasets(file, path, group)
+    with _raw(file, group) as raw:
+        sources = {}
+        for name, variable in raw.variables.items():
+            stored = inside.get(str(name)) or inside.get(f"_nc4_non_coord_{name}")
+            if stored is not None and variable.dtype.kind in "iufb":
+                sources[str(name)] = hdf5_source(place, stored)
+        yield Opened(raw, sources, place)
 
 
 @contextmanager

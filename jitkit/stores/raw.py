@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from jitkit.errors import DataError
-from jitkit.stores.chunks import Array, Box, Source, as_box, block, regular
+from jitkit.stores.chunks import Box, Source, as_box, block, regular
 from jitkit.stores.locations import File, Lazy, Place, Zip
+from jitkit.utils.types import Array
 
 
 class Mapped:

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from jitkit.errors import DataError, listed, nearest
-from jitkit.stores.formats import Opened, opened_file
+from jitkit.stores.formats import opened_file
 from jitkit.stores.locations import Lazy
+from jitkit.stores.opened import Opened
 
 T = TypeVar("T")
 

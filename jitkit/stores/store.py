@@ -18,22 +18,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from jitkit.errors import DataError, listed, nearest
-from jitkit.stores.chunks import (
-    Array,
-    Box,
-    ChunkCache,
-    Direct,
-    Fetch,
-    Stats,
-    longest,
-    read_box,
-)
+from jitkit.stores.chunks import Box, ChunkCache, Direct, Fetch, Stats, longest, read_box
 from jitkit.stores.concat import joined
 from jitkit.stores.fill_values import Fill, fills_by_name, with_fill
-from jitkit.stores.formats import CHECK_PATH
 from jitkit.stores.locations import Lazy
+from jitkit.stores.open import CHECK_PATH
 from jitkit.stores.variables import Contents, Described, Piece, Variable, contents
 from jitkit.utils.console import warn
+from jitkit.utils.types import Array
 
 if TYPE_CHECKING:
     import xarray

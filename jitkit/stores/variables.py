@@ -18,9 +18,11 @@ import numpy as np
 
 from jitkit.errors import DataError
 from jitkit.stores.cf import PACKING, Decoding, decoding
-from jitkit.stores.chunks import Array, Box, Source, longest, parts, read_box
-from jitkit.stores.formats import Opened, opened
+from jitkit.stores.chunks import Box, Source, longest, parts, read_box
+from jitkit.stores.open import opened
+from jitkit.stores.opened import Opened
 from jitkit.stores.raw import Whole
+from jitkit.utils.types import Array
 
 if TYPE_CHECKING:
     import xarray

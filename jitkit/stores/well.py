@@ -7,15 +7,13 @@ a tensor; an axis along which a field says that it does not vary is not there.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from jitkit.stores.formats import Opened
+from jitkit.stores.hdf5files import hdf5_source
 from jitkit.stores.locations import Place
-
-if TYPE_CHECKING:
-    pass
+from jitkit.stores.opened import Opened, as_variable
 
 FIELDS = ("t0_fields", "t1_fields", "t2_fields")
 COMPONENTS = ("component", "component_2")
@@ -29,9 +27,6 @@ def is_well(file: Any) -> bool:
 def opened_well(file: Any, place: Place) -> Opened:
     """Fields as variables, dimensions and parameters as coordinates."""
     import xarray
-
-    from jitkit.stores.formats import as_variable
-    from jitkit.stores.hdf5files import hdf5_source
 
     space = [_text(name) for name in file["dimensions"].attrs["spatial_dims"]]
     sources, variables = {}, {}

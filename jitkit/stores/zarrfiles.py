@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jitkit.errors import DataError, listed, nearest
-from jitkit.stores.chunks import Array, ChunkCache, Source, as_box, regular
+from jitkit.stores.chunks import ChunkCache, Source, as_box, regular
 from jitkit.stores.codecs import Decoder, of_zarr_v2, of_zarr_v3
-from jitkit.stores.formats import Opened, of_sources
 from jitkit.stores.locations import Folder, Lazy, Place
+from jitkit.stores.opened import Opened, of_sources
+from jitkit.utils.types import Array
 
 if TYPE_CHECKING:
     import xarray

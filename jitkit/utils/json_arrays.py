@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, np.dtype[Any]]
+from jitkit.utils.types import Array
 
 
 def without_arrays(facts: Any, at: str = "") -> tuple[Any, dict[str, Array]]:

@@ -7,15 +7,14 @@ the mean so far, which is why a large offset costs nothing, and a constant gives
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from jitkit.domains.arrays.normalize.quantiles import QuantileSketch
 from jitkit.domains.arrays.normalize.transforms import Transform
 from jitkit.errors import DataError
-
-Array = np.ndarray[Any, np.dtype[Any]]
+from jitkit.utils.types import Array
 
 Normalize = Literal["standard", "minmax", "robust", "none"]
 """How a channel is brought to unit variance, see `jitkit.domains.arrays.statistics.Statistics`."""

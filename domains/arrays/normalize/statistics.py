@@ -19,8 +19,8 @@ from jitkit.domains.arrays.normalize.moments import ChannelMoments, Normalize, c
 from jitkit.domains.arrays.normalize.transforms import GREATEST, Transform
 from jitkit.errors import DataError, RecipeError, listed, nearest
 from jitkit.utils import cache
+from jitkit.utils.types import Array
 
-Array = np.ndarray[Any, np.dtype[Any]]
 TransformLike = Transform | str | Mapping[str, float]
 
 FORMAT = 1  # of facts

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
 from jitkit.errors import RecipeError, nearest
+from jitkit.utils.types import Array
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Name = Literal["none", "log1p", "sqrt"]
 GREATEST = float(np.finfo(np.float32).max)
 

@@ -25,8 +25,7 @@ from torch import Tensor
 
 from jitkit.errors import DataError, RecipeError, listed, nearest
 from jitkit.utils.console import say
-
-Array = np.ndarray[Any, np.dtype[Any]]
+from jitkit.utils.types import Array
 
 INCEPTION = "inception-v3-compat"
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"  # its name in torch's cache

@@ -22,9 +22,10 @@ from typing import Any
 import numpy as np
 
 from jitkit.errors import BadItem, DataError, listed
-from jitkit.metrics.fid.extractors import Array, Extractor, stacked
+from jitkit.metrics.fid.extractors import Extractor, stacked
 from jitkit.utils import cache
 from jitkit.utils.console import bar
+from jitkit.utils.types import Array
 
 KEPT = 10_000  # real pictures whose features are kept, ADM's number; statistics are of all
 AT_ONCE = 256

@@ -29,7 +29,6 @@ from jitkit.domain import Best
 from jitkit.errors import DataError
 from jitkit.metrics.fid.extractors import (
     INCEPTION,
-    Array,
     Extractor,
     cached_inception,
     inception_file,
@@ -40,6 +39,7 @@ from jitkit.metrics.fid.extractors import (
 from jitkit.metrics.fid.references import Reference, of_file, of_items, statistics
 from jitkit.metrics.frechet import frechet_of, square_root
 from jitkit.sections import EvaluateSection
+from jitkit.utils.types import Array
 
 KID_SUBSETS, KID_SUBSETS_QUICK, KID_SUBSET_SIZE = 100, 20, 1_000
 NEIGHBOURS = 3

@@ -45,8 +45,8 @@ from jitkit.metrics.fields.summaries import (
     divided,
     spaced,
 )
+from jitkit.utils.types import Array
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Numbers = dict[str, Array]
 
 LISTED = 8  # lines of one kind of score that a table can show

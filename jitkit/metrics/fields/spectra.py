@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
-from typing import Any
 
 import numpy as np
 
 from jitkit.metrics.fields.summaries import Scale, divided, scouts
-
-Array = np.ndarray[Any, np.dtype[Any]]
+from jitkit.utils.types import Array
 
 ROW_NUMBERS = 32_768  # numbers of an item that go into the spectra along one axis
 BANDS = 16  # bands of wavenumbers, each wider than the last by the same factor

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-Array = np.ndarray[Any, np.dtype[Any]]
+from jitkit.utils.types import Array
 
 CELLS = 8192  # numbers of an item that marginals and correlations look at, all channels together
 SPREAD_CELLS = 4096  # numbers of an item whose variance over items is taken

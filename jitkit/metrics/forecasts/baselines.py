@@ -17,8 +17,7 @@ import numpy as np
 from jitkit.errors import DataError
 from jitkit.metrics.forecasts.climatology import Climatology, States, chosen, year_and_hour
 from jitkit.utils.console import bar
-
-Array = np.ndarray[Any, np.dtype[Any]]
+from jitkit.utils.types import Array
 
 WINDOW = 15 / 365  # of the year: how far from the season the states of other years may lie
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # of the number of pairs, on standardised anomalies

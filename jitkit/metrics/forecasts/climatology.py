@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from jitkit.errors import DataError
 from jitkit.utils.console import bar
-
-Array = np.ndarray[Any, np.dtype[Any]]
+from jitkit.utils.types import Array
 
 WAVES = 4  # of a year: down to three months
 DAYS = 365.2425  # of a year

@@ -22,14 +22,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from jitkit.errors import DataError
 from jitkit.metrics.fields.spectra import bands, power_spectrum
+from jitkit.utils.types import Array
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Numbers = dict[str, Array]
 
 SUMS = ("weight", "lacking", "square", "error", "crps", "variance")

@@ -17,11 +17,11 @@ import numpy as np
 
 from jitkit.errors import DataError, listed
 from jitkit.metrics.forecasts.climatology import States
+from jitkit.utils.types import Array
 
 if TYPE_CHECKING:
     import xarray
 
-Array = np.ndarray[Any, np.dtype[Any]]
 
 TIME, NUMBER, LEAD = "time", "number", "prediction_timedelta"
 CLOSE = 1e-2  # of the truth's smallest step that a coordinate may be off

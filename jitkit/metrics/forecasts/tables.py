@@ -16,7 +16,6 @@ from jitkit.utils.atomic import written_aside
 if TYPE_CHECKING:
     import xarray
 
-Array = np.ndarray[Any, np.dtype[Any]]
 
 CHANNELS = 8  # that a table shows
 SHOWN = ("crps", "rmse", "spread_skill")

@@ -28,8 +28,7 @@ from jitkit.metrics.forecasts.ensemble_scores import (
     drawn_blocks,
 )
 from jitkit.utils.console import bar
-
-Array = np.ndarray[Any, np.dtype[Any]]
+from jitkit.utils.types import Array
 
 MODEL = "model"
 REACH = 1.96  # standard deviations of an interval

@@ -14,18 +14,20 @@ import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from math import ceil, prod
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
 from jitkit.errors import DataError, listed
-from jitkit.stores.chunks import Array
 from jitkit.utils.atomic import written_aside
 from jitkit.utils.console import bar
+from jitkit.utils.types import Array
 
 if TYPE_CHECKING:
-    from jitkit.stores.download import Copied
+    from jitkit.stores.variables import Described
 
 try:
     import fcntl
@@ -35,6 +37,44 @@ except ImportError:  # Windows
 NOTES = ".fetch"
 WRITTEN = f"{NOTES}/written.jsonl"
 LAST = ".zmetadata"  # what xarray and zarr look for first, written when all that it names is there
+
+
+@dataclass(frozen=True, eq=False)
+class Copied:
+    """A variable of a copy.
+
+    Attributes:
+        name: as in the source.
+        described: the source's variable.
+        entries: along each of its dimensions, those of the source that are copied.
+        chunks: of the copy.
+        dtype, encoding: how its numbers are stored; as in the source, where one way holds for all
+            of its files, else as physical values in float32.
+        raw: whether stored numbers are copied as they are.
+    """
+
+    name: str
+    described: Described
+    entries: tuple[Array, ...]
+    chunks: tuple[int, ...]
+    dtype: np.dtype[Any]
+    encoding: Mapping[str, Any]
+    raw: bool
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Cells along each dimension."""
+        return tuple(len(entries) for entries in self.entries)
+
+    @property
+    def bytes(self) -> int:
+        """Of its numbers before compression."""
+        return prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Chunks along each dimension."""
+        return tuple(ceil(n / chunk) for n, chunk in zip(self.shape, self.chunks, strict=True))
 
 
 class Copy:
