@@ -8,17 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.gaussian import (
-    CHANNELS,
-    MEANS,
-    STDS,
-    UNITS,
-    Array,
-    Estimate,
-    GaussianFields,
-    standardized,
-)
+from benchmarks.gaussian import CHANNELS, MEANS, STDS, UNITS, Estimate, GaussianFields, standardized
 from jitkit.utils.atomic import written_aside
+from jitkit.utils.types import Array
 
 SHOWN = 2  # fields of each kind
 TITLES = ("true", "sampled", "exact, same noise")

@@ -142,7 +142,7 @@ def scored(run: Path, file: Path, fields: DriftingFields) -> Verification:
     """The file's forecasts, exact ones from the same states and the baselines, side by side."""
     domain: Any = jitkit.load(run).domain
     states = domain.states()
-    model = ForecastFile(file, states, MODEL, grid_of(domain.layout, domain.facts()))
+    model = ForecastFile(file, states, MODEL, grid_of(domain.layout, domain.metadata()))
     axes = [(axis.name, axis.kind) for axis in domain.layout.axes]
     frame = Frame(states.channels, axes, np.asarray(domain.weights, np.float64))
     exact = ExactEnsemble(fields, states, model.members)

@@ -7,7 +7,7 @@ with each prediction, all with the v-loss. The time of a step is measured first,
 nothing else on the machine, and kept: the network is the same, and so is that time. Four
 checkpoints of the long run are looked at on the way; what is left of each run at its end is scored
 by `jitkit.evaluate`, of the long one a second time with the first of its checkpoints as guide
-(`sample.guide`). Prints a table, writes it into docs/results.md between its marks, and draws
+(`sample.autoguidance`). Prints a table, writes it into docs/results.md between its marks, and draws
 docs/molecules.png: stable atoms and molecules against minutes.
 
 A run that was cut off goes on when the same command is given again (``--folder`` keeps runs). With
@@ -34,7 +34,7 @@ from jitkit.domain import Domain, open_domain  # noqa: E402
 from jitkit.recipe.load import load_recipe  # noqa: E402
 from jitkit.runs.run_dir import environment  # noqa: E402
 from jitkit.sampling.generate import generate  # noqa: E402
-from jitkit.sampling.requests import conditions_for  # noqa: E402
+from jitkit.sampling.requests import conditioning_for  # noqa: E402
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results.md"
 PICTURE = RESULTS.with_name("molecules.png")
@@ -95,7 +95,7 @@ def scored(run: Path, domain: Domain, samples: int, *, guided: bool = False) -> 
     """Scores of a run's end, with intervals, as ``evaluation.json`` has them."""
     kept = run / f"{'guided' if guided else 'scores'}-{samples}.json"
     if not kept.is_file():
-        how = {"sample.guide": str(checkpoints(run)[0])} if guided else {}
+        how = {"sample.autoguidance": str(checkpoints(run)[0])} if guided else {}
         found = jitkit.evaluate(run, how, samples=samples, domain=domain)
         kept.write_text(json.dumps(found["scores"]))
     return dict(json.loads(kept.read_text()))
@@ -110,7 +110,7 @@ def curve(run: Path, domain: Domain, samples: int) -> list[dict[str, float]]:
             denoiser = jitkit.load(place)
             denoiser.domain = domain
             section = load_recipe(run / "recipe.yaml").sample
-            told = conditions_for(denoiser, samples, seed=section.seed)
+            told = conditioning_for(denoiser, samples, seed=section.seed)
             items = list(generate(denoiser, samples, told, section))
             found = {name: measures[name](items, []) for name in MEASURES[:2]}
             kept.write_text(json.dumps({"step": int(place.name[5:])} | found))

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jitkit.diffusion.solvers import RULES, evaluations
+from jitkit.diffusion.solvers import SOLVERS, evaluations
 from jitkit.runs.run_dir import environment, write_text
 from jitkit.utils.atomic import written_aside
 
 MARKS = ("<!-- python -m benchmarks.solvers --write -->", "<!-- end of what was measured -->")
 COLORS: dict[str, str] = dict(
-    zip(RULES, ("0.55", "black", "tab:blue", "tab:red", "tab:green"), strict=True)
+    zip(SOLVERS, ("0.55", "black", "tab:blue", "tab:red", "tab:green"), strict=True)
 )
 PAPER = "heun uniform 50"
 
@@ -55,7 +55,7 @@ def error_table(found: Sequence[Found]) -> list[str]:
         f"| rule | times | {' | '.join(map(str, counts))} |",
         "|---|---|" + "--:|" * len(counts),
     ]
-    for method in RULES:
+    for method in SOLVERS:
         for times in dict.fromkeys(one.times for one in found):
             own = {
                 min((n for n in counts if n >= one.evaluations), default=0): one.value

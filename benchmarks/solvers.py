@@ -38,11 +38,11 @@ from benchmarks import fields as fieldbench  # noqa: E402
 from benchmarks.gaussian import GaussianFields, marginals, standardized  # noqa: E402
 from benchmarks.solverpage import write_page  # noqa: E402
 from jitkit.diffusion.sampler import draw_noise  # noqa: E402
-from jitkit.diffusion.solvers import RULES, TIMES, Method, Times, evaluations  # noqa: E402
+from jitkit.diffusion.solvers import SOLVERS, TIME_GRIDS, Method, TimeGrid, evaluations  # noqa: E402
 from jitkit.evaluation.scoring import Score, resamples, row  # noqa: E402
 from jitkit.runs.run_dir import write_text  # noqa: E402
 from jitkit.sampling.generate import generate  # noqa: E402
-from jitkit.sampling.requests import conditions_for  # noqa: E402
+from jitkit.sampling.requests import conditioning_for  # noqa: E402
 from jitkit.sections import SampleSection  # noqa: E402
 
 COUNTS = (10, 15, 20, 25, 50)
@@ -58,7 +58,7 @@ class Setting(NamedTuple):
     """A rule, its times and its steps."""
 
     method: Method
-    times: Times
+    time_grid: TimeGrid
     steps: int
 
     @property
@@ -69,7 +69,7 @@ class Setting(NamedTuple):
     @property
     def key(self) -> str:
         """As it stands in tables and records: ``"ab3 cosine 25"``."""
-        return f"{self.method} {self.times} {self.steps}"
+        return f"{self.method} {self.time_grid} {self.steps}"
 
 
 PAPER = Setting("heun", "uniform", 50)
@@ -86,7 +86,9 @@ def steps_within(method: Method, most: int) -> int:
 
 def settings(count: int) -> list[Setting]:
     """Every rule with every choice of times, at so many evaluations (Heun's: one less if even)."""
-    return [Setting(rule, times, steps_within(rule, count)) for rule in RULES for times in TIMES]
+    return [
+        Setting(rule, times, steps_within(rule, count)) for rule in SOLVERS for times in TIME_GRIDS
+    ]
 
 
 @dataclass(frozen=True)
@@ -117,16 +119,23 @@ class Case:
 
     def ends(self, setting: Setting, n: int, seed: int) -> Tensor:
         """Where samples end, in encoded values, (n, C, X1..Xn)."""
-        told, section = conditions_for(self.denoiser, n, seed=seed), self.under(setting, seed)
-        given = section.model_dump(include={"guidance", "interval", "steps", "method", "times",
-                                            "seed", "t_eps", "batch_size"})  # fmt: skip
+        told, section = conditioning_for(self.denoiser, n, seed=seed), self.under(setting, seed)
+        given = section.model_dump(
+            include={"guidance", "steps", "method", "time_grid", "seed", "t_eps", "batch_size"}
+        )
         return jitkit.sample(
-            self.denoiser, n, told.cond, mask=told.mask, coords=told.coords, **given
+            self.denoiser,
+            n,
+            told.cond,
+            mask=told.mask,
+            coords=told.coords,
+            interval=section.guidance_interval,
+            **given,
         )
 
     def items(self, setting: Setting, n: int, seed: int) -> list[Any]:
         """Samples as items of the domain."""
-        told = conditions_for(self.denoiser, n, seed=seed)
+        told = conditioning_for(self.denoiser, n, seed=seed)
         return list(generate(self.denoiser, n, told, self.under(setting, seed)))
 
     def scores(self, setting: Setting, n: int, seed: int) -> dict[str, Score]:

@@ -12,10 +12,10 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from pydantic import Field as Limit
 
-from jitkit.domain import Measure, Split, lower_is_better
-from jitkit.domains.images.base import ImageDomain
-from jitkit.domains.images.files import ImageItem
+from jitkit.domain import Metric, Split, lower_is_better
+from jitkit.domains.images import ImageDomain, ImageItem
 from jitkit.errors import DataError
+from jitkit.metrics.fid.section import FidSection
 from jitkit.metrics.frechet import frechet
 from jitkit.sections import DomainSection
 from jitkit.utils.types import Array
@@ -27,8 +27,12 @@ NUM_TRAIN = 1500
 class DigitsSection(DomainSection):
     """Section ``domain`` of a recipe for the digits that come with jitkit."""
 
+    free_to_change: ClassVar[tuple[str, ...]] = ("path", "fid")
+
     label_drop: Annotated[float, Limit(ge=0, lt=1)] = 0.1
     """Share of labels hidden in training, which guidance needs."""
+    fid: FidSection = FidSection()
+    """How FID and its like are computed, where asked for."""
 
 
 class Digits(ImageDomain):
@@ -41,11 +45,11 @@ class Digits(ImageDomain):
 
     Section: ClassVar[type[DomainSection]] = DigitsSection
 
-    def __init__(self, section: DigitsSection, facts: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, section: DigitsSection, metadata: Mapping[str, Any] | None = None) -> None:
         self.section = section
-        super().__init__(8, 1, num_classes=10, label_drop=section.label_drop)
+        super().__init__(8, 1, num_classes=10, label_drop=section.label_drop, fid=section.fid)
 
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """Nothing: the data come with the code."""
         return {}
 
@@ -58,7 +62,7 @@ class Digits(ImageDomain):
         chosen = where[:NUM_TRAIN] if split == "train" else where[NUM_TRAIN:]
         return [ImageItem(pixels[i], int(labels[i]), f"{i:04}") for i in chosen]
 
-    def scores(self) -> Mapping[str, Measure]:
+    def scores(self) -> Mapping[str, Metric]:
         """How samples compare with the training digits; pixels count from 0 to 1."""
         return {
             "label_agreement": label_agreement,

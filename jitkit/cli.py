@@ -103,7 +103,7 @@ def sample(
     from jitkit.runs.load import asked, ready
     from jitkit.runs.run_dir import choose_folder
     from jitkit.sampling.generate import generate
-    from jitkit.sampling.requests import conditions_for
+    from jitkit.sampling.requests import conditioning_for
     from jitkit.utils.distributed import team
 
     found, own, recipe, mean = asked(run, overrides, ema)
@@ -111,7 +111,7 @@ def sample(
     folder = out or choose_folder(near.name, near, new=True)
     with team() as ours:
         denoiser, section = ready(recipe, found, mean), recipe.sample
-        values = conditions_for(
+        values = conditioning_for(
             denoiser,
             n,
             told,
@@ -121,7 +121,7 @@ def sample(
             first=first,
         )
         items = generate(denoiser, n, values, section, first=first, progress=True, team=ours)
-        if not ours.leads:
+        if not ours.is_main:
             list(items)  # none, but the samples that rank 0 collects
             return
         files = denoiser.domain.write(items, folder)
@@ -179,7 +179,7 @@ def forecast(
         denoiser = ready(recipe, found, mean)
         wanted = Asked(tuple(init), lead, members, model)
         file = roll_out(denoiser, recipe.sample, wanted, out, team=ours)
-    if ours.leads:
+    if ours.is_main:
         print(file)
 
 
@@ -224,7 +224,7 @@ def evaluate(
     if sweep:
         _sweep(run, sweep, overrides, ema=ema, samples=samples, by=by, json=json)
         return
-    from jitkit.evaluation.evaluate import table
+    from jitkit.evaluation.evaluate import score_table
     from jitkit.evaluation.run import evaluate as score
 
     result = score(run, overrides, ema=ema, samples=samples)
@@ -233,12 +233,12 @@ def evaluate(
     if json:
         _print_json(result)
     else:
-        print(table(result))
+        print(score_table(result))
 
 
 def _sweep(run: Path, words: list[str], overrides: Any, *, json: bool, **asked: Any) -> None:
     """Score every setting of a sweep, and print what came of it."""
-    from jitkit.evaluation.sweep import sweep, table
+    from jitkit.evaluation.sweep import score_table, sweep
     from jitkit.utils.console import remark, say
 
     result = sweep(run, words, overrides, tell=remark if json else say, **asked)
@@ -247,7 +247,7 @@ def _sweep(run: Path, words: list[str], overrides: Any, *, json: bool, **asked: 
     if json:
         _print_json(result)
         return
-    print(table(result))
+    print(score_table(result))
     print(f"table, picture and settings in {result['folder']}; the best is now this run's default "
           f"({result['default']}; delete it to go back to recipe.yaml)")  # fmt: skip
 
@@ -555,10 +555,10 @@ def _source(text: str | None) -> tuple[str, list[int]] | None:
     """``val:0-15`` as (split, indices)."""
     if text is None:
         return None
-    from jitkit.sampling.requests import numbers
+    from jitkit.sampling.requests import parse_indices
 
     split, _, words = text.partition(":")
-    indices = numbers(words) if words else []
+    indices = parse_indices(words) if words else []
     if split not in ("train", "val") or indices is None:
         raise ConditionError(
             f"--cond-from {text!r}: expected a split and indices, such as val:0-15"
@@ -570,9 +570,9 @@ def _sizes(text: str | None) -> list[int] | None:
     """``9-20`` as sizes of samples."""
     if text is None:
         return None
-    from jitkit.sampling.requests import numbers
+    from jitkit.sampling.requests import parse_indices
 
-    sizes = numbers(text)
+    sizes = parse_indices(text)
     if sizes is None:
         raise ConditionError(f"--size {text!r}: expected cells of samples, such as 12 or 9-20")
     return sizes

@@ -28,7 +28,7 @@ from jitkit.domain import Domain
 from jitkit.errors import BadItem, DataError, RecipeError, listed
 from jitkit.fields import Batch, Category, Condition, Field, Grid, Layout, PerToken, Scalars
 from jitkit.nn.patches import extend_coords
-from jitkit.protocols import Chunked, Sized, Threaded
+from jitkit.protocols import Chunked, HasSizes, Threaded
 from jitkit.utils.console import warn
 from jitkit.utils.cpu import cores
 from jitkit.utils.seeding import mix
@@ -248,9 +248,9 @@ class Plan:
         rank: int = 0,
         world: int = 1,
     ) -> Plan:
-        """The plan for a split: in the order that `Chunked` items ask for, `Sized` ones by size."""
+        """The plan for a split: `Chunked` items in their own order, `HasSizes` ones by size."""
         shuffle = items.order if isinstance(items, Chunked) else None
-        sizes = items.sizes if isinstance(items, Sized) and shuffle is None else None
+        sizes = items.sizes if isinstance(items, HasSizes) and shuffle is None else None
         shares = (shuffle, sizes, accumulate, rank, world)
         return cls(len(items), batch_size, seed, start, stop, *shares)
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Split = Literal["train", "val"]
 
-Measure = Callable[[Sequence[Any], Sequence[Any]], float]
+Metric = Callable[[Sequence[Any], Sequence[Any]], float]
 """A score: samples and real items of the training split, in native form, to one number.
 
 Which number is the best one, a measure may say by an attribute ``best`` (see `Best`).
@@ -51,7 +51,7 @@ class Domain(Protocol):
     def conditions(self) -> Mapping[str, Condition]:
         """What a model may be told, by name; empty for unconditional data."""
 
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """What was found in the data and is needed to decode samples.
 
         Plain data for JSON in which numpy arrays may stand anywhere; they are kept as tensors.
@@ -83,7 +83,7 @@ class Domain(Protocol):
     def preview(self, items: Sequence[Any]) -> Image:
         """A picture of items, side by side."""
 
-    def scores(self) -> Mapping[str, Measure]:
+    def scores(self) -> Mapping[str, Metric]:
         """The domain's measures, by name."""
 
 
@@ -93,16 +93,16 @@ class Installed(Domain, Protocol):
     Section: ClassVar[type[DomainSection]]
     """The keys of the recipe's section ``domain``."""
 
-    def __init__(self, section: Any, facts: Mapping[str, Any] | None = None) -> None:
-        """Open the data that ``section`` names, or stand without them on ``facts``.
+    def __init__(self, section: Any, metadata: Mapping[str, Any] | None = None) -> None:
+        """Open the data that ``section`` names, or stand without them on ``metadata``.
 
         Args:
             section: an instance of ``Section``.
-            facts: what `facts` gave when a model was trained; with it neither the data nor their
-                path is needed until `items` is called.
+            metadata: what `metadata` returned when a model was trained; with it neither the data
+                nor their path is needed until `items` is called.
 
         Raises:
-            DataError: without facts, where the data are missing or unlike what the section says;
+            DataError: without metadata, where the data are missing or unlike what the section says;
                 the text says what to fetch and which key points elsewhere.
         """
 
@@ -172,7 +172,7 @@ def section_of(domain: object) -> DomainSection | None:
     return section if isinstance(section, DomainSection) else None
 
 
-def lower_is_better(measure: Measure) -> Measure:
+def lower_is_better(measure: Metric) -> Metric:
     """Say of a measure that its lowest value is the best one, and not that of real items."""
     measure.best = "low"  # type: ignore[attr-defined]
     return measure

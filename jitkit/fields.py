@@ -70,36 +70,36 @@ class Layout:
     of channels, taken together, have mean zero. Data come so from the domain; noise, what the
     network says and so every step of the sampler are projected onto it (`jitkit.centring`).
 
-    ``places`` names the channels that say where a cell lies in space, such as x, y and z of a point
-    in a set. By the noisy data themselves attention then sees how two tokens lie to one another
-    (`jitkit.rope.waves`).
+    ``positions`` names the channels that are positions in space, such as x, y and z of a point in a
+    set. Attention then also depends on the relative positions of tokens, taken from the noisy data
+    (`jitkit.nn.rope.position_frequencies`).
     """
 
     axes: tuple[Axis, ...]
     channels: tuple[str, ...]
     missing: bool = False
     centred: tuple[tuple[str, ...], ...] = ()
-    places: tuple[str, ...] = ()
+    positions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "axes", tuple(self.axes))
         object.__setattr__(self, "channels", tuple(self.channels))
         object.__setattr__(self, "centred", tuple(tuple(group) for group in self.centred))
-        object.__setattr__(self, "places", tuple(self.places))
+        object.__setattr__(self, "positions", tuple(self.positions))
         if not 1 <= len(self.axes) <= 4:
             raise JitkitError(f"a layout has 1 to 4 axes, not {len(self.axes)}")
         for what, names in (("axes", [a.name for a in self.axes]), ("channels", self.channels)):
             if len(set(names)) != len(names) or not names:
                 raise JitkitError(f"{what} need different names, and at least one: {listed(names)}")
         grouped = [name for group in self.centred for name in group]
-        for what, names in (("centred", grouped), ("places", self.places)):
+        for what, names in (("centred", grouped), ("positions", self.positions)):
             if unknown := [name for name in names if name not in self.channels]:
                 raise JitkitError(f"{what} {unknown[0]!r} is no channel; they are "
                                   f"{listed(self.channels)}")  # fmt: skip
         if len(set(grouped)) != len(grouped) or not all(self.centred):
             raise JitkitError("a channel is centred in one group, and no group is empty")
-        if len(set(self.places)) != len(self.places):
-            raise JitkitError(f"places name a channel twice: {listed(self.places)}")
+        if len(set(self.positions)) != len(self.positions):
+            raise JitkitError(f"positions name a channel twice: {listed(self.positions)}")
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -139,7 +139,7 @@ class Layout:
     def of_samples(self) -> Layout:
         """What is true of samples alone: without patch and places, which say how a model sees them,
         so that models of the same data can be told from those of others."""
-        return replace(self.with_patch(1), places=())
+        return replace(self.with_patch(1), positions=())
 
 
 def _check_drop(drop: float) -> None:
@@ -279,6 +279,8 @@ def describe(layout: Layout, conditions: Mapping[str, Condition]) -> dict[str, A
 def described(data: Mapping[str, Any]) -> tuple[Layout, dict[str, Condition]]:
     """Undo `describe`."""
     layout = dict(data["layout"])
+    if "places" in layout:  # as jitkit 0.1 named it
+        layout["positions"] = layout.pop("places")
     layout["axes"] = tuple(Axis(**axis) for axis in layout["axes"])
     conditions = {
         name: CONDITIONS[c["kind"]](**{key: value for key, value in c.items() if key != "kind"})

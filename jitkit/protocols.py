@@ -6,28 +6,28 @@ An adapter has these methods or has them not; none need be named as a base class
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from jitkit.domain import Best
-from jitkit.fields import Field
-from jitkit.sections import EvaluateSection
+from jitkit.fields import Condition, Field
 
 if TYPE_CHECKING:
     import numpy as np
 
 
 @runtime_checkable
-class Varying(Protocol):
+class VariableSize(Protocol):
     """A domain whose samples differ in size, and that says of what size the next one is to be."""
 
-    def outline(
+    def template(
         self, rng: np.random.Generator, told: Mapping[str, Any], size: int | None = None
     ) -> Field:
         """A sample that is yet to be made: its shape, and what it is told.
 
         Sizes, and conditions that were not asked for, are drawn together from what the training
-        items had, with the domain's facts alone: the data may be gone.
+        items had, with the domain's metadata alone: the data may be gone.
 
         Args:
             rng: of this sample; what is drawn is a function of it.
@@ -45,7 +45,7 @@ class Varying(Protocol):
 
 
 @runtime_checkable
-class Sized(Protocol):
+class HasSizes(Protocol):
     """Items whose sizes are known: those of like size are put into one batch, which pads little."""
 
     sizes: np.ndarray[Any, np.dtype[np.int64]]
@@ -77,7 +77,7 @@ class Weighted(Protocol):
         """How much each cell counts in the loss, (X1..Xn) with a mean of 1; None: all alike."""
 
 
-class Rolled(Protocol):
+class ForecastWriter(Protocol):
     """A file of forecasts that grows: a state for each start, member and step."""
 
     def write(self, start: str, member: int, step: int, state: Any) -> None:
@@ -91,7 +91,7 @@ class Rolled(Protocol):
 
 
 @runtime_checkable
-class Sequential(Protocol):
+class Autoregressive(Protocol):
     """A domain whose items follow one another: a sample is what the next one is told.
 
     A state is an item in native form. What `Domain.decode` makes of a sample is one, with nothing
@@ -102,7 +102,7 @@ class Sequential(Protocol):
     def is_sequence(self) -> bool:
         """Whether items follow one another under this recipe."""
 
-    def starts(self, words: Sequence[str]) -> Sequence[str]:
+    def init_times(self, words: Sequence[str]) -> Sequence[str]:
         """The starts that a user names, each as the domain writes it.
 
         Raises:
@@ -116,10 +116,10 @@ class Sequential(Protocol):
             JitkitError: words that cannot be meant, or no whole number of steps.
         """
 
-    def known(self, start: str) -> Sequence[Any]:
+    def history(self, start: str) -> Sequence[Any]:
         """The states up to a start, oldest first, as many as a model is told."""
 
-    def told(self, start: str, step: int, states: Sequence[Any]) -> Field:
+    def conditioning(self, start: str, step: int, states: Sequence[Any]) -> Field:
         """What the model is told of the state so many steps after a start.
 
         Args:
@@ -139,7 +139,7 @@ class Sequential(Protocol):
         members: int,
         steps: int,
         record: Mapping[str, Any],
-    ) -> Rolled:
+    ) -> ForecastWriter:
         """A file for states of all starts, members and steps; made where it is not there.
 
         Args:
@@ -157,7 +157,7 @@ RollOut = Callable[[str, Sequence[int], int], Iterator[Sequence[Any]]]
 
 
 @runtime_checkable
-class Verifies(Protocol):
+class VerifiesForecasts(Protocol):
     """A domain whose samples follow one another, and are scored against what came."""
 
     @property
@@ -179,7 +179,7 @@ class Verifies(Protocol):
         """
 
 
-class Scorer(Protocol):
+class FeatureScores(Protocol):
     """Scores that look at a row of numbers for each item, so that no sample need be kept."""
 
     @property
@@ -192,7 +192,7 @@ class Scorer(Protocol):
     replaces: frozenset[str]
     """Measures of `Domain.scores` that need not be taken beside these."""
 
-    def rows(self, items: Sequence[Any]) -> np.ndarray[Any, np.dtype[Any]]:
+    def features(self, items: Sequence[Any]) -> np.ndarray[Any, np.dtype[Any]]:
         """(items, D) numbers; each process does it for the samples that it made."""
 
     def prepare(self) -> Mapping[str, Any]:
@@ -212,17 +212,38 @@ class Scorer(Protocol):
         """The same of some of the items, for intervals; it may be quicker and less exact."""
 
 
+@dataclass(frozen=True)
+class EvaluationProtocol:
+    """A published way of scoring samples.
+
+    Attributes:
+        name: of the protocol.
+        samples: how many are drawn.
+        sampling: keys of section ``sample`` that it fixes.
+        departures: from a record of an evaluation and the model's conditions, in words where it was
+            not followed.
+    """
+
+    name: str
+    samples: int
+    sampling: Mapping[str, Any]
+    departures: Callable[[Mapping[str, Any], Mapping[str, Condition]], list[str]]
+
+
 @runtime_checkable
-class Scores(Protocol):
+class ScoresFeatures(Protocol):
     """A domain with scores on rows of numbers, besides `Domain.scores` or in place of some."""
 
-    def scorer(self, section: EvaluateSection) -> tuple[Scorer | None, Sequence[str]]:
+    def scorer(self) -> tuple[FeatureScores | None, Sequence[str]]:
         """What takes them, None where it cannot; and what people should know about it.
 
         Raises:
-            DataError: what the section asks for is not there.
+            DataError: what the recipe asks for is not there.
             RecipeError: or cannot be meant.
         """
+
+    def evaluation_protocol(self) -> EvaluationProtocol | None:
+        """The published way of scoring that the recipe asks for; None without one."""
 
 
 @runtime_checkable

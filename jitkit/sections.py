@@ -6,8 +6,7 @@ first second and that code loads torch. A domain's own section stands in its ada
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic import Field as Limit
@@ -31,6 +30,10 @@ class Section(BaseModel):
 
 class DomainSection(Section):
     """Section ``domain``: which kind of data. Adapters add their own keys to these."""
+
+    free_to_change: ClassVar[tuple[str, ...]] = ("path",)
+    """Keys that change neither the items nor the model, so that a run may be resumed with other
+    values: data may have moved, and whether they are the same is checked by themselves."""
 
     name: str
     """Name of the adapter; `jitkit domains` lists what is installed."""
@@ -203,15 +206,15 @@ class SampleSection(Section):
     (Adams-Bashforth) and dpm2m (DPM-Solver++) use what it said at earlier steps."""
     steps: Count = 50
     """Steps from noise (t = 0) to data (t = 1)."""
-    times: Literal["uniform", "cosine"] = "uniform"
+    time_grid: Literal["uniform", "cosine"] = "uniform"
     """Where steps lie in time: evenly, or as a cosine, short at both ends, which is better where
     steps are few."""
     guidance: Finite = 1.0
     """Weight of the condition: v = v_null + guidance (v_cond - v_null); 1 is none."""
-    interval: tuple[Fraction, Fraction] = (0.1, 1.0)
+    guidance_interval: tuple[Fraction, Fraction] = (0.1, 1.0)
     """Times between which guidance acts, of either kind; the ends do not belong to it, but 0
     does."""
-    guide: str | None = None
+    autoguidance: str | None = None
     """Autoguidance (Karras et al. 2024): a weaker model of the same data, a run or checkpoint with
     the mean to use, such as `runs/small` or `runs/my/checkpoints/step-500@0.99`. With
     v = v_guide + guide_scale (v - v_guide) samples move away from where both err alike. Not
@@ -227,12 +230,14 @@ class SampleSection(Section):
 
     @model_validator(mode="after")
     def _ordered(self) -> SampleSection:
-        if self.interval[0] >= self.interval[1]:
-            raise RecipeError(f"interval {list(self.interval)} ends before it starts")
-        if self.guide is not None and self.guidance != 1:
+        if self.guidance_interval[0] >= self.guidance_interval[1]:
             raise RecipeError(
-                f"guide and guidance={self.guidance:g} are two kinds of guidance, and what both "
-                "would mean is not defined; set guidance=1 or take guide out"
+                f"guidance_interval {list(self.guidance_interval)} ends before it starts"
+            )
+        if self.autoguidance is not None and self.guidance != 1:
+            raise RecipeError(
+                f"autoguidance and guidance={self.guidance:g} (classifier-free guidance) together "
+                "are not defined; set guidance=1 or remove autoguidance"
             )
         return self
 
@@ -247,20 +252,5 @@ class EvaluateSection(Section):
     seeds: Count = 1
     """How many seeds, counted from `seed`: each score is the mean of theirs, and has a second
     interval from their scatter."""
-    protocol: Literal["jit"] | None = None
-    """Score pictures as the paper does (Li & He 2025): 50,000 samples, all classes equally often,
-    50 steps of Heun, the first running mean, Inception's features, the whole training set."""
-    extractor: str | None = None
-    """Network by whose features pictures are compared: one of torch-fidelity's (`vgg16`,
-    `clip-vit-b-32`, `dinov2-vit-s-14`, ...), or `package.module:Class` of your own. Inception where
-    not given, if its weights are at hand."""
-    inception_weights: str | None = None
-    """File with Inception's weights (.pth or .safetensors), or `download`; a copy that torch has
-    in its cache is found without."""
-    reference: Path | None = None
-    """Real pictures that samples are compared with: a folder, or an .npz with `mu` and `sigma`,
-    pictures `arr_0` (N, H, W, C), or both; the training split where not given."""
-    reference_items: Count | Literal["all"] = 50_000
-    """Pictures of the training split or the folder that make up the reference, evenly spread."""
     after_training: bool = False
     """Score the finished run at once, as `jitkit evaluate` does."""

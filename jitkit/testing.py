@@ -6,7 +6,7 @@
     check_domain(Weather(section), section)
 
 A domain that was made from other things than a section is asked alone: ``check_domain(domain)``.
-What needs a second one like it is left out then: that it reads the same, and decodes on facts.
+What needs a second one like it is left out then: that it reads the same, and decodes on metadata.
 
 Each question is also a function of its own, which raises AssertionError with what was found.
 """
@@ -25,7 +25,7 @@ import numpy as np
 from jitkit.domain import Domain, Split, check_instance, section_of
 from jitkit.errors import BadItem, listed
 from jitkit.fields import Category, Condition, Field, Grid, PerToken, Scalars
-from jitkit.protocols import Varying
+from jitkit.protocols import VariableSize
 from jitkit.sections import DomainSection
 from jitkit.utils.json_arrays import unequal, with_arrays, without_arrays
 
@@ -69,7 +69,7 @@ def check_domain(
         "order": lambda: reading_order_is_repeatable(domain, section, split=split),
         "randomness": lambda: encode_depends_on_its_rng_alone(domain, items),
         "pickling": lambda: pickled_domain_still_reads(domain, split=split),
-        "facts": lambda: facts_are_enough_to_decode(domain, section, items, tolerance=tolerance),
+        "metadata": lambda: facts_are_enough_to_decode(domain, section, items, tolerance=tolerance),
         "write": lambda: write_makes_files(domain, items),
         "preview": lambda: preview_is_a_picture(domain, items),
     }
@@ -188,14 +188,14 @@ def the_constraint_holds(domain: Domain, items: Sequence[Any]) -> None:
 
 
 def outlines_are_samples_to_be(domain: Domain) -> None:
-    """Where a domain is `Varying`, an outline is a function of its generator, fits the layout, has
-    the size that is asked and says every condition."""
-    if not isinstance(domain, Varying):
+    """A template of a `VariableSize` domain is a function of its generator, fits the layout, has the
+    requested size and every condition."""
+    if not isinstance(domain, VariableSize):
         return
     layout = domain.layout
     most = layout.axes[0].size
     for size in (None, most):
-        field, again = (domain.outline(np.random.default_rng(3), {}, size) for _ in range(2))
+        field, again = (domain.template(np.random.default_rng(3), {}, size) for _ in range(2))
         _same(field, again, "outlined twice with equal rngs:")
         shape = tuple(field.values.shape)
         _demand(
@@ -285,27 +285,27 @@ def facts_are_enough_to_decode(
 ) -> None:
     """Facts are plain JSON with arrays, and a domain made from ``section``, where there is one, and
     them has the same layout and conditions and decodes alike."""
-    facts = domain.facts()
-    plain, arrays = without_arrays(facts)
+    metadata = domain.metadata()
+    plain, arrays = without_arrays(metadata)
     stored = json.loads(json.dumps(plain))
     _demand(
         stored == plain,
-        "facts change on their way through JSON; use lists, str keys, numbers and numpy arrays",
+        "metadata change on their way through JSON; use lists, str keys, numbers and numpy arrays",
     )
     if section is None:
         return
     stored = with_arrays(stored, arrays)
     twin = _made(domain, section, stored)
-    _demand(twin.layout == domain.layout, f"layout from facts is {twin.layout}")
+    _demand(twin.layout == domain.layout, f"layout from metadata is {twin.layout}")
     _demand(
         dict(twin.conditions) == dict(domain.conditions),
-        f"conditions from facts are {dict(twin.conditions)}, not {dict(domain.conditions)}",
+        f"conditions from metadata are {dict(twin.conditions)}, not {dict(domain.conditions)}",
     )
-    unlike = [place for place, _, _ in unequal(twin.facts(), facts)]
-    _demand(not unlike, f"a domain made from facts gives other facts: {listed(unlike)}")
+    unlike = [place for place, _, _ in unequal(twin.metadata(), metadata)]
+    _demand(not unlike, f"a domain made from metadata gives other metadata: {listed(unlike)}")
     for i, field in _encoded(domain, items):
         mine, other = domain.encode(domain.decode(field)), domain.encode(twin.decode(field))
-        _same(mine, other, f"item {i}: decoded by a domain made from facts,", tolerance)
+        _same(mine, other, f"item {i}: decoded by a domain made from metadata,", tolerance)
 
 
 def write_makes_files(domain: Domain, items: Sequence[Any]) -> None:
@@ -330,10 +330,10 @@ def preview_is_a_picture(domain: Domain, items: Sequence[Any]) -> None:
         _demand(isinstance(picture, Image), f"preview gives a {type(picture).__name__}")
 
 
-def _made(domain: Domain, section: DomainSection, *facts: Any) -> Domain:
+def _made(domain: Domain, section: DomainSection, *metadata: Any) -> Domain:
     """Another domain of the same class."""
     cls: Any = type(domain)
-    made: Domain = cls(section, *facts)
+    made: Domain = cls(section, *metadata)
     return made
 
 

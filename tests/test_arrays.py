@@ -408,22 +408,22 @@ def test_held_out_data_change_no_statistics_and_are_not_read_for_them(tmp_path: 
     one = made(path=as_netcdf(data, tmp_path / "a.nc"), variables=["t2m"], axes=GLOBE)
     data["t2m"][-4:] += 1000
     two = made(path=as_netcdf(data, tmp_path / "b.nc"), variables=["t2m"], axes=GLOBE)
-    assert one.facts()["statistics"] == two.facts()["statistics"]
+    assert one.metadata()["statistics"] == two.metadata()["statistics"]
     values = data.t2m[:36].values.astype(np.float64)
-    assert one.facts()["statistics"]["mean"][0] == pytest.approx(values.mean())
-    assert one.facts()["statistics"]["std"][0] == pytest.approx(values.std())
+    assert one.metadata()["statistics"]["mean"][0] == pytest.approx(values.mean())
+    assert one.metadata()["statistics"]["std"][0] == pytest.approx(values.std())
 
 
 def test_statistics_are_measured_once_for_all(tmp_path: Path, cache: Path) -> None:
     path = as_zarr(climate(), tmp_path / "a.zarr")
     first = made(path=path, axes=GLOBE, variables=["t2m"])
-    facts = first.facts()
+    metadata = first.metadata()
     kept = [file.stat().st_mtime_ns for file in sorted(cache.rglob("*.npz"))]
     assert len(kept) == 1
     second = made(path=path, axes=GLOBE, variables=["t2m"])
-    assert second.facts()["statistics"] == facts["statistics"]
+    assert second.metadata()["statistics"] == metadata["statistics"]
     assert [file.stat().st_mtime_ns for file in sorted(cache.rglob("*.npz"))] == kept
-    made(path=path, axes=GLOBE, variables=["t2m"], val=0.2).facts()
+    made(path=path, axes=GLOBE, variables=["t2m"], val=0.2).metadata()
     assert len(list(cache.rglob("*.npz"))) == 2
 
 
@@ -434,10 +434,10 @@ def test_statistics_may_be_taken_from_a_part_of_many_data(tmp_path: Path) -> Non
         "axes": {"dim_1": "line", "dim_2": "line"},
     }
     whole, part = made(**keys), made(**keys, measure=400_000)
-    counts = [domain.facts()["statistics"]["count"][0] for domain in (whole, part)]
+    counts = [domain.metadata()["statistics"]["count"][0] for domain in (whole, part)]
     assert counts[0] == 360 * 64 * 32
     assert 200_000 < counts[1] <= 400_000
-    assert part.facts()["statistics"]["mean"][0] == pytest.approx(5, abs=0.1)
+    assert part.metadata()["statistics"]["mean"][0] == pytest.approx(5, abs=0.1)
 
 
 def test_a_channel_that_does_not_vary_stops_with_its_name(tmp_path: Path) -> None:
@@ -500,11 +500,11 @@ def test_threads_read_what_one_reads_alone(tmp_path: Path) -> None:
 # Facts
 
 
-def stored(facts: Mapping[str, Any]) -> dict[str, Any]:
+def stored(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Through JSON and tensors, as a checkpoint keeps them."""
     from safetensors.numpy import load, save
 
-    plain, arrays = without_arrays(facts)
+    plain, arrays = without_arrays(metadata)
     return with_arrays(json.loads(json.dumps(plain)), load(save(arrays)) if arrays else {})
 
 
@@ -514,10 +514,10 @@ def test_a_model_stands_on_its_facts_when_the_data_are_gone(maker: Maker, tmp_pa
     keys = maker(tmp_path / "data")
     domain = made(**keys)
     fields = [domain.encode(item) for item in domain.items("train")[:2]]
-    facts = stored(domain.facts())
+    metadata = stored(domain.metadata())
     wanted = domain.write([domain.decode(field) for field in fields], tmp_path / "one")
     shutil.rmtree(tmp_path / "data")
-    alone = Arrays(section(**keys), facts)
+    alone = Arrays(section(**keys), metadata)
     assert alone.layout == domain.layout and alone.conditions == domain.conditions
     files = alone.write([alone.decode(field) for field in fields], tmp_path / "two")
     assert [file.name for file in files] == [file.name for file in wanted]
@@ -532,16 +532,16 @@ def test_a_model_stands_on_its_facts_when_the_data_are_gone(maker: Maker, tmp_pa
 
 def test_other_data_under_a_model_are_refused(tmp_path: Path) -> None:
     path = as_netcdf(climate(), tmp_path / "a.nc")
-    facts = made(path=path, axes=GLOBE, variables=["t2m"]).facts()
-    other = Arrays(section(path=path, axes=GLOBE, variables=["sst"]), facts)
+    metadata = made(path=path, axes=GLOBE, variables=["t2m"]).metadata()
+    other = Arrays(section(path=path, axes=GLOBE, variables=["sst"]), metadata)
     with pytest.raises(DataError, match=r"has channels sst on .*the model was trained on t2m"):
         other.items("val")
     turned = as_netcdf(climate().isel(latitude=slice(None, None, -1)), tmp_path / "turned.nc")
-    other = Arrays(section(path=turned, axes=GLOBE, variables=["t2m"]), facts)
+    other = Arrays(section(path=turned, axes=GLOBE, variables=["t2m"]), metadata)
     with pytest.raises(DataError, match="latitude runs from .*Turn the data round"):
         other.items("val")
-    with pytest.raises(DataError, match="facts of format 0"):
-        Arrays(section(path=path), facts | {"format": 0})
+    with pytest.raises(DataError, match="metadata of format 0"):
+        Arrays(section(path=path), metadata | {"format": 0})
 
 
 def test_items_cross_to_a_worker_without_open_files(tmp_path: Path) -> None:
@@ -626,7 +626,7 @@ T2M: dict[str, Any] = {"variables": ["t2m"]}
 def test_mistakes_are_told_in_words(keys: dict[str, Any], text: str, tmp_path: Path) -> None:
     path = as_netcdf(climate(), tmp_path / "a.nc")
     with pytest.raises(JitkitError, match=text):
-        made(**{"path": path, "axes": GLOBE} | keys).facts()
+        made(**{"path": path, "axes": GLOBE} | keys).metadata()
 
 
 @pytest.mark.parametrize(
@@ -714,7 +714,7 @@ def test_a_run_goes_on_and_other_data_stop_it(tmp_path: Path) -> None:
     changed = climate()
     changed["t2m"] += 1
     as_netcdf(changed, tmp_path / "a.nc")
-    with pytest.raises(DataError, match="facts"):
+    with pytest.raises(DataError, match="metadata"):
         jitkit.train(recipe, {"train.steps": 4}, run=run)
 
 
@@ -755,7 +755,7 @@ def test_real_files_go_all_the_way_round(name: str, keys: dict[str, Any], tmp_pa
     (file,) = domain.write([again], tmp_path)
     first = path.replace("*", "nemo_1m_20150101-20150201_grid-T")
     with xr.open_dataset(file) as written, xr.open_dataset(first) as source:
-        for name in {v["name"] for v in domain.facts()["output"]["variables"]}:
+        for name in {v["name"] for v in domain.metadata()["output"]["variables"]}:
             assert written[name].attrs == source[name].attrs
             for kept in set(source[name].coords):
                 if set(source[kept].dims) <= set(keys["axes"]):

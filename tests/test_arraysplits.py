@@ -9,16 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jitkit.domains.arrays.splits import (
-    Places,
-    Range,
-    SplitsSection,
-    label,
-    matching,
-    shuffled_in_blocks,
-    split,
-    starts,
-)
+from jitkit.domains.arrays.coordinates import Range, label, matching
+from jitkit.domains.arrays.splits import Places, SplitsSection, shuffled_in_blocks, split, starts
 from jitkit.errors import DataError
 from jitkit.stores.chunks import stretches
 

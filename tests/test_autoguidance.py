@@ -24,7 +24,7 @@ from jitkit.errors import CheckpointError, JitkitError
 from jitkit.fields import Category, Condition, Grid
 from jitkit.recipe.load import load_recipe
 from jitkit.sampling.generate import generate, guide_of
-from jitkit.sampling.requests import conditions_for
+from jitkit.sampling.requests import conditioning_for
 from jitkit.sections import SampleSection
 
 LABEL: dict[str, Condition] = {"label": Category(10)}
@@ -36,7 +36,7 @@ class Gaussian(Denoiser):
 
     mean, std = 0.0, 1.0
 
-    def said(self, z: Tensor, t: Tensor, *_: Any) -> Tensor:
+    def predict(self, z: Tensor, t: Tensor, *_: Any) -> Tensor:
         t = t.reshape(-1, *[1] * (z.ndim - 1))
         return self.mean + t * self.std**2 / self.variance(t) * (z - t * self.mean)
 
@@ -126,7 +126,7 @@ def test_cells_without_data_stay_zero() -> None:
 
 def test_a_guide_that_predicts_something_else_in_other_patches_and_knows_less_will_do() -> None:
     model = awake(layout((6, 2)), LABEL)
-    placed = replace(layout((6, 3)), places=("channel 0",))
+    placed = replace(layout((6, 3)), positions=("channel 0",))
     weak = awake(placed, None, Diffusion(prediction="v"), seed=1)
     noise = draw_noise(model, range(2), 0)
     x = sample(model, guide=weak, noise=noise, cond={"label": [1, 2]}, steps=3)
@@ -163,14 +163,14 @@ def test_two_kinds_of_guidance_at_once_are_refused(tiny: dict[str, Any]) -> None
     with pytest.raises(JitkitError, match="two kinds of guidance; give one"):
         sample(model, 1, guide=model, guidance=2.0)
     with pytest.raises(JitkitError, match="sample: guide and guidance=2 are two kinds"):
-        load_recipe(tiny, {"sample.guide": "runs/small", "sample.guidance": 2.0})
+        load_recipe(tiny, {"sample.autoguidance": "runs/small", "sample.guidance": 2.0})
 
 
 def test_a_run_is_guided_by_an_earlier_checkpoint_of_itself(trained: Path) -> None:
     denoiser = jitkit.load(trained)
     early = trained / "checkpoints" / "step-4"
-    told = conditions_for(denoiser, 4)
-    section = SampleSection(steps=2, guide=f"{early}@none", guide_scale=3.0)
+    told = conditioning_for(denoiser, 4)
+    section = SampleSection(steps=2, autoguidance=f"{early}@none", guide_scale=3.0)
     found: list[ImageItem] = list(generate(denoiser, 4, told, section))
     weak = jitkit.load(early, ema="none")
     x = sample(denoiser, 4, told.cond, guide=weak, guide_scale=3.0, steps=2)
@@ -178,7 +178,7 @@ def test_a_run_is_guided_by_an_earlier_checkpoint_of_itself(trained: Path) -> No
     assert np.array_equal(found[2].pixels, denoiser.domain.decode(field).pixels)
     alone = list(generate(denoiser, 4, told, SampleSection(steps=2)))
     assert any((a.pixels != b.pixels).any() for a, b in zip(found, alone, strict=True))
-    guide = guide_of(denoiser, SampleSection(guide=str(early)))
+    guide = guide_of(denoiser, SampleSection(autoguidance=str(early)))
     assert guide is not None and not guide.training
     first = jitkit.load(early).state_dict()
     assert all(torch.equal(value, first[name]) for name, value in guide.state_dict().items())
@@ -189,10 +189,12 @@ def test_the_command_takes_a_guide_and_says_what_is_wrong_with_one(
 ) -> None:
     early = trained / "checkpoints" / "step-8"
     asked = ("sample", trained, "--n", "2", "--out", tmp_path / "guided")
-    shown = jitkit(*asked, f"sample.guide={early}@0.99", "sample.guide_scale=1.5")
+    shown = jitkit(*asked, f"sample.autoguidance={early}@0.99", "sample.guide_scale=1.5")
     assert shown.code == 0 and (tmp_path / "guided" / "00001.png").is_file()
     for guide, text in {"nowhere": "nowhere: no such folder", f"{early}@0.5": "no EMA 0.5"}.items():
-        shown = jitkit("sample", trained, "--out", tmp_path / "none", f"sample.guide={guide}")
+        shown = jitkit(
+            "sample", trained, "--out", tmp_path / "none", f"sample.autoguidance={guide}"
+        )
         assert (shown.code, text in shown.err) == (2, True), shown.err
     assert not (tmp_path / "none").exists()
 
@@ -201,15 +203,17 @@ def test_a_guide_stands_in_the_record_of_an_evaluation(
     trained: Path, jitkit: Callable[..., Any]
 ) -> None:
     early = trained / "checkpoints" / "step-4"
-    shown = jitkit("evaluate", trained, f"sample.guide={early}", "evaluate.samples=10", "--json")
+    shown = jitkit(
+        "evaluate", trained, f"sample.autoguidance={early}", "evaluate.samples=10", "--json"
+    )
     found = json.loads(shown.out)["sample"]
-    assert (found["guide"], found["guide_scale"]) == (str(early), 2.0)
+    assert (found["autoguidance"], found["guide_scale"]) == (str(early), 2.0)
     (trained / "evaluation.json").unlink()
 
 
 def test_a_missing_guide_is_told_of_as_such() -> None:
     with pytest.raises(CheckpointError, match="no such folder"):
-        guide_of(awake(layout((6, 2))), SampleSection(guide="runs/nowhere@0.99"))
+        guide_of(awake(layout((6, 2))), SampleSection(autoguidance="runs/nowhere@0.99"))
 
 
 def test_samples_of_a_guided_model_scatter_as_their_width_says() -> None:

@@ -38,7 +38,7 @@ def test_statistics_are_measured_once(cache: Path) -> None:
     make = Maker()
     first, second = load_or_measure("abc123", make), load_or_measure("abc123", make)
     assert make.times == 1 and [p.name for p in cache.iterdir()] == ["abc123.npz"]
-    np.testing.assert_equal(first.facts(), second.facts())
+    np.testing.assert_equal(first.metadata(), second.metadata())
     load_or_measure("another", make)
     assert make.times == 2
 
@@ -62,7 +62,7 @@ def test_a_torn_file_is_measured_again_and_replaced(cache: Path, length: int) ->
     assert make.times == 2
     load_or_measure("k", make)
     assert make.times == 2
-    np.testing.assert_equal(found.facts(), make().facts())
+    np.testing.assert_equal(found.metadata(), make().metadata())
 
 
 @settings(deadline=None, max_examples=60)
@@ -78,7 +78,7 @@ def test_a_file_with_a_flipped_byte_gives_the_same_numbers_or_is_measured_again(
         torn = bytearray(file.read_bytes())
         torn[data.draw(st.integers(0, len(torn) - 1))] ^= data.draw(st.integers(1, 255))
         file.write_bytes(torn)
-        np.testing.assert_equal(load_or_measure("k", make).facts(), whole.facts())
+        np.testing.assert_equal(load_or_measure("k", make).metadata(), whole.metadata())
 
 
 def test_a_foreign_file_is_measured_again(cache: Path) -> None:
@@ -147,7 +147,7 @@ def _write_and_read(seed: int) -> None:
     """Write one file again and again while others do, and read it whole each time."""
     from jitkit.utils import cache
 
-    facts = Maker(seed)().facts()
+    metadata = Maker(seed)().metadata()
     for _ in range(100):
-        cache.save("statistics", "k", facts)
-        np.testing.assert_equal(cache.load("statistics", "k"), facts)
+        cache.save("statistics", "k", metadata)
+        np.testing.assert_equal(cache.load("statistics", "k"), metadata)

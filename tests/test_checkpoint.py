@@ -30,7 +30,16 @@ from jitkit.fields import Category, Condition, Grid, PerToken, Scalars
 from jitkit.optim.ema import EMA
 from jitkit.optim.optimizers import adamw
 from jitkit.runs import checkpoint
-from jitkit.runs.checkpoint import DomainRecord, find, load, newest, prune, read, restore, save
+from jitkit.runs.checkpoint import (
+    DomainRecord,
+    find_checkpoint,
+    load,
+    newest,
+    open_checkpoint,
+    prune,
+    restore,
+    save_checkpoint,
+)
 
 FILES = [
     "ema-0.5.safetensors",
@@ -63,8 +72,8 @@ class Model:
         self.optimizer.zero_grad()
         self.ema.update()
 
-    def save(self, run: Path, step: int) -> Path:
-        return save(run, step, self.denoiser, self.ema, optimizer=self.optimizer)
+    def save_checkpoint(self, run: Path, step: int) -> Path:
+        return save_checkpoint(run, step, self.denoiser, self.ema, optimizer=self.optimizer)
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that a further step depends on."""
@@ -111,7 +120,7 @@ def test_what_was_saved_is_restored_bit_for_bit_and_goes_on_alike(tmp_path: Path
     path = model.save(tmp_path, 3)
     other = Model(seed=1, steps=1)
     assert not equal(model.tensors(), other.tensors())
-    restore(read(path), other.denoiser, other.ema, other.optimizer)
+    restore(open_checkpoint(path), other.denoiser, other.ema, other.optimizer)
     assert equal(model.tensors(), other.tensors())
     model.step()
     other.step()
@@ -154,15 +163,15 @@ def test_a_model_of_every_kind_of_axis_and_condition_is_built_again(tmp_path: Pa
     }
     diffusion = Diffusion("v", "eps", noise_scale=2.5, t_eps=0.01)
     made = awake(layout((5, 2), (6, 3, "circle"), (2, 1, "set")), conditions, diffusion, heads=1)
-    save(tmp_path, 0, made, EMA(made.network, [0.9]))
+    save_checkpoint(tmp_path, 0, made, EMA(made.network, [0.9]))
     found = jitkit.load(tmp_path)
     assert (found.layout, found.conditions) == (made.layout, conditions)
     assert (found.diffusion, found.network.sizes) == (diffusion, made.network.sizes)
 
 
 def test_the_newest_is_loaded_and_an_older_one_by_its_folder(two: Path) -> None:
-    assert find(two).step == 4
-    assert find(two / "checkpoints" / "step-3").step == 3
+    assert find_checkpoint(two).step == 4
+    assert find_checkpoint(two / "checkpoints" / "step-3").step == 3
     first = dict(load(two / "checkpoints" / "step-3", ema="none").network.named_parameters())
     model = Model(steps=3)
     assert all(torch.equal(p, first[n]) for n, p in model.denoiser.network.named_parameters())
@@ -172,11 +181,11 @@ def test_samples_are_decoded_where_the_data_are_gone(tmp_path: Path, pictures: P
     section = ImagesSection(name="images", path=pictures, size=8)
     domain = Images(section)
     made = awake(domain.layout.with_patch(4), domain.conditions)
-    record = DomainRecord(section.model_dump(mode="json"), domain.facts())
-    save(tmp_path, 1, made, EMA(made.network, [0.9]), domain=record)
+    record = DomainRecord(section.model_dump(mode="json"), domain.metadata())
+    save_checkpoint(tmp_path, 1, made, EMA(made.network, [0.9]), domain=record)
     shutil.rmtree(pictures)
     found = load(tmp_path)
-    assert found.domain.facts() == {"num_classes": 2, "class_names": ["cat", "dog"]}
+    assert found.domain.metadata() == {"num_classes": 2, "class_names": ["cat", "dog"]}
     assert found.domain.layout == domain.layout
 
 
@@ -226,7 +235,7 @@ def test_a_pickle_in_the_place_of_weights_is_refused_and_not_run(
         load(run)
     model = Model()
     with pytest.raises(CheckpointError, match=r"model.safetensors: torn or not safetensors"):
-        restore(find(run), model.denoiser, model.ema, model.optimizer)
+        restore(find_checkpoint(run), model.denoiser, model.ema, model.optimizer)
     assert not went_off.exists()
     pickle.loads(pickle.dumps(Bomb(went_off)))
     assert went_off.exists()
@@ -262,18 +271,18 @@ def test_a_checkpoint_with_a_file_cut_anywhere_is_torn(two: Path, name: str, par
     try:
         file.write_bytes(whole[: int(len(whole) * part)])
         with pytest.raises(CheckpointError, match="step-4: torn: "):
-            read(file.parent)
-        assert find(two).step == 3
+            open_checkpoint(file.parent)
+        assert find_checkpoint(two).step == 3
     finally:
         file.write_bytes(whole)
-    assert find(two).step == 4
+    assert find_checkpoint(two).step == 4
 
 
 def test_a_file_that_is_too_long_is_torn_as_well(run: Path) -> None:
     with (run / "checkpoints/step-4/model.safetensors").open("ab") as file:
         file.write(b"\0")
     with pytest.raises(CheckpointError, match=r"model.safetensors has \d+ bytes of \d+"):
-        read(run / "checkpoints/step-4")
+        open_checkpoint(run / "checkpoints/step-4")
 
 
 def test_a_run_with_torn_checkpoints_alone_is_not_begun_again(
@@ -329,7 +338,7 @@ def test_a_run_does_not_go_on_from_weights_that_do_not_fit(run: Path, name: str)
     altered(run, name, tensors)
     model = Model()
     with pytest.raises(CheckpointError, match=rf"{name}.safetensors .*; missing: context$"):
-        restore(find(run), model.denoiser, model.ema, model.optimizer)
+        restore(find_checkpoint(run), model.denoiser, model.ema, model.optimizer)
 
 
 def test_a_run_does_not_go_on_from_half_an_optimizer(run: Path) -> None:
@@ -338,7 +347,7 @@ def test_a_run_does_not_go_on_from_half_an_optimizer(run: Path) -> None:
     altered(run, "optimizer", tensors)
     model = Model()
     with pytest.raises(CheckpointError, match="optimizer.safetensors: no exp_avg_sq/context"):
-        restore(find(run), model.denoiser, model.ema, model.optimizer)
+        restore(find_checkpoint(run), model.denoiser, model.ema, model.optimizer)
 
 
 def test_a_description_that_makes_no_model_is_refused(run: Path) -> None:
@@ -394,7 +403,7 @@ def test_a_disk_that_is_full_leaves_what_was_there(run: Path, size: int) -> None
         model.save(run, 5)
     assert contents(run) == before and steps(run) == ["step-3", "step-4"]
     model.save(run, 5)
-    assert find(run).step == 5
+    assert find_checkpoint(run).step == 5
 
 
 @pytest.mark.parametrize("call", range(8))
@@ -412,7 +421,7 @@ def test_a_failure_to_flush_leaves_no_half_checkpoint(
     with pytest.raises(CheckpointError, match="No space left on device"):
         Model().save(run, 5)
     monkeypatch.undo()
-    found = find(run)
+    found = find_checkpoint(run)
     assert found.step in ((5,) if call == 7 else (4,))  # the last flush is of the rename itself
     assert not list((run / "checkpoints").glob(".*"))
     load(run)
@@ -434,7 +443,7 @@ def test_a_step_that_is_saved_again_replaces_the_old_one(run: Path) -> None:
     (run / "checkpoints/step-4/model.safetensors").unlink()
     Model(steps=4).save(run, 4)
     assert sorted(file.name for file in (run / "checkpoints/step-4").iterdir()) == FILES
-    assert find(run).step == 4
+    assert find_checkpoint(run).step == 4
 
 
 # Pruning
@@ -455,13 +464,13 @@ def test_a_torn_checkpoint_does_not_push_out_a_whole_one(run: Path) -> None:
     Model().save(run, 9)
     (run / "checkpoints/step-9/model.safetensors").unlink()
     prune(run, 1)
-    assert find(run).step == 4
+    assert find_checkpoint(run).step == 4
     assert steps(run) == ["step-4", "step-9"]
 
 
 def test_what_a_killed_save_left_is_never_loaded_and_goes_with_the_next(run: Path) -> None:
     shutil.copytree(run / "checkpoints/step-4", run / "checkpoints/.step-7.part")
-    assert find(run).step == 4
+    assert find_checkpoint(run).step == 4
     prune(run, 2)
     assert steps(run) == ["step-3", "step-4"]
 

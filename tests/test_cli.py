@@ -129,7 +129,11 @@ REFUSED = {
         "override 'train.steps=3': a trained model takes keys of domain, sample, evaluate"
     ),
     ("sample", RUN, "sample.steps=0"): "override sample.steps: 0 is less than 1",
-    ("sample", RUN, "sample.interval=[0.5, 0.1]"): "interval [0.5, 0.1] ends before it starts",
+    (
+        "sample",
+        RUN,
+        "sample.guidance_interval=[0.5, 0.1]",
+    ): "guidance_interval [0.5, 0.1] ends before it starts",
     ("evaluate", "nowhere"): "nowhere: no such folder",
     ("evaluate", RUN, "evaluate.samples=0"): "override evaluate.samples: 0 is less than 1",
     ("import", "nowhere.pth"): "nowhere.pth: no such file",

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from jitkit.errors import ConditionError
 from jitkit.fields import Category, Condition, Grid, PerToken, Scalars
-from jitkit.nn.conditioning import drop, null, prepare, with_known
+from jitkit.nn.conditioning import drop, null_condition, prepare, with_mask
 
 KINDS: dict[str, Condition] = {
     "label": Category(10),
@@ -127,7 +127,7 @@ def test_what_is_forgotten_follows_from_the_draws_alone() -> None:
 
 def test_not_told_is_class_n_or_nan() -> None:
     cond = told(2)
-    nothing = {name: null(condition, cond[name]) for name, condition in KINDS.items()}
+    nothing = {name: null_condition(condition, cond[name]) for name, condition in KINDS.items()}
     assert nothing["label"].tolist() == [10, 10]
     assert (nothing["element"] == 5).all()
     assert nothing["weather"].isnan().all() and nothing["orography"].isnan().all()
@@ -136,7 +136,7 @@ def test_not_told_is_class_n_or_nan() -> None:
 
 
 def test_missing_numbers_are_zero_beside_a_mask() -> None:
-    assert with_known(torch.tensor([[1.5, nan, -2.0]])).tolist() == [[1.5, 0, -2, 1, 0, 1]]
+    assert with_mask(torch.tensor([[1.5, nan, -2.0]])).tolist() == [[1.5, 0, -2, 1, 0, 1]]
 
 
 # What a user may say

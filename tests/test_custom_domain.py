@@ -28,7 +28,7 @@ from PIL import Image
 
 import jitkit
 from jitkit import testing
-from jitkit.domain import Measure, Split
+from jitkit.domain import Metric, Split
 from jitkit.domains.digits import Digits, DigitsSection
 from jitkit.fields import Axis, Condition, Field, Layout, Scalars
 from jitkit.sections import DomainSection
@@ -129,7 +129,7 @@ class Spectra:
         self.heights, self.scale = heights, scale
         self.layout = Layout((Axis("wavelength", 24, patch=4),), ("flux",))
 
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         return {"scale": self.scale}
 
     def items(self, split: Split) -> Sequence[Array]:
@@ -153,7 +153,7 @@ class Spectra:
     def preview(self, items: Sequence[Array]) -> Image.Image:
         return Image.fromarray((np.stack(items) * 50).clip(0, 255).astype(np.uint8))
 
-    def scores(self) -> dict[str, Measure]:
+    def scores(self) -> dict[str, Metric]:
         return {"mean_height": lambda samples, train: float(abs(np.mean(samples)))}
 
 
@@ -185,9 +185,11 @@ class OpenedSpectra(Spectra):
 
     Section = StoredSection
 
-    def __init__(self, section: StoredSection, facts: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, section: StoredSection, metadata: Mapping[str, Any] | None = None) -> None:
         heights = np.random.default_rng(0).uniform(0, 4, (40, 2)).astype(np.float32)
-        super().__init__(heights, np.full(24, 1.5, np.float32) if facts is None else facts["scale"])
+        super().__init__(
+            heights, np.full(24, 1.5, np.float32) if metadata is None else metadata["scale"]
+        )
         self.section = section
 
 
@@ -243,7 +245,7 @@ def test_a_run_of_a_domain_in_python_goes_on_as_if_unbroken(by_hand: Path, tmp_p
 
 
 def test_facts_that_are_arrays_are_compared_when_a_run_goes_on(by_hand: Path) -> None:
-    with pytest.raises(jitkit.DataError, match="facts.scale: array"):
+    with pytest.raises(jitkit.DataError, match="metadata.scale: array"):
         jitkit.train(RECIPE, {"train.steps": 7}, run=by_hand, domain=spectra(scale=2.0))
 
 
@@ -371,7 +373,7 @@ class Plain:
         self.layout = Layout((Axis("x", 4),), ("height",))
         self.conditions = {"kind": Category(3)}
 
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         return {}
 
     def items(self, split: Split) -> list[float]:
@@ -396,7 +398,7 @@ class Plain:
 class Assigned(Plain):
     Section = HeightSection
 
-    def __init__(self, section: HeightSection, facts: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, section: HeightSection, metadata: Mapping[str, Any] | None = None) -> None:
         super().__init__([])
         self.section = section
 

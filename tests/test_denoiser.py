@@ -37,7 +37,7 @@ class Oracle(Denoiser):
 
     truth: Tensor
 
-    def said(self, *_: Any, **__: Any) -> Tensor:
+    def predict(self, *_: Any, **__: Any) -> Tensor:
         return self.truth
 
 

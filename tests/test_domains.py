@@ -196,18 +196,18 @@ class Unportable(Digits):
 
 
 class Forgetful(Digits):
-    """Learns its classes from the data and does not keep them among its facts."""
+    """Learns its classes from the data and does not keep them among its metadata."""
 
-    def __init__(self, section: Any, facts: Mapping[str, Any] | None = None) -> None:
-        super().__init__(section, facts)
-        if facts is not None:
+    def __init__(self, section: Any, metadata: Mapping[str, Any] | None = None) -> None:
+        super().__init__(section, metadata)
+        if metadata is not None:
             self.conditions = {}
 
 
 class Tupled(Digits):
     """Facts that JSON alters."""
 
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         return {"range": (0, 255)}
 
 
@@ -242,8 +242,8 @@ class BlindMute(Blind, Mute):
         (Shuffled, r"order: item \d asked again: .* differ"),
         (Noisy, "randomness: item 0: encoded twice without rng, values differ"),
         (Unportable, "pickling: TypeError: cannot pickle an open file"),
-        (Forgetful, r"facts: conditions from facts are \{\}"),
-        (Tupled, "facts: facts change on their way through JSON"),
+        (Forgetful, r"metadata: conditions from metadata are \{\}"),
+        (Tupled, "metadata: metadata change on their way through JSON"),
         (Mute, "write: write returns 0.png, which does not exist"),
         (Blind, "preview: preview gives a NoneType"),
     ],
@@ -257,8 +257,8 @@ def test_an_adapter_that_errs_is_told_so(broken: type[Digits], text: str) -> Non
 class Sectionless(Digits):
     """Made from no section, and says none."""
 
-    def __init__(self, section: Any = None, facts: Any = None) -> None:
-        assert section is None and facts is None
+    def __init__(self, section: Any = None, metadata: Any = None) -> None:
+        assert section is None and metadata is None
         super().__init__(DIGITS)
         del self.section
 
@@ -268,7 +268,7 @@ def test_a_domain_without_a_section_is_asked_what_needs_no_second_one() -> None:
 
 
 def test_the_section_that_a_domain_says_is_used() -> None:
-    with pytest.raises(AssertionError, match=r"facts: conditions from facts are \{\}"):
+    with pytest.raises(AssertionError, match=r"metadata: conditions from metadata are \{\}"):
         testing.check_domain(Forgetful(DIGITS))
 
 
@@ -276,7 +276,9 @@ def test_without_a_section_facts_and_order_are_looked_at_all_the_same() -> None:
     class Wrong(Sectionless, Tupled, Shuffled):
         pass
 
-    with pytest.raises(AssertionError, match="order: item . asked again.*\n(?s:.*)facts: facts ch"):
+    with pytest.raises(
+        AssertionError, match="order: item . asked again.*\n(?s:.*)metadata: metadata ch"
+    ):
         testing.check_domain(Wrong())
 
 
@@ -326,8 +328,8 @@ def test_each_kind_of_condition_has_its_shape_and_range(
     condition: Condition, value: Any, wrong: str
 ) -> None:
     class Told(Digits):
-        def __init__(self, section: Any, facts: Any = None) -> None:
-            super().__init__(section, facts)
+        def __init__(self, section: Any, metadata: Any = None) -> None:
+            super().__init__(section, metadata)
             self.conditions = {"told": condition}
 
         def encode(self, item: ImageItem, rng: Any = None) -> Field:

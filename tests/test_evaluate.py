@@ -16,18 +16,20 @@ import torch
 
 import jitkit
 from jitkit.diffusion.denoiser import Denoiser
-from jitkit.domain import Measure, lower_is_better
+from jitkit.domain import Metric, lower_is_better
 from jitkit.domains.digits import Digits, DigitsSection, nearest_distance
 from jitkit.domains.images.adapter import Images, ImagesSection
 from jitkit.domains.images.files import ImageItem
 from jitkit.errors import BadItem, JitkitError
 from jitkit.evaluation import scoring
-from jitkit.evaluation.evaluate import departures, evaluate, steady, table, under_protocol
+from jitkit.evaluation.evaluate import evaluate, score_table, steady, under_protocol
 from jitkit.evaluation.scoring import Drawn, Score, Scoring, resamples, row
+from jitkit.fields import Category
+from jitkit.metrics.fid.jit_protocol import jit_protocol
 from jitkit.metrics.frechet import frechet
 from jitkit.recipe.load import load_recipe
 from jitkit.sampling.generate import generate
-from jitkit.sampling.requests import conditions_for
+from jitkit.sampling.requests import conditioning_for
 from jitkit.sections import EvaluateSection, SampleSection
 from jitkit.training.trainer import train
 from jitkit.utils.distributed import ALONE
@@ -47,7 +49,7 @@ class Inked(Digits):
     bad: Sequence[int] = ()
     held_out = 297
 
-    def scores(self) -> Mapping[str, Measure]:
+    def scores(self) -> Mapping[str, Metric]:
         return {"ink": ink, "items": lambda samples, train: len(train)}
 
     def items(self, split: Any) -> Sequence[ImageItem]:
@@ -79,7 +81,7 @@ def drawn(trained: Path, seed: int = 7, n: int = 20) -> list[ImageItem]:
     """The samples of an evaluation, made another way."""
     denoiser = jitkit.load(trained)
     section = steady(denoiser, SAMPLING.model_copy(update={"seed": seed}), ALONE)
-    return list(generate(denoiser, n, conditions_for(denoiser, n), section))
+    return list(generate(denoiser, n, conditioning_for(denoiser, n), section))
 
 
 def test_scores_are_of_samples_of_their_own_seed_beside_held_out_items(
@@ -139,7 +141,7 @@ def test_the_deviation_of_a_mean_is_its_standard_error(trained: Path, tmp_path: 
 class Points(Digits):
     """Items are points of four normal numbers; scored by their mean and by a Fréchet distance."""
 
-    def scores(self) -> Mapping[str, Measure]:
+    def scores(self) -> Mapping[str, Metric]:
         return {
             "mean": lambda samples, real: float(np.mean(samples)),
             "frechet": lambda samples, real: frechet(np.asarray(samples), np.asarray(real)),
@@ -217,13 +219,13 @@ def test_without_held_out_items_there_is_no_floor(trained: Path, tmp_path: Path)
     domain.held_out = 0
     result = scored(trained, tmp_path, domain)
     assert result["scores"]["ink"]["floor"] is None
-    first, _, second, _ = table(result).splitlines()
+    first, _, second, _ = score_table(result).splitlines()
     assert re.fullmatch(r"20 samples in \d+ s:", first)
     assert re.fullmatch(r"  ink +[\d.]+ +[\d.]+ to [\d.]+ *", second)
 
 
 def test_the_table_has_a_line_for_each_score_in_columns(trained: Path, tmp_path: Path) -> None:
-    first, head, *lines = table(scored(trained, tmp_path)).splitlines()
+    first, head, *lines = score_table(scored(trained, tmp_path)).splitlines()
     assert re.fullmatch(r"20 samples in \d+ s, beside 297 held-out items:", first)
     number = r"-?\d+(\.\d+)?(e-\d+)?"
     assert head.split() == ["value", "95", "%", "interval", "held", "out"]
@@ -235,7 +237,7 @@ def test_the_table_has_a_line_for_each_score_in_columns(trained: Path, tmp_path:
 class Mute(Digits):
     """Has no measures."""
 
-    def scores(self) -> Mapping[str, Measure]:
+    def scores(self) -> Mapping[str, Metric]:
         return {}
 
 
@@ -273,7 +275,7 @@ def test_a_measure_that_says_nothing_is_null_in_the_file_and_told_in_words() -> 
     nan = float("nan")
     found = row([Score(nan, (nan, nan), nan, 2)], nan, "real")
     assert (found["value"], found["interval"], found["floor"]) == (None, [None, None], None)
-    said = table({"samples": 2, "seconds": 1.0, "held_out": 1, "scores": {"spectrum": found}})
+    said = score_table({"samples": 2, "seconds": 1.0, "held_out": 1, "scores": {"spectrum": found}})
     assert said.splitlines()[-1].split() == ["spectrum", "says", "nothing"]
 
 
@@ -296,36 +298,47 @@ def labelled(n: int) -> Denoiser:
 
 def test_the_papers_protocol_fixes_what_the_paper_fixes_and_leaves_guidance() -> None:
     asked = SampleSection(
-        method="euler", steps=5, times="cosine", t_eps=0.01, guidance=2.4, interval=(0.2, 1.0)
+        method="euler",
+        steps=5,
+        time_grid="cosine",
+        t_eps=0.01,
+        guidance=2.4,
+        guidance_interval=(0.2, 1.0),
     )
-    same = under_protocol(asked, SECTION)
+    same = under_protocol(None, asked, SECTION)
     assert same == (asked, SECTION)
-    sampling, section = under_protocol(asked, EvaluateSection(protocol="jit", samples=10))
+    sampling, section = under_protocol(jit_protocol(), asked, EvaluateSection(samples=10))
     assert (sampling.method, sampling.steps, sampling.t_eps) == ("heun", 50, None)
-    assert sampling.times == "uniform"
-    assert (sampling.guidance, sampling.interval) == (2.4, (0.2, 1.0))
-    assert (section.samples, section.reference_items) == (50_000, "all")
-    told = conditions_for(labelled(1000), 50_000).cond["label"]
+    assert sampling.time_grid == "uniform"
+    assert (sampling.guidance, sampling.guidance_interval) == (2.4, (0.2, 1.0))
+    assert section.samples == 50_000
+    told = conditioning_for(labelled(1000), 50_000).cond["label"]
     assert torch.equal(told.bincount(), torch.full((1000,), 50))
     assert torch.equal(told, torch.arange(1000).repeat_interleave(50))
+
+
+def label(n: int) -> dict[str, Any]:
+    return {"label": Category(n)}
 
 
 def test_where_an_evaluation_is_not_the_papers_it_says_so() -> None:
     kept: dict[str, Any] = {
         "samples": 50_000,
         "model": {"ema": "0.9999", "means": ["0.9999", "0.9996"]},
-        "sample": {"guide": None},
+        "sample": {"autoguidance": None},
         "reference": {"extractor": "inception-v3-compat", "items": None, "whole": True},
     }
-    assert departures(kept, labelled(1000)) == []
-    assert departures(kept, labelled(7)) == ["50,000 samples are not equally many of each label"]
+    assert jit_protocol().departures(kept, label(1000)) == []
+    assert jit_protocol().departures(kept, label(7)) == [
+        "50,000 samples are not equally many of each label"
+    ]
     few = kept | {"samples": 8000, "model": {"ema": "0.9996", "means": ["0.9999", "0.9996"]}}
     few |= {"reference": {"extractor": "vgg16", "items": 10_000, "whole": False}}
-    assert departures(few, labelled(1000)) == [
+    assert jit_protocol().departures(few, label(1000)) == [
         "8,000 samples, not 50,000",
-        "running mean 0.9996, not the first, 0.9999",
+        "EMA 0.9996, not the first, 0.9999",
         "features of vgg16, not Inception's",
-        "compared with 10000 pictures, not with the statistics of the whole training set",
+        "compared with 10000 images, not with the statistics of the whole training set",
     ]
 
 
@@ -346,12 +359,12 @@ def test_the_batch_does_not_hang_on_the_memory_that_is_free(
 ) -> None:
     denoiser = jitkit.load(trained)
     for fits, size in ((10_000, 256), (300, 256), (200, 128), (1, 1)):
-        module = import_module("jitkit.evaluate")
+        module = import_module("jitkit.evaluation.evaluate")
         monkeypatch.setattr(module, "fitting_batch", lambda _, fits=fits: fits)
         assert steady(denoiser, SAMPLING, ALONE).batch_size == size
     assert steady(denoiser, SampleSection(batch_size=7), ALONE).batch_size == 7
 
 
 def test_a_protocol_is_one_that_is_known(tiny: dict[str, Any]) -> None:
-    with pytest.raises(JitkitError, match="evaluate.protocol: 'edm' is not"):
-        load_recipe(tiny, {"evaluate.protocol": "edm"})
+    with pytest.raises(JitkitError, match="domain.fid.protocol: 'edm' is not"):
+        load_recipe(tiny, {"domain.fid.protocol": "edm"})

@@ -6,7 +6,6 @@ import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -35,6 +34,7 @@ from jitkit.metrics.fid import (
 from jitkit.metrics.fid.extractors import Extractor, open_extractor  # noqa: E402
 from jitkit.metrics.fid.references import of_file, of_items  # noqa: E402
 from jitkit.metrics.fid.scorer import FeatureScorer  # noqa: E402
+from jitkit.metrics.fid.section import FidSection  # noqa: E402
 from jitkit.sections import EvaluateSection, SampleSection  # noqa: E402
 
 SMALL, NARROW = "extractors:Small", "extractors:Narrow"
@@ -69,8 +69,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return write_pictures(root / "real", 150, 1), write_pictures(root / "made", 110, 2)
 
 
-def opened(path: Path, **given: Any) -> Images:
-    return Images(ImagesSection(name="images", path=path, size=SIZE, holdout=0.2, **given))
+def opened(path: Path, **fid: Any) -> Images:
+    section = ImagesSection(name="images", path=path, size=SIZE, holdout=0.2, fid=FidSection(**fid))
+    return Images(section)
 
 
 def pictures(path: Path) -> list[ImageItem]:
@@ -78,8 +79,8 @@ def pictures(path: Path) -> list[ImageItem]:
     return list(domain.items("train"))
 
 
-def scorer_of(domain: Any, **given: Any) -> FeatureScorer:
-    found, notes = domain.scorer(EvaluateSection(**{"extractor": SMALL} | given))
+def scorer_of(path: Path, **fid: Any) -> FeatureScorer:
+    found, notes = opened(path, **{"extractor": SMALL} | fid).scorer()
     assert found is not None and notes == []
     found.prepare()
     return found
@@ -119,8 +120,8 @@ def test_all_scores_are_torch_fidelitys_own_of_the_same_folders(
     folders: tuple[Path, Path],
 ) -> None:
     real, made = folders
-    ours = scorer_of(opened(made), reference=real)
-    found = ours.scores(ours.rows(pictures(made)))
+    ours = scorer_of(made, reference=real)
+    found = ours.scores(ours.features(pictures(made)))
     wanted = theirs(real, made)
     assert list(ours.best) == list(found) == list(NAMES)
     for name, key in NAMES.items():
@@ -132,15 +133,15 @@ def test_all_scores_are_torch_fidelitys_own_of_the_same_folders(
 def test_a_registered_network_goes_by_its_name(folders: tuple[Path, Path]) -> None:
     real, made = folders
     wanted = theirs(real, made)["frechet_inception_distance"]
-    ours = scorer_of(opened(made), reference=real, extractor="test-small")
-    found = ours.scores(ours.rows(pictures(made)))
+    ours = scorer_of(made, reference=real, extractor="test-small")
+    found = ours.scores(ours.features(pictures(made)))
     assert found["frechet_distance"] == pytest.approx(wanted, rel=1e-6)
 
 
 def test_the_quick_form_is_the_same_distance(folders: tuple[Path, Path]) -> None:
     real, made = folders
-    ours = scorer_of(opened(made), reference=real)
-    rows = ours.rows(pictures(made))
+    ours = scorer_of(made, reference=real)
+    rows = ours.features(pictures(made))
     exact, quick = ours.scores(rows), ours.resampled(rows)
     for name in ("frechet_distance", "classifier_score", "precision", "recall"):
         assert quick[name] == pytest.approx(exact[name], rel=1e-6)
@@ -151,9 +152,9 @@ def test_rows_do_not_hang_on_how_many_pictures_are_seen_at_once(
     folders: tuple[Path, Path],
 ) -> None:
     items = pictures(folders[1])
-    ours = scorer_of(opened(folders[1]))
-    one_by_one = np.concatenate([ours.rows([item]) for item in items[:70]])
-    np.testing.assert_allclose(ours.rows(items)[:70], one_by_one, rtol=1e-5, atol=1e-5)
+    ours = scorer_of(folders[1])
+    one_by_one = np.concatenate([ours.features([item]) for item in items[:70]])
+    np.testing.assert_allclose(ours.features(items)[:70], one_by_one, rtol=1e-5, atol=1e-5)
 
 
 def stats_of(path: Path, extractor: Extractor) -> dict[str, Any]:
@@ -175,7 +176,7 @@ def test_statistics_of_an_npz_are_those_of_its_pictures(
     np.savez(tmp_path / "adm.npz", arr_0=batch[::3], **stats, mu_s=0, sigma_s=0)
     domain = opened(made)
     direct = scorer_of(domain, reference=real)
-    rows = direct.rows(pictures(made))
+    rows = direct.features(pictures(made))
     wanted = direct.scores(rows)
     for name, same in {"paper": 1, "batch": 5, "adm": 2}.items():
         ours = scorer_of(domain, reference=tmp_path / f"{name}.npz")
@@ -188,7 +189,7 @@ def test_statistics_of_an_npz_are_those_of_its_pictures(
         "classifier_score",
     ]
     told = FeatureScorer(
-        extractor, EvaluateSection(reference=tmp_path / "paper.npz"), lambda _: []
+        extractor, FidSection(reference=tmp_path / "paper.npz"), lambda _: []
     ).prepare()
     assert "holds statistics alone: KID, precision and recall" in told["notes"][0]
     assert told["whole"] and told["items"] is None
@@ -202,9 +203,9 @@ def test_statistics_in_float64_are_taken_as_they_are(
     extractor = open_extractor(SMALL, SIZE)
     stats = stats_of(folders[0], extractor)
     np.savez(tmp_path / "stats.npz", **{k: v.astype(np.float64) for k, v in stats.items()})
-    ours = scorer_of(opened(folders[1]), reference=tmp_path / "stats.npz")
-    direct = scorer_of(opened(folders[1]), reference=folders[0])
-    rows = direct.rows(pictures(folders[1]))
+    ours = scorer_of(folders[1], reference=tmp_path / "stats.npz")
+    direct = scorer_of(folders[1], reference=folders[0])
+    rows = direct.features(pictures(folders[1]))
     found, wanted = (each.scores(rows)["frechet_distance"] for each in (ours, direct))
     assert found == pytest.approx(wanted, rel=1e-5)  # means in float32 there
 
@@ -323,14 +324,14 @@ def test_grey_pictures_are_seen_as_colour_and_opacity_is_dropped() -> None:
 
 
 def test_a_network_without_logits_has_no_score_of_classes(folders: tuple[Path, Path]) -> None:
-    ours = scorer_of(opened(folders[0]), extractor=NARROW)
+    ours = scorer_of(folders[0], extractor=NARROW)
     names = ["frechet_distance", "kernel_distance", "precision", "recall"]
-    assert list(ours.best) == names == list(ours.scores(ours.rows(pictures(folders[1]))))
+    assert list(ours.best) == names == list(ours.scores(ours.features(pictures(folders[1]))))
 
 
 def test_of_a_few_pictures_what_cannot_be_taken_says_nothing(folders: tuple[Path, Path]) -> None:
-    ours = scorer_of(opened(folders[0]))
-    found = ours.scores(ours.rows(pictures(folders[1])[:3]))
+    ours = scorer_of(folders[0])
+    found = ours.scores(ours.features(pictures(folders[1])[:3]))
     assert np.isnan(found["precision"]) and np.isnan(found["recall"])
     assert np.isfinite(found["frechet_distance"]) and np.isfinite(found["kernel_distance"])
 
@@ -355,47 +356,45 @@ def test_a_network_that_is_not_there_is_told_of(extractor: str, text: str) -> No
 def test_without_weights_pictures_have_a_coarse_distance_and_a_note(
     folders: tuple[Path, Path],
 ) -> None:
-    found, notes = opened(folders[0]).scorer(EvaluateSection())
+    found, notes = opened(folders[0]).scorer()
     assert found is None
     assert "no FID was taken: Inception's weights are not at hand" in notes[0]
-    assert Digits(DigitsSection(name="digits")).scorer(EvaluateSection()) == (None, [])
+    assert Digits(DigitsSection(name="digits")).scorer() == (None, [])
 
 
 def test_what_needs_inception_says_how_to_get_its_weights(folders: tuple[Path, Path]) -> None:
     for asked in ({"protocol": "jit"}, {"reference": folders[1]}):
         with pytest.raises(DataError, match="not at hand; fetch github.com.*FILE, or let it be"):
-            opened(folders[0]).scorer(EvaluateSection(**asked))
+            opened(folders[0], **asked).scorer()
 
 
 def test_what_is_missing_for_the_scores_is_found_before_training(
     tiny: dict[str, Any], tmp_path: Path
 ) -> None:
-    asked = {"evaluate.after_training": True, "evaluate.extractor": "extractors:Large"}
+    asked = {"evaluate.after_training": True, "domain.fid.extractor": "extractors:Large"}
     with pytest.raises(RecipeError, match="no attribute 'Large'"):
         package.train(tiny, asked, run=tmp_path / "run")
     assert not (tmp_path / "run" / "recipe.yaml").exists()
 
 
-def test_keys_for_pictures_are_refused_where_there_are_none(trained: Path, tmp_path: Path) -> None:
-    denoiser = package.load(trained)
-    hidden = SimpleNamespace(items=denoiser.domain.items, scores=denoiser.domain.scores)
-    denoiser.domain = hidden
-    section = EvaluateSection(extractor=SMALL)
-    with pytest.raises(RecipeError, match="evaluate.extractor is for pictures.* has scores of its"):
-        evaluate(denoiser, SampleSection(steps=1), section, tmp_path)
+def test_keys_of_fid_are_unknown_where_there_are_no_images() -> None:
+    asked = {"domain.fid.extractor": SMALL}
+    recipe = {"domain": "molecules", "model": {"width": 16, "depth": 2}}
+    with pytest.raises(RecipeError, match="override domain.fid: unknown"):
+        package.load_recipe(recipe, asked)
 
 
 def test_weights_and_references_that_are_not_there_are_told_of(
     folders: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    domain = opened(folders[0])
+    real = folders[0]
     with pytest.raises(DataError, match="inception_weights nothing.pth: no such file"):
-        domain.scorer(EvaluateSection(inception_weights="nothing.pth"))
+        opened(real, inception_weights="nothing.pth").scorer()
     with pytest.raises(DataError, match="none.npz: no such file or folder"):
-        domain.scorer(EvaluateSection(extractor=SMALL, reference=tmp_path / "none.npz"))
+        opened(real, extractor=SMALL, reference=tmp_path / "none.npz").scorer()
     torch.save({"weight": torch.zeros(2)}, tmp_path / "other.pth")
     with pytest.raises(DataError, match="cannot be loaded by .*other.pth: .*Missing key"):
-        domain.scorer(EvaluateSection(inception_weights=str(tmp_path / "other.pth")))
+        opened(real, inception_weights=str(tmp_path / "other.pth")).scorer()
 
 
 def test_a_download_that_fails_says_what_to_do(
@@ -406,16 +405,18 @@ def test_a_download_that_fails_says_what_to_do(
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
     with pytest.raises(DataError, match="cannot be fetched: no network; fetch github.com"):
-        opened(folders[0]).scorer(EvaluateSection(inception_weights="download"))
+        opened(folders[0], inception_weights="download").scorer()
 
 
 def test_without_torch_fidelity_the_extra_is_named(
     folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scorer, "is_installed", lambda: False)
-    with pytest.raises(DataError, match=r"evaluate.extractor needs torch-fidelity.*jitkit\[fid\]"):
-        opened(folders[0]).scorer(EvaluateSection(extractor=SMALL))
-    assert "torch-fidelity is not installed" in opened(folders[0]).scorer(EvaluateSection())[1][0]
+    with pytest.raises(
+        DataError, match=r"domain.fid.extractor needs torch-fidelity.*jitkit\[fid\]"
+    ):
+        opened(folders[0], extractor=SMALL).scorer()
+    assert "torch-fidelity is not installed" in opened(folders[0]).scorer()[1][0]
 
 
 @pytest.fixture(scope="module")
@@ -447,15 +448,16 @@ def test_inceptions_weights_come_from_a_file_of_either_kind(
     hub.mkdir(parents=True)
     (hub / extractors.INCEPTION_FILE).symlink_to(inception)
     assert extractors.inception_file(None) == hub / extractors.INCEPTION_FILE
-    found, notes = opened(write_pictures(tmp_path / "few", 5, 0)).scorer(EvaluateSection())
+    found, notes = opened(write_pictures(tmp_path / "few", 5, 0)).scorer()
     if not torch.cuda.is_available():
         assert found is None and "without a GPU it takes hours" in notes[0]
 
 
 @pytest.mark.slow
 def test_a_run_has_its_fid_by_inception(inception: Path, trained: Path, tmp_path: Path) -> None:
-    section = EvaluateSection(samples=8, inception_weights=str(inception), reference_items=12)
-    denoiser = package.load(trained)
+    section = EvaluateSection(samples=8)
+    fid = FidSection(inception_weights=str(inception), reference_items=12)
+    denoiser = package.load(trained, domain=Digits(DigitsSection(name="digits", fid=fid)))
     denoiser.domain.items = lambda split: Digits.items(denoiser.domain, split)[:12]  # type: ignore
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
@@ -474,7 +476,7 @@ def test_a_run_has_its_fid_by_inception(inception: Path, trained: Path, tmp_path
 def test_a_run_is_scored_without_a_picture_on_disk(
     trained: Path, jitkit: Callable[..., Any], tmp_path: Path
 ) -> None:
-    asked = (f"evaluate.extractor={SMALL}", "evaluate.samples=30")
+    asked = (f"domain.fid.extractor={SMALL}", "evaluate.samples=30")
     shown = jitkit("evaluate", trained, *asked, "--json")
     assert shown.code == 0, shown.err
     result = json.loads(shown.out)
@@ -511,7 +513,7 @@ def test_the_protocol_stands_in_table_and_record(
     trained: Path, jitkit: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("jitkit.evaluation.scoring.RESAMPLES", 4)
-    asked = ("evaluate.protocol=jit", f"evaluate.extractor={SMALL}")
+    asked = ("domain.fid.protocol=jit", f"domain.fid.extractor={SMALL}")
     shown = jitkit("evaluate", trained, *asked, "--samples", "20")
     assert shown.code == 0, shown.err
     last = shown.out.splitlines()[-1]

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jitkit.domain import Measure
+from jitkit.domain import Metric
 from jitkit.errors import DataError
 from jitkit.metrics.fields import scores as fieldscores
 from jitkit.metrics.fields import spectra as fieldspectra
@@ -400,7 +400,7 @@ def test_real_items_against_themselves_are_without_fault() -> None:
 # What is remembered
 
 
-def both(a: list[Item], b: list[Item], score: Measure) -> tuple[float, float]:
+def both(a: list[Item], b: list[Item], score: Metric) -> tuple[float, float]:
     """A score with what was remembered, and one that starts anew."""
     anew = measures(["t"], [("x", "line")])["wasserstein.t"]
     return score(a, b), anew(a, b)

@@ -16,10 +16,10 @@ from jitkit.diffusion.flow import (
     Space,
     auto_noise_scale,
     convert,
-    errors,
     interpolate,
     logit_normal_t,
     mean_over_data,
+    squared_errors,
     uniform_t,
     velocity,
 )
@@ -93,7 +93,7 @@ def test_a_perfect_network_has_no_error_even_where_a_division_is_held(
     x, eps = draw(seed)
     prediction, loss = pair
     truth = {"x": x, "eps": eps, "v": x - eps}[prediction]
-    assert not errors(truth, x, eps, both(t), prediction=prediction, loss=loss).any()
+    assert not squared_errors(truth, x, eps, both(t), prediction=prediction, loss=loss).any()
 
 
 @pytest.mark.parametrize("t", [0.0, 0.01, 0.99, 1.0])
@@ -101,7 +101,7 @@ def test_a_perfect_network_has_no_error_even_where_a_division_is_held(
 def test_a_perfect_network_has_no_error_at_the_ends(pair: tuple[Space, Space], t: float) -> None:
     x, eps = draw(0)
     truth = {"x": x, "eps": eps, "v": x - eps}[pair[0]]
-    assert not errors(truth, x, eps, both(t), prediction=pair[0], loss=pair[1]).any()
+    assert not squared_errors(truth, x, eps, both(t), prediction=pair[0], loss=pair[1]).any()
 
 
 WEIGHTS: dict[tuple[Space, Space], Callable[[float], float]] = {
@@ -125,7 +125,7 @@ def test_the_weight_of_an_error_follows_from_the_pair(
     x, eps = draw(seed)
     wrong, _ = draw(seed + 1)
     truth = {"x": x, "eps": eps, "v": x - eps}[pair[0]]
-    found = errors(truth + wrong, x, eps, both(t), prediction=pair[0], loss=pair[1])
+    found = squared_errors(truth + wrong, x, eps, both(t), prediction=pair[0], loss=pair[1])
     torch.testing.assert_close(found, WEIGHTS[pair](t) * wrong**2, atol=1e-9, rtol=1e-9)
 
 
@@ -204,7 +204,9 @@ def test_the_weight_of_an_error_is_at_most_400(
 ) -> None:
     x, eps = draw(0)
     truth = {"x": x, "eps": eps}[prediction]
-    found = errors(truth + 1, x, eps, both(t), prediction=prediction, loss=loss, t_eps=T_EPS)
+    found = squared_errors(
+        truth + 1, x, eps, both(t), prediction=prediction, loss=loss, t_eps=T_EPS
+    )
     torch.testing.assert_close(found, torch.full_like(x, weight))
 
 

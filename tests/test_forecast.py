@@ -22,7 +22,7 @@ from jitkit.domains.weather.adapter import Weather
 from jitkit.domains.weather.forecasts import Forecasts
 from jitkit.domains.weather.section import WeatherSection
 from jitkit.errors import JitkitError
-from jitkit.protocols import Sequential
+from jitkit.protocols import Autoregressive
 from jitkit.runs.run_dir import locked
 from jitkit.sampling.rollout import Asked, RollOut, _check_place, forecast
 from jitkit.sections import SampleSection
@@ -74,7 +74,7 @@ class Linear(Denoiser):
 
     keep, spread, share = 0.8, 0.0, 0.0
 
-    def said(
+    def predict(
         self,
         z: Tensor,
         t: Tensor,
@@ -103,7 +103,7 @@ def linear(
 def test_a_linear_model_rolls_out_to_its_power(store: str) -> None:
     domain = weather(path=store, variables={"t": [850, 500]}, lead="12h")
     roll_out = RollOut(linear(domain), SampleSection(steps=4))
-    (start,) = domain.starts(["2001-01-05T06"])
+    (start,) = domain.init_times(["2001-01-05T06"])
     states = domain.states()
     first = states.read(17).astype(np.float64)
     train = np.stack([states.read(int(i)) for i in states.train]).astype(np.float64)
@@ -117,7 +117,7 @@ def test_changes_are_added_up(store: str) -> None:
     """A model that says no change but the mean one moves all states by it."""
     domain = weather(path=store, variables={"t": [500]}, target="change")
     roll_out = RollOut(linear(domain, keep=0.0), SampleSection(steps=4))
-    states, (start,) = domain.states(), domain.starts(["2001-01-03"])
+    states, (start,) = domain.states(), domain.init_times(["2001-01-03"])
     changes = [states.read(int(i)) - states.read(int(i) - 1) for i in states.train[1:]]
     (state,) = list(roll_out(start, [0], 6))[-1]
     moved = states.read(8) + 6 * np.mean(changes, dtype=np.float64)
@@ -130,7 +130,7 @@ def test_a_linear_gaussian_model_has_the_spread_of_its_process(store: str) -> No
     keep, spread = 0.8, 0.6
     section = SampleSection(steps=20, method="heun", batch_size=64)
     roll_out = RollOut(linear(domain, keep=keep, spread=spread), section)
-    (start,) = domain.starts(["2001-01-05T06"])
+    (start,) = domain.init_times(["2001-01-05T06"])
     statistics = domain._arrays.known().statistics
     mean, scale = float(statistics.center[0]), float(statistics.spread[0])
     last, pushes = domain.states().read(17)[None].repeat(64, axis=0), list[Array]()
@@ -148,7 +148,7 @@ def test_a_linear_gaussian_model_has_the_spread_of_its_process(store: str) -> No
 def test_a_member_hangs_on_seed_start_and_number_alone(store: str) -> None:
     domain = weather(path=store, variables={"t": [500, 850]}, inputs=2, forcings=["cos_zenith"])
     denoiser = linear(domain, spread=0.5)
-    starts = domain.starts(["2001-01-05", "2001-01-07"])
+    starts = domain.init_times(["2001-01-05", "2001-01-07"])
 
     def member(start: str, number: int, members: list[int], **keys: Any) -> Array:
         roll_out = RollOut(denoiser, SampleSection(**{"steps": 4, "batch_size": 2} | keys))
@@ -170,11 +170,11 @@ def test_a_member_hangs_on_seed_start_and_number_alone(store: str) -> None:
 def test_forecasts_leave_land_missing_and_tell_the_forcings_of_each_step(store: str) -> None:
     domain = weather(path=store, variables=["sst"], forcings=["cos_zenith", "hour"], target="state")
     roll_out = RollOut(linear(domain, spread=0.5), SampleSection(steps=2))
-    (start,) = domain.starts(["2001-01-20T12"])  # beyond the last state after two steps
+    (start,) = domain.init_times(["2001-01-20T12"])  # beyond the last state after two steps
     states = [state.values for (state,) in roll_out(start, [0], 4)]
     land = np.isnan(domain.states().read(0))
     assert all(np.array_equal(np.isnan(values), land) for values in states)
-    field = domain.told(start, 3, domain.known(start))
+    field = domain.conditioning(start, 3, domain.history(start))
     hour = 12 + 18 - 24
     sine, cosine = (2**0.5 * f(2 * np.pi * hour / 24) for f in (np.sin, np.cos))
     assert np.allclose(field.cond["scalars"], [sine, cosine], atol=1e-6)
@@ -182,24 +182,24 @@ def test_forecasts_leave_land_missing_and_tell_the_forcings_of_each_step(store: 
 
 def test_a_start_with_holes_that_training_had_not_is_refused(store: str, tmp_path: Path) -> None:
     keys: dict[str, Any] = {"variables": {"t": [500], "sst": None}, "val": 0.2}
-    facts = weather(path=store, **keys).facts()
+    metadata = weather(path=store, **keys).metadata()
     with xr.open_zarr(store, chunks=None) as data:
         data.load()
     data["t"][10, 0, 4, 4:7] = data["sst"][11, 5, 5] = np.nan
 
-    def known(at: int, facts: Mapping[str, Any]) -> None:
+    def known(at: int, metadata: Mapping[str, Any]) -> None:
         text = json.dumps({"name": "weather", "task": "forecast", "target": "state", **keys})
         section = WeatherSection.model_validate_json(text, strict=True)
-        domain = Weather(section.model_copy(update={"path": str(path)}), facts)
-        domain.known(domain.states().name(at))
+        domain = Weather(section.model_copy(update={"path": str(path)}), metadata)
+        domain.history(domain.states().name(at))
 
     data.to_zarr(path := tmp_path / "holes.zarr", zarr_format=2)
-    known(9, facts)  # land is missing, as it always was
+    known(9, metadata)  # land is missing, as it always was
     with pytest.raises(JitkitError, match=r"2001-01-03T12 3 cells of t.500 lack values.*never"):
-        known(10, facts)
+        known(10, metadata)
     with pytest.raises(JitkitError, match=r"2001-01-03T18 1 cell of sst lack"):
-        known(11, facts)
-    known(11, weather(path=str(path), **keys).facts())  # it was missing in training, too
+        known(11, metadata)
+    known(11, weather(path=str(path), **keys).metadata())  # it was missing in training, too
 
 
 def test_the_number_of_files_is_told_where_it_is_large(
@@ -214,12 +214,12 @@ def test_the_number_of_files_is_told_where_it_is_large(
 
 def test_starts_are_times_ranges_or_held_out_ones(store: str) -> None:
     domain = weather(path=store, variables={"t": [500]}, lead="12h", inputs=2)
-    assert isinstance(domain, Sequential)
-    assert domain.starts(["2001-01-02/2001-01-03/12h"]) == [
+    assert isinstance(domain, Autoregressive)
+    assert domain.init_times(["2001-01-02/2001-01-03/12h"]) == [
         "2001-01-02T00", "2001-01-02T12", "2001-01-03T00", "2001-01-03T12"
     ]  # fmt: skip
-    assert domain.starts(["2001-01-09", "2001-01-05T18"]) == ["2001-01-05T18", "2001-01-09T00"]
-    held_out = domain.starts(["val:3"])
+    assert domain.init_times(["2001-01-09", "2001-01-05T18"]) == ["2001-01-05T18", "2001-01-09T00"]
+    held_out = domain.init_times(["val:3"])
     assert len(held_out) == 3 and held_out[0] > "2001-01-18"
     assert domain.steps("10d") == 20
     for words, text in (
@@ -230,7 +230,7 @@ def test_starts_are_times_ranges_or_held_out_ones(store: str) -> None:
         (["val:99"], "split val has 4 starts"),
     ):
         with pytest.raises(JitkitError, match=text):
-            domain.starts(words)
+            domain.init_times(words)
     with pytest.raises(JitkitError, match="--lead: 18h is not a multiple of the 12h"):
         domain.steps("18h")
 
@@ -322,10 +322,10 @@ def test_other_settings_do_not_go_on(store: str, tmp_path: Path) -> None:
 
 def test_a_file_that_was_begun_before_there_was_a_key_had_its_default(tmp_path: Path) -> None:
     sample = SampleSection().model_dump(mode="json", exclude={"batch_size"})
-    older = {key: value for key, value in sample.items() if key != "times"}
+    older = {key: value for key, value in sample.items() if key != "time_grid"}
     _check_place(tmp_path, {"steps": 2, "sample": older}, {"steps": 2, "sample": sample})
-    with pytest.raises(JitkitError, match='sample.times was "uniform", now "cosine"'):
-        other = sample | {"times": "cosine"}
+    with pytest.raises(JitkitError, match='sample.time_grid was "uniform", now "cosine"'):
+        other = sample | {"time_grid": "cosine"}
         _check_place(tmp_path, {"steps": 2, "sample": older}, {"steps": 2, "sample": other})
 
 

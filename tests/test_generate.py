@@ -21,8 +21,8 @@ from jitkit.domains.images.files import ImageItem
 from jitkit.errors import BadItem, ConditionError
 from jitkit.fields import Category, Condition, Field, Grid, PerToken, Scalars
 from jitkit.sampling.generate import generate
-from jitkit.sampling.requests import Told as Given
-from jitkit.sampling.requests import conditions_for, numbers
+from jitkit.sampling.requests import Conditioning as Given
+from jitkit.sampling.requests import conditioning_for, parse_indices
 from jitkit.sections import SampleSection
 
 EVERY: dict[str, Condition] = {
@@ -33,7 +33,7 @@ EVERY: dict[str, Condition] = {
 }
 
 
-class Told(Digits):
+class Conditioning(Digits):
     """Digits with a condition of every kind; those in ``bad`` cannot be read."""
 
     def __init__(self, *names: str, bad: Sequence[str] = ()) -> None:
@@ -56,7 +56,7 @@ class Told(Digits):
 
 
 def model(*names: str, bad: Sequence[str] = ()) -> Denoiser:
-    domain = Told(*names, bad=bad)
+    domain = Conditioning(*names, bad=bad)
     denoiser = awake(domain.layout.with_patch(4), domain.conditions)
     denoiser.domain = domain
     return denoiser
@@ -67,7 +67,7 @@ DIGITS = model("label")
 
 def labels(n: int, text: str | None = None) -> list[int]:
     asked = {} if text is None else {"label": text}
-    return conditions_for(DIGITS, n, asked).cond["label"].tolist()
+    return conditioning_for(DIGITS, n, asked).cond["label"].tolist()
 
 
 # Conditions in words
@@ -110,26 +110,26 @@ def test_what_is_no_class_is_refused(text: str, mistake: str) -> None:
 
 @given(st.lists(st.integers(0, 999), min_size=1, max_size=6))
 def test_numbers_are_read_back_from_their_words(wanted: list[int]) -> None:
-    assert numbers(",".join(map(str, wanted))) == wanted
+    assert parse_indices(",".join(map(str, wanted))) == wanted
     low, high = min(wanted), max(wanted)
-    assert numbers(f"{low}-{high}") == list(range(low, high + 1))
+    assert parse_indices(f"{low}-{high}") == list(range(low, high + 1))
 
 
 def test_scalars_are_a_number_for_each_name() -> None:
-    told = conditions_for(model("energy"), 2, {"energy": "0.5,-1e3"}).cond["energy"]
+    told = conditioning_for(model("energy"), 2, {"energy": "0.5,-1e3"}).cond["energy"]
     assert told.tolist() == [[0.5, -1000], [0.5, -1000]]
-    unknown = conditions_for(model("energy"), 1, {"energy": "nan,2"}).cond["energy"]
+    unknown = conditioning_for(model("energy"), 1, {"energy": "nan,2"}).cond["energy"]
     assert unknown.isnan().tolist() == [[True, False]]
     for text in ("1", "1,2,3", "1,b"):
         with pytest.raises(
             ConditionError,
             match=f"energy='{text}': expected a number for each of kinetic, potential",
         ):
-            conditions_for(model("energy"), 2, {"energy": text})
+            conditioning_for(model("energy"), 2, {"energy": text})
 
 
 def test_none_stands_for_not_told_with_every_kind() -> None:
-    told = conditions_for(model(*EVERY), 3, dict.fromkeys(EVERY, "none")).cond
+    told = conditioning_for(model(*EVERY), 3, dict.fromkeys(EVERY, "none")).cond
     assert told["label"].tolist() == [10] * 3
     assert told["energy"].shape == (3, 2) and bool(told["energy"].isnan().all())
     assert told["past"].shape == (3, 1, 8, 8) and bool(told["past"].isnan().all())
@@ -137,12 +137,12 @@ def test_none_stands_for_not_told_with_every_kind() -> None:
 
 
 def test_none_is_refused_where_the_model_was_always_told() -> None:
-    domain = Told("label")
+    domain = Conditioning("label")
     domain.conditions = {"label": Category(10, drop=0)}
     always = awake(domain.layout, domain.conditions)
     always.domain = domain
     with pytest.raises(ConditionError, match="'label' is missing, and the model was never trained"):
-        conditions_for(always, 2, {"label": "none"})
+        conditioning_for(always, 2, {"label": "none"})
 
 
 @pytest.mark.parametrize(
@@ -153,16 +153,16 @@ def test_arrays_cannot_be_typed(name: str, kind: str) -> None:
         ConditionError,
         match=f"condition '{name}' is {kind}, which cannot be typed .* --cond-from val:0-15",
     ):
-        conditions_for(model(name), 2, {name: "3"})
+        conditioning_for(model(name), 2, {name: "3"})
 
 
 def test_an_unknown_condition_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(
         ConditionError, match="no condition 'lable'; it knows label; did you mean 'label'"
     ):
-        conditions_for(DIGITS, 2, {"lable": "3"})
+        conditioning_for(DIGITS, 2, {"lable": "3"})
     with pytest.raises(ConditionError, match="no condition 'label'; it takes none$"):
-        conditions_for(model(), 2, {"label": "3"})
+        conditioning_for(model(), 2, {"label": "3"})
 
 
 # Conditions that are not asked
@@ -175,7 +175,7 @@ def test_every_class_comes_in_an_equal_run_by_default() -> None:
 
 def test_items_give_what_is_not_asked() -> None:
     val = Digits(DigitsSection(name="digits")).items("val")
-    told = conditions_for(model(*EVERY), 5, {"label": "3"}, ("val", [4, 7])).cond
+    told = conditioning_for(model(*EVERY), 5, {"label": "3"}, ("val", [4, 7])).cond
     assert told["label"].tolist() == [3] * 5
     names = [float(val[i].name) for i in (4, 7, 4, 7, 4)]
     assert told["energy"][:, 0].tolist() == names and bool(told["energy"][:, 1].isnan().all())
@@ -186,38 +186,38 @@ def test_items_give_what_is_not_asked() -> None:
 
 def test_labels_come_from_items_as_well_where_these_are_named() -> None:
     items = Digits(DigitsSection(name="digits")).items("train")
-    told = conditions_for(DIGITS, 3, source=("train", [8, 9, 2])).cond
+    told = conditioning_for(DIGITS, 3, source=("train", [8, 9, 2])).cond
     assert told["label"].tolist() == [items[i].label for i in (8, 9, 2)]
 
 
 def test_held_out_items_spread_evenly_give_what_nobody_gave() -> None:
-    told = conditions_for(model("label", "energy"), 3).cond
+    told = conditioning_for(model("label", "energy"), 3).cond
     assert told["label"].tolist() == [0, 3, 6]
     assert told["energy"][:, 0].tolist() == [1500, 1599, 1698]
-    without = conditions_for(model("energy", bad=["1599"]), 3).cond
+    without = conditioning_for(model("energy", bad=["1599"]), 3).cond
     assert without["energy"][:, 0].tolist() == [1500, 1698, 1500]
 
 
 def test_items_that_are_not_there_or_cannot_be_read_are_refused() -> None:
     with pytest.raises(ConditionError, match="split val has items 0 to 296, not 297"):
-        conditions_for(DIGITS, 2, source=("val", [0, 297]))
+        conditioning_for(DIGITS, 2, source=("val", [0, 297]))
     with pytest.raises(BadItem, match="1501: torn"):
-        conditions_for(model("energy", bad=["1501"]), 2, source=("val", [0, 1]))
+        conditioning_for(model("energy", bad=["1501"]), 2, source=("val", [0, 1]))
     every = [str(i) for i in range(1500, 1797)]
     with pytest.raises(ConditionError, match="no item of split val can be read"):
-        conditions_for(model("energy", bad=every), 2)
+        conditioning_for(model("energy", bad=every), 2)
 
 
 def test_a_split_without_items_gives_no_conditions() -> None:
-    class Empty(Told):
+    class Empty(Conditioning):
         def items(self, split: Any) -> Sequence[ImageItem]:
             return []
 
     denoiser = model("label")
     denoiser.domain = Empty("label")
     with pytest.raises(ConditionError, match="split val has no items to take conditions from"):
-        conditions_for(denoiser, 2, source=("val", []))
-    assert conditions_for(denoiser, 2).cond["label"].tolist() == [0, 5]
+        conditioning_for(denoiser, 2, source=("val", []))
+    assert conditioning_for(denoiser, 2).cond["label"].tolist() == [0, 5]
 
 
 # Samples
@@ -227,7 +227,7 @@ QUICK = SampleSection(steps=2, seed=3)
 
 def drawn(n: int, *, first: int = 0, **keys: Any) -> list[ImageItem]:
     section = QUICK.model_copy(update=keys)
-    cond = conditions_for(DIGITS, n, {"label": "3"})
+    cond = conditioning_for(DIGITS, n, {"label": "3"})
     return list(generate(DIGITS, n, cond, section, first=first))
 
 
@@ -265,18 +265,20 @@ def test_settings_reach_the_sampler() -> None:
     changes: list[dict[str, Any]] = [
         {"method": "euler"},
         {"steps": 3},
-        {"times": "cosine", "steps": 3},
-        {"guidance": 3.0, "interval": (0.0, 1.0)},
+        {"time_grid": "cosine", "steps": 3},
+        {"guidance": 3.0, "guidance_interval": (0.0, 1.0)},
         {"t_eps": 0.9},
     ]
     for changed in changes:
         assert not close(plain, drawn(4, **changed)), changed
-    assert close(plain, drawn(4, guidance=3.0, interval=(0.6, 0.9)))  # only 0 and 1/2 are asked
+    assert close(
+        plain, drawn(4, guidance=3.0, guidance_interval=(0.6, 0.9))
+    )  # only 0 and 1/2 are asked
 
 
 def test_what_a_sample_was_told_decides_what_it_is() -> None:
     def of(text: str) -> list[ImageItem]:
-        return list(generate(DIGITS, 2, conditions_for(DIGITS, 2, {"label": text}), QUICK))
+        return list(generate(DIGITS, 2, conditioning_for(DIGITS, 2, {"label": text}), QUICK))
 
     assert not close(of("3"), of("4"))
     assert [item.label for item in of("none")] == [None, None]
@@ -284,7 +286,7 @@ def test_what_a_sample_was_told_decides_what_it_is() -> None:
 
 def test_a_trained_run_draws_files_of_its_domain(trained: Path, tmp_path: Path) -> None:
     denoiser = jitkit.load(trained)
-    items = generate(denoiser, 2, conditions_for(denoiser, 2), QUICK)
+    items = generate(denoiser, 2, conditioning_for(denoiser, 2), QUICK)
     files = denoiser.domain.write(items, tmp_path / "out")
     assert [file.name for file in files] == ["00000.png", "00001.png", "grid.png", "samples.npz"]
     assert all(file.stat().st_size > 0 for file in files)

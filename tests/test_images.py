@@ -38,9 +38,9 @@ def save(path: Path, pixels: np.ndarray[Any, Any] | None = None) -> Path:
     return path
 
 
-def images(path: Path | None, *, facts: dict[str, Any] | None = None, **keys: Any) -> Images:
+def images(path: Path | None, *, metadata: dict[str, Any] | None = None, **keys: Any) -> Images:
     section = ImagesSection.model_validate({"name": "images", "path": path, "size": 8} | keys)
-    return Images(section, facts)
+    return Images(section, metadata)
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_class_folders_are_numbered_by_name_and_their_pictures_come_in_order(cla
     assert [item.label for item in items] == [0] * 4 + [1] * 4 + [2] * 4
     assert [item.name for item in items[:5]] == [*(f"ant/{i}.png" for i in range(4)), "cat/0.png"]
     assert domain.conditions == {"label": Category(3, 0.1)}
-    assert domain.facts() == {"num_classes": 3, "class_names": ["ant", "cat", "zebra"]}
+    assert domain.metadata() == {"num_classes": 3, "class_names": ["ant", "cat", "zebra"]}
 
 
 def test_a_flat_folder_is_unconditional(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_a_flat_folder_is_unconditional(tmp_path: Path) -> None:
     assert [item.name for item in domain.items("train")] == ["a.jpeg", "b.PNG", "c.webp"]
     assert domain.items("train")[-1].label is None
     assert domain.conditions == {}
-    assert domain.facts() == {"num_classes": None, "class_names": []}
+    assert domain.metadata() == {"num_classes": None, "class_names": []}
     assert dict(domain.encode(domain.items("train")[0]).cond) == {}
 
 
@@ -88,7 +88,7 @@ def test_train_and_val_folders_are_the_splits_and_share_the_numbers_of_classes(
 def test_train_may_be_a_class_among_others(tmp_path: Path) -> None:
     for name in ("train/0.png", "plane/0.png"):
         save(tmp_path / name)
-    assert images(tmp_path).facts()["class_names"] == ["plane", "train"]
+    assert images(tmp_path).metadata()["class_names"] == ["plane", "train"]
 
 
 def test_held_out_pictures_stay_so_when_files_are_added(tmp_path: Path) -> None:
@@ -185,18 +185,18 @@ def test_with_classes_or_facts_no_data_are_needed_until_items_are_asked_for(
     classes: Path,
 ) -> None:
     gone = Path("/nowhere")
-    for domain in (images(None, classes=3), images(gone, facts=images(classes).facts())):
+    for domain in (images(None, classes=3), images(gone, metadata=images(classes).metadata())):
         assert domain.conditions == {"label": Category(3, 0.1)}
         with pytest.raises(DataError, match="domain.path"):
             domain.items("train")
 
 
 def test_facts_keep_the_numbers_of_classes_when_the_folder_has_fewer(classes: Path) -> None:
-    facts = {"num_classes": 4, "class_names": ["zebra", "yak", "cat", "ant"]}
-    items = images(classes, facts=facts, holdout=0).items("train")
+    metadata = {"num_classes": 4, "class_names": ["zebra", "yak", "cat", "ant"]}
+    items = images(classes, metadata=metadata, holdout=0).items("train")
     assert [items[i].label for i in (0, 4, 8)] == [3, 2, 0]
     with pytest.raises(DataError, match=r"not among the 1 known classes \(cat\): ant, zebra"):
-        images(classes, facts={"num_classes": 1, "class_names": ["cat"]}).items("train")
+        images(classes, metadata={"num_classes": 1, "class_names": ["cat"]}).items("train")
 
 
 # How a file is read

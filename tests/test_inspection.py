@@ -47,9 +47,9 @@ def chain(proposal: Proposal, folder: Path) -> xr.Dataset | np.ndarray[Any, Any]
     run = package.train(load_recipe(path, LEAST), run=folder / "run")
     denoiser = package.load(run)
     from jitkit.sampling.generate import generate
-    from jitkit.sampling.requests import conditions_for
+    from jitkit.sampling.requests import conditioning_for
 
-    told = conditions_for(denoiser, 2)
+    told = conditioning_for(denoiser, 2)
     items = generate(denoiser, 2, told, SampleSection(steps=2))
     (file,) = denoiser.domain.write(items, folder / "out")
     if file.suffix == ".npy":

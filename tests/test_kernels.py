@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jitkit.nn import cpu_kernels
-from jitkit.nn.rope import rotate, turning
+from jitkit.nn.rope import cos_sin, rotate
 
 Op = Callable[..., Tensor | tuple[Tensor, ...]]
 
@@ -80,14 +80,14 @@ def test_gradients_come_in_any_layout() -> None:
         agree(lambda x, w, view=view: view(cpu_kernels.linear(x, w, None)),
               lambda x, w, view=view: view(F.linear(x, w)), leaves)  # fmt: skip
     first = [normal(2, 5, 36), torch.ones(2, 6).requires_grad_()]
-    turn = turning(torch.randn(5, 3))
+    rotary = cos_sin(torch.randn(5, 3))
 
     def keys_alone(qkv: Tensor, weights: Tensor) -> Tensor:
-        return cpu_kernels.heads(qkv, weights, turn, 2)[1].mT.sum(dim=-1)
+        return cpu_kernels.heads(qkv, weights, rotary, 2)[1].mT.sum(dim=-1)
 
     def plainly(qkv: Tensor, weights: Tensor) -> Tensor:
         k = qkv.chunk(3, -1)[1].reshape(2, 5, 2, 6).transpose(1, 2)
-        return rotate(F.rms_norm(k, (6,), weights[1], eps=1e-6), turn).mT.sum(dim=-1)
+        return rotate(F.rms_norm(k, (6,), weights[1], eps=1e-6), rotary).mT.sum(dim=-1)
 
     agree(keys_alone, plainly, first)
 
@@ -122,27 +122,27 @@ def test_swiglu_is_the_gate_times_the_value() -> None:
 def test_heads_are_normed_and_turned(features: int, turned: str, values: bool) -> None:
     batch, length, number = 3, 5, 2
     lead = {"alike": (), "by sample": (batch, 1), "by sample and head": (batch, number)}[turned]
-    turn = turning(torch.randn(*lead, length, features // 2))
+    rotary = cos_sin(torch.randn(*lead, length, features // 2))
 
     def ours(qkv: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
-        return cpu_kernels.heads(qkv, weights, turn, number, turn_values=values)
+        return cpu_kernels.heads(qkv, weights, rotary, number, rotate_values=values)
 
     def plain(qkv: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
         q, k, v = (
             x.reshape(batch, length, number, features).transpose(1, 2) for x in qkv.chunk(3, -1)
         )
         q, k = (
-            rotate(F.rms_norm(x, (features,), w, eps=1e-6), turn)
+            rotate(F.rms_norm(x, (features,), w, eps=1e-6), rotary)
             for x, w in zip((q, k), weights, strict=True)
         )
-        return q, k, rotate(v, turn) if values else v
+        return q, k, rotate(v, rotary) if values else v
 
     leaves = [normal(batch, length, 3 * number * features), normal(2, features)]
     agree(ours, plain, leaves)
-    turn.requires_grad_()  # where places of the data turn, and their gradient is asked for
+    rotary.requires_grad_()  # where places of the data rotary, and their gradient is asked for
     loss = torch.stack([x.square().sum(dim=(1, 2, 3)).mean() for x in ours(*leaves)]).sum()
     loss = loss + sum(x[..., 0].sum() for x in ours(*leaves))
-    (of_turn,) = torch.autograd.grad(loss, [turn])
+    (of_turn,) = torch.autograd.grad(loss, [rotary])
     assert of_turn.any()
 
 

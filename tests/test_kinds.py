@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 
 import jitkit
-from jitkit.domain import Measure
+from jitkit.domain import Metric
 from jitkit.fields import Axis, Category, Condition, Field, Grid, Layout, PerToken, Scalars
 from jitkit.sampling.generate import generate
-from jitkit.sampling.requests import conditions_for
+from jitkit.sampling.requests import conditioning_for
 from jitkit.sections import DomainSection, SampleSection
 
 RECIPE = {
@@ -45,7 +45,7 @@ class Chains:
         }
         self.val = val
 
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         return {}
 
     def items(self, split: str) -> Sequence[int]:
@@ -78,7 +78,7 @@ class Chains:
     def preview(self, items: Sequence[Field]) -> Image.Image:
         return Image.new("L", (8, 8))
 
-    def scores(self) -> Mapping[str, Measure]:
+    def scores(self) -> Mapping[str, Metric]:
         return {}
 
 
@@ -92,7 +92,7 @@ def test_train_preview_and_sample_with_every_kind(
     run = jitkit.train(RECIPE, run=tmp_path / "run", domain=domain)
     denoiser = jitkit.load(run)
     denoiser.domain = domain
-    told = conditions_for(denoiser, 4, source=("train", [0, 1, 2]))
+    told = conditioning_for(denoiser, 4, source=("train", [0, 1, 2]))
     made = list(generate(denoiser, 4, told, SampleSection(steps=2, guidance=2.0)))
     real = [domain.encode(item) for item in (0, 1, 2, 0)]
     for sample, item in zip(made, real, strict=True):
@@ -111,8 +111,8 @@ def test_train_preview_and_sample_with_every_kind(
 def test_data_that_changed_under_a_run_are_refused(tmp_path: Path) -> None:
     domain = Chains("set", False)
     run = jitkit.train(RECIPE, run=tmp_path / "run", domain=domain)
-    domain.facts = lambda: {"elements": ["H"]}  # type: ignore[method-assign]
-    with pytest.raises(jitkit.DataError, match=r'facts.elements: null -> \["H"\]'):
+    domain.metadata = lambda: {"elements": ["H"]}  # type: ignore[method-assign]
+    with pytest.raises(jitkit.DataError, match=r'metadata.elements: null -> \["H"\]'):
         jitkit.train(RECIPE, {"train.steps": 4}, run=run, domain=domain)
     fewer = Chains("set", False)
     fewer.items = lambda split: range(9)  # type: ignore[method-assign]
@@ -239,11 +239,11 @@ def test_a_domain_given_in_python_is_asked_for_again(tmp_path: Path) -> None:
 def test_a_record_of_the_domain_that_was_written_over_is_refused(tmp_path: Path) -> None:
     run = jitkit.train(RECIPE | {"domain": "digits"}, {"train.steps": 1}, run=tmp_path / "run")
     path = run / "checkpoints/step-1"
-    for key, text in (("facts", "KeyError"), ("name", "no domain 'nomes'; installed")):
+    for key, text in (("metadata", "KeyError"), ("name", "no domain 'nomes'; installed")):
         whole = (path / "model.json").read_text(encoding="utf-8")
-        broken = whole.replace(f'"{key}": ' + ("{}" if key == "facts" else '"digits"'), "@")
+        broken = whole.replace(f'"{key}": ' + ("{}" if key == "metadata" else '"digits"'), "@")
         assert broken.count("@") == 1
-        new = '"fatcs": {}' if key == "facts" else '"name": "nomes"'
+        new = '"fatcs": {}' if key == "metadata" else '"name": "nomes"'
         (path / "model.json").write_text(broken.replace("@", new), encoding="utf-8")
         state = (path / "state.json").read_text(encoding="utf-8")
         size = (path / "model.json").stat().st_size

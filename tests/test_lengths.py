@@ -21,7 +21,7 @@ from jitkit.data import PADDED_SIZES, Plan, by_size, collate
 from jitkit.diffusion.denoiser import Denoiser, Diffusion, build
 from jitkit.diffusion.sampler import draw_noise, sample
 from jitkit.diffusion.zero_mean import centre, membership
-from jitkit.domain import Measure
+from jitkit.domain import Metric
 from jitkit.errors import ConditionError, DataError, JitkitError
 from jitkit.fields import (
     Axis,
@@ -38,7 +38,7 @@ from jitkit.fields import (
     described,
 )
 from jitkit.sampling.generate import generate
-from jitkit.sampling.requests import Told, conditions_for
+from jitkit.sampling.requests import Conditioning, conditioning_for
 from jitkit.sections import DomainSection, SampleSection
 from jitkit.training.validation import held_out_loss
 
@@ -53,7 +53,7 @@ CLOUDS = Layout(
     (Axis("point", 40, kind="set"),),
     ("x", "y", "hue"),
     centred=(("x",), ("y",)),
-    places=("x", "y"),
+    positions=("x", "y"),
 )
 
 
@@ -88,7 +88,7 @@ class Clouds:
     layout = CLOUDS
     conditions: Mapping[str, Condition] = {"count": Scalars(("count",), drop=0.0)}
 
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         return {}
 
     def items(self, split: str) -> Sequence[Any]:
@@ -101,7 +101,7 @@ class Clouds:
         values = centre(values[None], membership(CLOUDS))[0]
         return Field(values, cond={"count": torch.tensor([float(size)])})
 
-    def outline(
+    def template(
         self, rng: np.random.Generator, told: Mapping[str, Any], size: int | None = None
     ) -> Field:
         asked = told.get("count")
@@ -120,7 +120,7 @@ class Clouds:
     def preview(self, items: Sequence[Tensor]) -> Image.Image:
         return Image.new("L", (8, 8))
 
-    def scores(self) -> Mapping[str, Measure]:
+    def scores(self) -> Mapping[str, Metric]:
         return {}
 
 
@@ -153,7 +153,7 @@ def clouds(**given: Any) -> Denoiser:
 def test_a_padded_batch_gives_what_single_items_give(
     kind: Kind, missing: bool, places: Sequence[str]
 ) -> None:
-    layout = a_layout(kind, missing=missing, places=places)
+    layout = a_layout(kind, missing=missing, positions=places)
     denoiser = awake(layout, CONDITIONS)
     fields = [a_field(layout, size, seed) for seed, size in enumerate((5, 31, 12))]
     batch = collate(layout, CONDITIONS, fields)
@@ -281,32 +281,34 @@ def test_the_sizes_of_batches_come_in_no_order() -> None:
 
 def test_sizes_are_drawn_by_the_domain_for_each_sample_by_its_index() -> None:
     denoiser = clouds()
-    told = conditions_for(denoiser, 40, seed=3)
+    told = conditioning_for(denoiser, 40, seed=3)
     sizes = sizes_of(told)
     assert set(sizes) == {5, 6, 7}
     assert told.cond["count"][:, 0].tolist() == sizes
-    assert sizes_of(conditions_for(denoiser, 5, seed=3, first=10)) == sizes[10:15]
-    assert sizes_of(conditions_for(denoiser, 40, seed=4)) != sizes
+    assert sizes_of(conditioning_for(denoiser, 5, seed=3, first=10)) == sizes[10:15]
+    assert sizes_of(conditioning_for(denoiser, 40, seed=4)) != sizes
 
 
 def test_sizes_that_are_asked_for_are_taken_in_turn() -> None:
     denoiser = clouds()
-    told = conditions_for(denoiser, 5, sizes=[9, 12], first=1)
+    told = conditioning_for(denoiser, 5, sizes=[9, 12], first=1)
     assert sizes_of(told) == [12, 9, 12, 9, 12]
-    assert sizes_of(conditions_for(denoiser, 2, {"count": "11"})) == [11, 11]
-    full = conditions_for(denoiser, 2, sizes=[40])
+    assert sizes_of(conditioning_for(denoiser, 2, {"count": "11"})) == [11, 11]
+    full = conditioning_for(denoiser, 2, sizes=[40])
     assert full.mask is None and full.cond["count"].tolist() == [[40.0], [40.0]]
 
 
 @pytest.mark.parametrize("grid", [None, 12])
 def test_a_sample_is_a_function_of_its_index_whatever_is_drawn_with_it(grid: int | None) -> None:
     """The same noise and size alone as among larger ones, which pad it."""
-    denoiser = awake(replace(CLOUDS, places=()), Clouds.conditions)  # with them, chaos of rounding
+    denoiser = awake(
+        replace(CLOUDS, positions=()), Clouds.conditions
+    )  # with them, chaos of rounding
     denoiser.domain = Clouds()
     sizes = None if grid is None else [grid, 40, 3]
-    all_of = list(generate(denoiser, 6, conditions_for(denoiser, 6, sizes=sizes), QUICK))
+    all_of = list(generate(denoiser, 6, conditioning_for(denoiser, 6, sizes=sizes), QUICK))
     for i in (0, 3, 5):
-        told = conditions_for(denoiser, 1, sizes=sizes, first=i)
+        told = conditioning_for(denoiser, 1, sizes=sizes, first=i)
         (alone,) = generate(denoiser, 1, told, QUICK, first=i)
         assert alone.shape == all_of[i].shape
         assert difference(alone, all_of[i]) < 5e-5  # guided steps add roundings up
@@ -315,16 +317,16 @@ def test_a_sample_is_a_function_of_its_index_whatever_is_drawn_with_it(grid: int
 def test_sizes_that_cannot_be_made_are_refused() -> None:
     denoiser = clouds()
     with pytest.raises(ConditionError, match="size 41 is out of range.*up to 40 along 'point'"):
-        conditions_for(denoiser, 2, sizes=[41])
+        conditioning_for(denoiser, 2, sizes=[41])
     with pytest.raises(ConditionError, match="give one or the other"):
-        conditions_for(denoiser, 2, source=("val", [0]), sizes=[4])
+        conditioning_for(denoiser, 2, source=("val", [0]), sizes=[4])
     with pytest.raises(ConditionError, match="--cond or --cond-from"):
-        conditions_for(denoiser, 2, {"count": "4"}, source=("val", [0]))
+        conditioning_for(denoiser, 2, {"count": "4"}, source=("val", [0]))
     line = Layout((Axis("cell", 8),), ("a",))
     fixed = awake(line)
     fixed.domain = Fixed()
     with pytest.raises(ConditionError, match="have one size, 8 along 'cell'"):
-        conditions_for(fixed, 2, sizes=[4])
+        conditioning_for(fixed, 2, sizes=[4])
 
 
 class Fixed(Clouds):
@@ -338,7 +340,7 @@ class Fixed(Clouds):
 
 def test_real_items_of_one_size_below_the_largest_lend_their_place() -> None:
     denoiser = clouds()
-    told = conditions_for(denoiser, 2, source=("val", [1]))
+    told = conditioning_for(denoiser, 2, source=("val", [1]))
     assert sizes_of(told) == [10, 10]
     assert [item.shape[1] for item in generate(denoiser, 2, told, QUICK)] == [10, 10]
 
@@ -447,7 +449,7 @@ def test_a_layout_survives_json_and_one_from_before_the_constraint_still_loads()
     old = denoiser.describe()
     del old["layout"]["centred"], old["layout"]["places"]
     assert build(old).layout.centred == () and build(old).groups is None
-    assert build(old).layout.places == ()
+    assert build(old).layout.positions == ()
     weights = denoiser.state_dict()
     assert not [name for name in weights if "groups" in name]
 
@@ -474,7 +476,7 @@ def test_a_constraint_that_cannot_be_meant_is_refused(groups: Any, text: str) ->
 )
 def test_places_that_cannot_be_meant_are_refused(places: Any, text: str) -> None:
     with pytest.raises(JitkitError, match=text):
-        Layout((Axis("point", 4),), ("x", "y"), places=places)
+        Layout((Axis("point", 4),), ("x", "y"), positions=places)
 
 
 RECIPE = {
@@ -490,13 +492,13 @@ def test_a_run_from_before_its_domain_named_places_is_loaded_and_not_gone_on_wit
     tmp_path: Path,
 ) -> None:
     class Still(Clouds):
-        layout = replace(CLOUDS, places=())
+        layout = replace(CLOUDS, positions=())
 
     run = jitkit.train(RECIPE, {"train.steps": 1}, run=tmp_path / "run", domain=Still())
     loaded = jitkit.load(run, domain=Clouds())
     assert loaded.layout == Still.layout
-    assert len(list(generate(loaded, 2, conditions_for(loaded, 2), QUICK))) == 2
-    with pytest.raises(DataError, match=r"layout.places"):
+    assert len(list(generate(loaded, 2, conditioning_for(loaded, 2), QUICK))) == 2
+    with pytest.raises(DataError, match=r"layout.positions"):
         jitkit.train(RECIPE, run=run, domain=Clouds())
 
 
@@ -508,6 +510,6 @@ def test_a_run_of_varying_sizes_trains_samples_and_goes_on_bit_for_bit(tmp_path:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def sizes_of(told: Told) -> list[int]:
+def sizes_of(told: Conditioning) -> list[int]:
     assert told.mask is not None
     return told.mask[:, 0].sum(dim=1).tolist()

@@ -183,7 +183,7 @@ def test_what_is_counted_is_what_autograd_keeps(
     numbers: dict[str, Any] = {"width": 64, "depth": 6, "heads": 4, "mlp_hidden": 170}
     numbers |= {"in_context_tokens": 3, "in_context_start": 2, "dropout": dropout}
     conditions: dict[str, Condition] = {"label": Category(5), "past": Grid(("u",))}
-    data = replace(layout((24, patch), (16, patch)), places=places)
+    data = replace(layout((24, patch), (16, patch)), positions=places)
     model = Denoiser(data, conditions, sizes(**numbers))
     x = torch.randn(7, 2, 24, 16)
     cond = {"label": torch.zeros(7, dtype=torch.long), "past": torch.randn(7, 1, 24, 16)}

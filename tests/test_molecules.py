@@ -30,7 +30,7 @@ from jitkit.domains.molecules.writers import sdf_of, write
 from jitkit.errors import BadItem, ConditionError, DataError
 from jitkit.metrics.frechet import jensen_shannon
 from jitkit.sampling.generate import generate
-from jitkit.sampling.requests import conditions_for
+from jitkit.sampling.requests import conditioning_for
 from jitkit.sections import SampleSection
 from jitkit.utils.rotations import random_rotation
 
@@ -380,7 +380,7 @@ def test_samples_lie_in_every_direction_where_training_turned_the_data(
     denoiser = jk.load(run, domain=domain)
     n = 300
     quick = SampleSection(steps=10, method="euler")
-    made = generate(denoiser, n, conditions_for(denoiser, n), quick)
+    made = generate(denoiser, n, conditioning_for(denoiser, n), quick)
     directions = []
     for item in made:
         far = np.unravel_index(item.distances.argmax(), item.distances.shape)
@@ -398,7 +398,7 @@ def test_samples_lie_in_every_direction_where_training_turned_the_data(
 
 def drawn(domain: Molecules, told: Mapping[str, Any], size: int | None = None) -> list[Any]:
     told = {k: v if v is None else torch.tensor(v) for k, v in told.items()}
-    return [domain.outline(np.random.default_rng(i), told, size) for i in range(200)]
+    return [domain.template(np.random.default_rng(i), told, size) for i in range(200)]
 
 
 def test_sizes_and_properties_are_drawn_together_as_training_molecules_have_them(
@@ -639,9 +639,11 @@ def test_the_bundled_recipe_trains_samples_and_scores(
 
 
 def test_a_model_samples_without_its_data(tmp_path: Path, qm9: Molecules) -> None:
-    facts = qm9.facts()
-    alone = Molecules(section(tmp_path / "gone", properties=[GAP, ALPHA], composition=True), facts)
-    field = alone.outline(np.random.default_rng(0), {}, None)
+    metadata = qm9.metadata()
+    alone = Molecules(
+        section(tmp_path / "gone", properties=[GAP, ALPHA], composition=True), metadata
+    )
+    field = alone.template(np.random.default_rng(0), {}, None)
     assert collate(alone.layout, alone.conditions, [field]).x.shape[1] == len(alone.layout.channels)
     with pytest.raises(DataError, match="no such file"):
         alone.items("train")

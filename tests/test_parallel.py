@@ -224,7 +224,7 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(
     os.kill(ranks[-1], signal.SIGUSR1)
     _, err = process.communicate(timeout=120)
     assert "saved at step" in err and "exitcode  : 75" in err
-    step = checkpoint.find(run).step
+    step = checkpoint.find_checkpoint(run).step
     assert len(losses(run)) == step
 
 

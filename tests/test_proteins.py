@@ -574,17 +574,17 @@ def test_a_chain_to_be_has_what_is_asked(structures: Proteins) -> None:
     rng = np.random.default_rng(0)
     sequences = [item.sequence for item in structures.items("train")]
     for size in (None, 40, 150):
-        field = structures.outline(rng, {}, size)
+        field = structures.template(rng, {}, size)
         length = field.values.shape[1]
         letters = "".join((LETTERS + "?")[i] for i in field.cond["sequence"].tolist())
         assert size in (None, length) and any(letters in own for own in sequences)
     asked = {"length": torch.tensor([50.0]), "secondary_structure": torch.tensor([0.5, 0.1])}
-    field = structures.outline(rng, asked)
+    field = structures.template(rng, asked)
     scale = structures.found["told"]["secondary_structure"]
     told = field.cond["secondary_structure"].numpy() * scale["std"] + scale["mean"]
     np.testing.assert_allclose(told, [0.5, 0.1], atol=1e-6)
     assert field.values.shape == (12, 50)
-    hidden = structures.outline(rng, {"sequence": None, "secondary_structure": None}, 50)
+    hidden = structures.template(rng, {"sequence": None, "secondary_structure": None}, 50)
     assert (hidden.cond["sequence"] == len(LETTERS)).all()
     assert hidden.cond["secondary_structure"].isnan().all()
 
@@ -601,12 +601,12 @@ def test_lengths_that_cannot_be_are_refused(
     told: Any, size: int | None, text: str, structures: Proteins
 ) -> None:
     with pytest.raises(ConditionError, match=text):
-        structures.outline(np.random.default_rng(0), told, size)
+        structures.template(np.random.default_rng(0), told, size)
 
 
 def test_an_ensemble_has_one_length(ensemble: Proteins) -> None:
     with pytest.raises(ConditionError, match="30 residues are asked for; this ensemble has 28"):
-        ensemble.outline(np.random.default_rng(0), {}, 30)
+        ensemble.template(np.random.default_rng(0), {}, 30)
 
 
 @pytest.mark.slow

@@ -94,7 +94,7 @@ def test_a_short_recipe_has_every_default() -> None:
     recipe = load_recipe(write(LEAST))
     assert recipe.name == "foo"
     assert recipe.domain == WindsSection(name="winds")
-    assert recipe.sample.interval == (0.1, 1.0)
+    assert recipe.sample.guidance_interval == (0.1, 1.0)
 
 
 def test_numbers_read_as_people_write_them() -> None:
@@ -249,10 +249,10 @@ def test_the_environment_is_read_inside_text(monkeypatch: pytest.MonkeyPatch) ->
         "model: {size: B}\ndomain:\n  name: winds\n  path: ${env:HERE}/u-${env:NOPE:-none}.zarr\n"
     )
     text += "train:\n  steps: ${env:STEPS}\n  lr: ${env:NOPE:-1e-3}\n"
-    recipe = load_recipe(write(text + "sample: {interval: ['${env:LOW}', 1]}"))
+    recipe = load_recipe(write(text + "sample: {guidance_interval: ['${env:LOW}', 1]}"))
     assert recipe.domain.path == Path("/data/u-none.zarr")  # type: ignore[attr-defined]
     assert (recipe.train.steps, recipe.train.lr) == (70, 1e-3)
-    assert recipe.sample.interval == (0.25, 1)
+    assert recipe.sample.guidance_interval == (0.25, 1)
 
 
 def test_a_variable_that_is_not_set_is_a_mistake_unless_its_key_is_overridden(
@@ -276,9 +276,14 @@ def test_a_doubled_dollar_is_not_a_reference() -> None:
 
 
 def test_overrides_are_yaml_and_the_last_one_counts() -> None:
-    overrides = ["sample.interval=[0.2,0.9]", "train.lr=1e-4", "train.lr=", "domain.path=/x=y"]
+    overrides = [
+        "sample.guidance_interval=[0.2,0.9]",
+        "train.lr=1e-4",
+        "train.lr=",
+        "domain.path=/x=y",
+    ]
     recipe = load_recipe(write(LEAST + "train: {lr: 3}"), overrides)
-    assert recipe.sample.interval == (0.2, 0.9)
+    assert recipe.sample.guidance_interval == (0.2, 0.9)
     assert recipe.train.lr is None
     assert recipe.domain.path == Path("/x=y")  # type: ignore[attr-defined]
 
@@ -350,7 +355,7 @@ train:
   P_mean: ${env:NOPE}
 sample:
   step: 5
-  interval: [0.1, 2, 3]
+  guidance_interval: [0.1, 2, 3]
   guidance: .inf
 sampel: 3
 evaluate: soon
@@ -375,7 +380,7 @@ evaluate: soon
         "  line 22: train.P_mean: the environment variable NOPE is not set; "
         "set it, or write a default as ${env:NOPE:-default}",
         "  line 24: sample.step: unknown; did you mean sample.steps?",
-        "  line 25: sample.interval: [0.1, 2, 3] has 3 values, not at most 2",
+        "  line 25: sample.guidance_interval: [0.1, 2, 3] has 3 values, not at most 2",
         "  line 26: sample.guidance: inf is not a finite number",
         "  line 27: sampel: unknown; did you mean sample?",
         "  line 28: evaluate: 'soon' is not a mapping of keys",
@@ -386,8 +391,9 @@ evaluate: soon
 ALONE = {
     LEAST + "sample:\n  step: 5": "4: sample.step: unknown; did you mean sample.steps?",
     LEAST + "sample: {P_mean: 5}": "3: sample.P_mean: unknown; did you mean diffusion.P_mean?",
-    LEAST
-    + "sample: {interval: [0.9, 0.2]}": "3: sample: interval [0.9, 0.2] ends before it starts",
+    LEAST + "sample: {guidance_interval: [0.9, 0.2]}": (
+        "3: sample: guidance_interval [0.9, 0.2] ends before it starts"
+    ),
     LEAST + "diffusion: {noise_scale: 0}": "3: diffusion.noise_scale: 0 is not above 0",
     LEAST + "train: {ema: [0.5,\n 1.5]}": "4: train.ema[1]: 1.5 is not below 1",
     LEAST + "train: {[1]: 2}": "3: train: a key is a word, not a list or a mapping",
@@ -430,8 +436,8 @@ def test_a_domain_that_is_not_installed_is_refused_with_its_line() -> None:
 
 
 def test_a_mistake_of_a_whole_section_names_the_override_that_made_it() -> None:
-    text = refusal(write(LEAST + "sample: {steps: 3}"), ["sample.interval=[0.9, 0.2]"])
-    assert text == "override sample: interval [0.9, 0.2] ends before it starts"
+    text = refusal(write(LEAST + "sample: {steps: 3}"), ["sample.guidance_interval=[0.9, 0.2]"])
+    assert text == "override sample: guidance_interval [0.9, 0.2] ends before it starts"
 
 
 def test_lists_without_end_are_refused() -> None:
@@ -498,7 +504,7 @@ RECIPES = st.fixed_dictionaries(
             },
         ),
         "sample": st.fixed_dictionaries(
-            {}, optional={"interval": st.tuples(st.floats(0, 0.5), st.floats(0.6, 1))}
+            {}, optional={"guidance_interval": st.tuples(st.floats(0, 0.5), st.floats(0.6, 1))}
         ),
     },
 )
@@ -531,12 +537,12 @@ def test_paths_are_written_as_text() -> None:
 def test_differences_name_what_changed() -> None:
     old = load_recipe(write(LEAST))
     new = load_recipe(
-        "foo.yaml", ["train.lr=1e-3", "sample.interval=[0.2,1]", "train.schedule=cosine"]
+        "foo.yaml", ["train.lr=1e-3", "sample.guidance_interval=[0.2,1]", "train.schedule=cosine"]
     )
     assert differences(old, new) == [
         "train.lr: null -> 0.001",
         "train.schedule: constant -> cosine",
-        "sample.interval: [0.1, 1.0] -> [0.2, 1.0]",
+        "sample.guidance_interval: [0.1, 1.0] -> [0.2, 1.0]",
     ]
     other = load_recipe("foo.yaml", ["domain=grids", "domain.path=x"])
     assert differences(old, other)[:3] == [

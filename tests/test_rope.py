@@ -15,14 +15,14 @@ from torch import Tensor
 from jitkit.fields import Axis, Kind
 from jitkit.nn.patches import token_coords
 from jitkit.nn.rope import (
+    cos_sin,
     frequencies,
-    rotary,
-    rotary_of_places,
+    position_frequencies,
+    rotary_embedding,
+    rotary_of_positions,
     rotate,
     share,
     sincos,
-    turning,
-    waves,
 )
 
 KINDS: list[Kind] = ["line", "circle", "set"]
@@ -44,8 +44,8 @@ def scores(axes: Sequence[Axis], head_dim: int, at_q: Tensor, at_k: Tensor) -> T
     """Attention scores of one random query and key at each pair of positions."""
     generator = torch.Generator().manual_seed(0)
     q, k = torch.randn(2, head_dim, generator=generator)
-    q = rotate(q.expand(len(at_q), -1), rotary(at_q, axes, head_dim))
-    k = rotate(k.expand(len(at_k), -1), rotary(at_k, axes, head_dim))
+    q = rotate(q.expand(len(at_q), -1), rotary_embedding(at_q, axes, head_dim))
+    k = rotate(k.expand(len(at_k), -1), rotary_embedding(at_k, axes, head_dim))
     return q @ k.T
 
 
@@ -73,7 +73,7 @@ def test_scores_depend_on_differences_only(
 @given(any_axes(), st.integers(2, 21), st.integers(0, 9))
 def test_turning_keeps_every_length(axes: list[Axis], head_dim: int, seed: int) -> None:
     x = torch.randn(4, head_dim, generator=torch.Generator().manual_seed(seed))
-    turned = rotate(x, rotary(places(axes, seed), axes, head_dim))
+    turned = rotate(x, rotary_embedding(places(axes, seed), axes, head_dim))
     torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1))
 
 
@@ -136,7 +136,7 @@ def test_sets_do_not_turn_and_have_no_fixed_code(
 ) -> None:
     x = torch.randn(4, head_dim, generator=torch.Generator().manual_seed(seed))
     at = places(axes, seed)
-    assert torch.equal(rotate(x, rotary(at, axes, head_dim)), x)
+    assert torch.equal(rotate(x, rotary_embedding(at, axes, head_dim)), x)
     assert not sincos(at, axes, head_dim).any()
 
 
@@ -149,8 +149,8 @@ def test_a_set_among_other_axes_takes_nothing_from_them(
     more = [*axes[:before], Axis("atom", 9, kind="set"), *axes[before:]]
     with_atom = torch.cat([at[:, :before], torch.rand(4, 1), at[:, before:]], dim=1)
     for code, other in zip(
-        (rotary(at, axes, head_dim), sincos(at, axes, head_dim)),
-        (rotary(with_atom, more, head_dim), sincos(with_atom, more, head_dim)),
+        (rotary_embedding(at, axes, head_dim), sincos(at, axes, head_dim)),
+        (rotary_embedding(with_atom, more, head_dim), sincos(with_atom, more, head_dim)),
         strict=True,
     ):
         assert torch.equal(code, other)
@@ -192,21 +192,21 @@ def test_a_circle_of_eight_patches_turns_by_these_harmonics() -> None:
 
 
 def test_one_pair_on_a_line_turns_by_one_radian_a_patch() -> None:
-    turn = rotary(torch.tensor([[pi / 2]]), [Axis("row", 8)], 2)
+    turn = rotary_embedding(torch.tensor([[pi / 2]]), [Axis("row", 8)], 2)
     turned = rotate(torch.tensor([[3.0, 4.0]]), turn)
     torch.testing.assert_close(turned, torch.tensor([[-4.0, 3.0]]))
     torch.testing.assert_close(rotate(turned, turn, back=True), torch.tensor([[3.0, 4.0]]))
 
 
 def test_an_odd_last_feature_is_left_alone() -> None:
-    turn = rotary(torch.tensor([[1.0]]), [Axis("row", 8)], 5)
+    turn = rotary_embedding(torch.tensor([[1.0]]), [Axis("row", 8)], 5)
     assert turn.shape == (1, 2, 2)
     assert rotate(torch.ones(1, 5), turn)[0, 4] == 1
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3, 4])
 def test_waves_prefer_no_direction_and_reach_from_whole_samples_to_details(dims: int) -> None:
-    vectors = waves(8, 8, dims).double()
+    vectors = position_frequencies(8, 8, dims).double()
     lengths = vectors.norm(dim=2)
     assert lengths.min() == pytest.approx(0.3) and lengths.max() == pytest.approx(12)
     assert (lengths.max(dim=1).values > 20 * lengths.min(dim=1).values).all()  # in every head
@@ -220,19 +220,19 @@ def test_waves_prefer_no_direction_and_reach_from_whole_samples_to_details(dims:
 def test_a_token_turns_by_the_wave_times_its_place() -> None:
     at, vectors = torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[0.5, 0.25], [0.0, 1.0]]])
     angles = torch.tensor([[[[1.0, 2.0]]]])  # (B, H, L, P)
-    torch.testing.assert_close(rotary_of_places(at, vectors), turning(angles))
+    torch.testing.assert_close(rotary_of_positions(at, vectors), cos_sin(angles))
 
 
 def test_half_precision_does_not_round_where_tokens_lie() -> None:
-    at, vectors = 3 * torch.randn(2, 5, 3), waves(2, 4, 3)
-    whole = rotary_of_places(at, vectors)
+    at, vectors = 3 * torch.randn(2, 5, 3), position_frequencies(2, 4, 3)
+    whole = rotary_of_positions(at, vectors)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(rotary_of_places(at, vectors), whole)
+        assert torch.equal(rotary_of_positions(at, vectors), whole)
 
 
 @pytest.mark.parametrize("back", [False, True])
 def test_turning_as_complex_numbers_is_turning_as_pairs(back: bool) -> None:
-    x, turn = torch.randn(2, 3, 7, 10), turning(torch.randn(7, 5))
+    x, turn = torch.randn(2, 3, 7, 10), cos_sin(torch.randn(7, 5))
     pairs = rotate(x.double(), turn.double(), back=back)  # float64 has no other
     turned = rotate(x, turn, back=back).double()
     torch.testing.assert_close(turned, pairs, rtol=0, atol=1e-6)
@@ -252,7 +252,9 @@ def test_rotary_code_of_two_lines_is_the_papers(head_dim: int) -> None:
     wanted = np.stack([turned.real, turned.imag], axis=-1).reshape(x.shape)
 
     axes = [Axis("row", side), Axis("column", side)]
-    ours = rotate(torch.from_numpy(x), rotary(token_coords((side, side), (1, 1)), axes, head_dim))
+    ours = rotate(
+        torch.from_numpy(x), rotary_embedding(token_coords((side, side), (1, 1)), axes, head_dim)
+    )
     np.testing.assert_allclose(ours.numpy(), wanted, atol=1e-6)
 
 

@@ -59,7 +59,7 @@ def test_fifty_steps_of_heun_take_99_calls_and_187_passes_of_a_sample() -> None:
 
 def test_25_steps_of_ab3_on_cosine_times_take_25_calls_and_44_passes_of_a_sample() -> None:
     denoiser = counted()
-    sample(denoiser, 3, {"label": 1}, guidance=2.0, steps=25, method="ab3", times="cosine")
+    sample(denoiser, 3, {"label": 1}, guidance=2.0, steps=25, method="ab3", time_grid="cosine")
     assert len(denoiser.calls) == 25
     assert sum(size for _, size in denoiser.calls) == 3 * 44
 
@@ -67,7 +67,7 @@ def test_25_steps_of_ab3_on_cosine_times_take_25_calls_and_44_passes_of_a_sample
 @pytest.mark.parametrize("method", ["ab2", "ab3", "dpm2m"])
 def test_a_multistep_rule_calls_once_a_step_whether_guided_or_not(method: Method) -> None:
     denoiser = counted()
-    sample(denoiser, 3, {"label": 1}, guidance=3.0, steps=20, method=method, times="cosine")
+    sample(denoiser, 3, {"label": 1}, guidance=3.0, steps=20, method=method, time_grid="cosine")
     assert len(denoiser.calls) == 20
     assert {size for t, size in denoiser.calls if t > 0.1} == {6}
 
@@ -376,7 +376,7 @@ def test_a_terminal_shows_the_bar_where_it_is_asked_for(monkeypatch: pytest.Monk
     [
         ({"steps": 0}, "steps 0 must be a whole number, at least 1"),
         ({"method": "rk4"}, "method 'rk4' is none of euler, heun, ab2, ab3, dpm2m"),
-        ({"times": "late"}, "times 'late' is none of uniform, cosine"),
+        ({"time_grid": "late"}, "time_grid 'late' is none of uniform, cosine"),
     ],
 )
 def test_a_way_to_sample_that_is_not_known_is_refused(given: Any, text: str) -> None:

@@ -20,7 +20,7 @@ from benchmarks.solverpage import (  # noqa: E402
     told,
 )
 from benchmarks.solvers import COUNTS, PAPER, QUARTER, settings, steps_within  # noqa: E402
-from jitkit.diffusion.solvers import RULES, TIMES, Method, evaluations  # noqa: E402
+from jitkit.diffusion.solvers import SOLVERS, TIMES, Method, evaluations  # noqa: E402
 
 
 def records() -> dict[str, Any]:
@@ -33,7 +33,7 @@ def records() -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("method", RULES)
+@pytest.mark.parametrize("method", SOLVERS)
 @pytest.mark.parametrize("most", [1, 2, 10, 25, 99])
 def test_steps_within_a_number_are_the_most_that_need_no_more(method: Method, most: int) -> None:
     steps = steps_within(method, most)
@@ -45,7 +45,7 @@ def test_errors_stand_under_their_evaluations() -> None:
     table = error_table(own)
     assert table[0] == "| rule | times | 10 | 15 | 20 | 25 | 50 |"
     heun = "| heun | uniform | 0.1111 | 0.0667 | 0.0526 | 0.0400 | 0.0204 |"
-    assert heun in table and len(table) == 2 + len(RULES) * len(TIMES) + 2
+    assert heun in table and len(table) == 2 + len(SOLVERS) * len(TIMES) + 2
     assert table[-1] == "50 steps of Heun, 99 evaluations: 0.0101."
 
 

@@ -14,20 +14,22 @@ from torch import Tensor
 
 from jitkit.diffusion import flow
 from jitkit.diffusion.solvers import (
-    RULES,
-    TIMES,
-    Known,
+    SOLVERS,
+    TIME_GRIDS,
+    History,
     Method,
-    Times,
+    TimeGrid,
     adams_weights,
     dpm2m,
     evaluations,
     integrate,
-    times_of,
+    time_steps,
 )
 from jitkit.errors import JitkitError
 
-ALL: list[tuple[Method, Times]] = [(method, times) for method in RULES for times in TIMES]
+ALL: list[tuple[Method, TimeGrid]] = [
+    (method, time_grid) for method in SOLVERS for time_grid in TIME_GRIDS
+]
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -60,16 +62,16 @@ class Gaussian:
         x_hat = self.mean + t * self.std**2 / variance * (z - t * self.mean)
         return flow.velocity(x_hat, z, t.expand(len(z)), t_eps=1e-6)
 
-    def miss(self, steps: int, method: Method, times: Times = "uniform") -> float:
+    def miss(self, steps: int, method: Method, time_grid: TimeGrid = "uniform") -> float:
         """How far from the exact end it ends."""
         z = noise(4, 3, 8).double()
         start = self.noise_scale * z
-        end = integrate(self.velocity, start, steps=steps, method=method, times=times)
+        end = integrate(self.velocity, start, steps=steps, method=method, time_grid=time_grid)
         return (end - (self.mean + self.std * z)).abs().mean().item()
 
 
 @pytest.mark.parametrize(
-    ("method", "times", "order"),
+    ("method", "time_grid", "order"),
     [
         ("euler", "uniform", 1),
         ("heun", "uniform", 2),
@@ -83,9 +85,9 @@ class Gaussian:
     ],
 )
 def test_twice_the_steps_divide_the_error_by_two_to_the_order(
-    method: Method, times: Times, order: int
+    method: Method, time_grid: TimeGrid, order: int
 ) -> None:
-    errors = [Gaussian().miss(steps, method, times) for steps in (80, 160, 320)]
+    errors = [Gaussian().miss(steps, method, time_grid) for steps in (80, 160, 320)]
     assert slopes(errors) == pytest.approx([order, order], abs=0.12)
 
 
@@ -108,21 +110,23 @@ def test_at_equal_evaluations_ab3_on_cosine_times_is_far_nearer_than_heun() -> N
 # What is known exactly
 
 
-@pytest.mark.parametrize(("method", "times"), ALL)
-def test_a_straight_path_is_followed_exactly(method: Method, times: Times) -> None:
+@pytest.mark.parametrize(("method", "time_grid"), ALL)
+def test_a_straight_path_is_followed_exactly(method: Method, time_grid: TimeGrid) -> None:
     v = noise(2, 3)
-    end = integrate(lambda _z, _t: v, torch.zeros(2, 3), steps=7, method=method, times=times)
+    end = integrate(
+        lambda _z, _t: v, torch.zeros(2, 3), steps=7, method=method, time_grid=time_grid
+    )
     torch.testing.assert_close(end, v)
 
 
-@pytest.mark.parametrize(("method", "times"), ALL)
-def test_who_knows_the_data_comes_to_it(method: Method, times: Times) -> None:
+@pytest.mark.parametrize(("method", "time_grid"), ALL)
+def test_who_knows_the_data_comes_to_it(method: Method, time_grid: TimeGrid) -> None:
     x, eps = noise(2, 3, 8).double(), noise(2, 3, 8, seed=1).double()
 
     def velocity(z: Tensor, t: Tensor) -> Tensor:
         return flow.velocity(x, z, t.double().expand(len(z)), t_eps=1e-6)
 
-    end = integrate(velocity, eps, steps=9, method=method, times=times)
+    end = integrate(velocity, eps, steps=9, method=method, time_grid=time_grid)
     torch.testing.assert_close(end, x, atol=1e-5, rtol=0)
 
 
@@ -190,7 +194,7 @@ def test_weights_are_exact_on_polynomials_whatever_the_steps(
 def test_dpm2m_is_algorithm_2_of_its_paper(at: float, back: float, on: float) -> None:
     """Lu et al. 2022: alpha, sigma, lambda of z = alpha x + sigma eps, data prediction."""
     t, t_old, t_new = (torch.tensor(at - s * d) for s, d in ((0, 0), (back, at / 2), (on, at - 1)))
-    old, now = (Known(time, noise(5, seed=i), noise(5, seed=i + 2)) for i, time in
+    old, now = (History(time, noise(5, seed=i), noise(5, seed=i + 2)) for i, time in
                 enumerate((t_old, t)))  # fmt: skip
 
     def numbers(t: Tensor) -> tuple[float, float, float]:
@@ -220,21 +224,23 @@ def test_a_jump_inside_a_step_is_seen_in_its_middle(method: Method, edge: float)
     assert end.item() == pytest.approx(1 - 0.325, abs=1e-6)
 
 
-@pytest.mark.parametrize(("method", "times"), [one for one in ALL if one[0] != "euler"])
-def test_a_jump_costs_less_than_a_step_of_euler_would(method: Method, times: Times) -> None:
+@pytest.mark.parametrize(("method", "time_grid"), [one for one in ALL if one[0] != "euler"])
+def test_a_jump_costs_less_than_a_step_of_euler_would(method: Method, time_grid: TimeGrid) -> None:
     for edge in (0.1, 0.3, 0.7):
 
         def velocity(z: Tensor, t: Tensor, edge: float = edge) -> Tensor:
             return torch.full_like(z, float(t > edge))
 
-        end = integrate(velocity, torch.zeros(1), steps=20, method=method, times=times)
-        assert abs(end.item() - (1 - edge)) < 0.7 * times_of(times, 20).diff().max()
+        end = integrate(velocity, torch.zeros(1), steps=20, method=method, time_grid=time_grid)
+        assert abs(end.item() - (1 - edge)) < 0.7 * time_steps(time_grid, 20).diff().max()
 
 
 # Evaluations and times
 
 
-def asked(method: Method, steps: int, times: Times = "uniform") -> tuple[list[float], list[int]]:
+def asked(
+    method: Method, steps: int, time_grid: TimeGrid = "uniform"
+) -> tuple[list[float], list[int]]:
     """The times at which v is asked for, and the steps that were told of."""
     when: list[float] = []
     done: list[int] = []
@@ -245,7 +251,12 @@ def asked(method: Method, steps: int, times: Times = "uniform") -> tuple[list[fl
         return z
 
     integrate(
-        velocity, torch.ones(1), steps=steps, method=method, times=times, after_step=done.append
+        velocity,
+        torch.ones(1),
+        steps=steps,
+        method=method,
+        time_grid=time_grid,
+        after_step=done.append,
     )
     return when, done
 
@@ -255,25 +266,25 @@ def test_heuns_last_step_is_eulers_and_the_end_is_never_asked_for() -> None:
     assert asked("euler", 4)[0] == [0, 0.25, 0.5, 0.75]
 
 
-@pytest.mark.parametrize(("method", "times"), ALL)
+@pytest.mark.parametrize(("method", "time_grid"), ALL)
 @pytest.mark.parametrize("steps", [1, 2, 5])
-def test_evaluations_are_counted(method: Method, times: Times, steps: int) -> None:
-    when, done = asked(method, steps, times)
+def test_evaluations_are_counted(method: Method, time_grid: TimeGrid, steps: int) -> None:
+    when, done = asked(method, steps, time_grid)
     assert len(when) == evaluations(method, steps) and max(when) < 1
     assert done == list(range(1, steps + 1))
 
 
-@pytest.mark.parametrize("times", TIMES)
+@pytest.mark.parametrize("time_grid", TIME_GRIDS)
 @pytest.mark.parametrize("steps", [1, 2, 7, 50, 1000])
-def test_times_rise_from_0_to_1(times: Times, steps: int) -> None:
-    found = times_of(times, steps)
+def test_times_rise_from_0_to_1(time_grid: TimeGrid, steps: int) -> None:
+    found = time_steps(time_grid, steps)
     assert found.shape == (steps + 1,) and found.dtype == torch.float32
     assert found[0] == 0 and found[-1] == 1 and bool((found.diff() > 0).all())
     torch.testing.assert_close(found + found.flip(0), torch.ones(steps + 1))
 
 
 def test_uniform_times_are_the_papers_to_the_bit() -> None:
-    assert torch.equal(times_of("uniform", 50), torch.linspace(0, 1, 51))
+    assert torch.equal(time_steps("uniform", 50), torch.linspace(0, 1, 51))
 
 
 def test_heun_on_uniform_times_is_the_papers_to_the_bit() -> None:
@@ -298,7 +309,7 @@ def test_heun_on_uniform_times_is_the_papers_to_the_bit() -> None:
         ({"steps": 0}, "steps 0 must be a whole number, at least 1"),
         ({"steps": 2.0}, "steps 2.0 must be a whole number, at least 1"),
         ({"steps": 2, "method": "rk4"}, "method 'rk4' is none of euler, heun, ab2, ab3, dpm2m"),
-        ({"steps": 2, "times": "late"}, "times 'late' is none of uniform, cosine"),
+        ({"steps": 2, "time_grid": "late"}, "time_grid 'late' is none of uniform, cosine"),
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused(given: Any, text: str) -> None:

@@ -99,9 +99,9 @@ def test_many_small_blocks_are_as_exact_as_a_large_one() -> None:
 def test_pieces_change_nothing(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = [field(np.random.default_rng(2), offset=1e5, gaps=0.3)]
     options: dict[str, Any] = {"per_cell": True, "differences": True}
-    whole = Statistics.measure(blocks, ["a", "b"], **options).facts()
+    whole = Statistics.measure(blocks, ["a", "b"], **options).metadata()
     monkeypatch.setattr(moments, "PIECE", piece)
-    parts = Statistics.measure(blocks, ["a", "b"], **options).facts()
+    parts = Statistics.measure(blocks, ["a", "b"], **options).metadata()
     for name, value in whole.items():
         if isinstance(value, float | list) and name not in ("channels", "transforms"):
             np.testing.assert_allclose(parts[name], value, rtol=1e-12, err_msg=name)
@@ -146,7 +146,7 @@ def test_threads_may_add_different_channels_at_once() -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda c: accumulator.add_channel(names[c], values[:, c]), range(8)))
     whole = Statistics.measure([values], names, per_cell=True)
-    np.testing.assert_equal(accumulator.result().facts(), whole.facts())
+    np.testing.assert_equal(accumulator.result().metadata(), whole.metadata())
 
 
 def test_memory_is_bounded_by_a_piece_and_not_by_the_stream() -> None:
@@ -428,16 +428,16 @@ def test_facts_are_json_but_for_the_arrays_of_cells() -> None:
     values[:, 0, 0, 0] = np.nan
     for per_cell in (False, True):
         found = Statistics.measure([values], ["a", "b"], per_cell=per_cell, differences=True)
-        facts = found.facts()
-        arrays = {k: v for k, v in facts.items() if isinstance(v, np.ndarray)}
+        metadata = found.metadata()
+        arrays = {k: v for k, v in metadata.items() if isinstance(v, np.ndarray)}
         assert set(arrays) <= {"observed", "cell_shift", "cell_ratio"}
-        plain = {k: v for k, v in facts.items() if k not in arrays}
+        plain = {k: v for k, v in metadata.items() if k not in arrays}
         assert json.loads(json.dumps(plain, allow_nan=False)) == plain
         again = Statistics.from_facts(json.loads(json.dumps(plain)) | arrays)
         np.testing.assert_array_equal(again.encode(values[0]), found.encode(values[0]))
         np.testing.assert_array_equal(again.decode(values[0]), found.decode(values[0]))
-        np.testing.assert_equal(again.facts(), facts)
-        np.testing.assert_equal(pickle.loads(pickle.dumps(found)).facts(), facts)
+        np.testing.assert_equal(again.metadata(), metadata)
+        np.testing.assert_equal(pickle.loads(pickle.dumps(found)).metadata(), metadata)
 
 
 @pytest.mark.parametrize(
@@ -457,7 +457,7 @@ def test_facts_are_json_but_for_the_arrays_of_cells() -> None:
 def test_facts_that_do_not_fit_are_refused(change: dict[str, Any]) -> None:
     found = Statistics.measure([field(np.random.default_rng(17))], ["a", "b"])
     with pytest.raises(DataError, match="statistics"):
-        Statistics.from_facts(found.facts() | change)
+        Statistics.from_facts(found.metadata() | change)
 
 
 def test_moments_that_saw_nothing_are_nan() -> None:

@@ -74,7 +74,7 @@ def test_a_signal_ends_a_run_saved_with_the_code_to_come_again(
     running.process.send_signal(getattr(signal, name))
     code, err = running.ended()
     assert code == 75, err
-    found = checkpoint.find(tmp_path / "run")
+    found = checkpoint.find_checkpoint(tmp_path / "run")
     assert f"{name}: saved at step {found.step} of 200000; the same command goes on" in err
     assert len(metrics(tmp_path / "run")) == found.step
     status = tmp_path / "run/status.json"
@@ -114,7 +114,7 @@ def test_a_run_in_python_stops_at_a_whole_step_too(recipe: Path, tmp_path: Path)
         train(recipe, run=run)
     thread.join()
     assert signal.getsignal(signal.SIGINT) is before
-    assert checkpoint.find(run).step == len(metrics(run)) > 0
+    assert checkpoint.find_checkpoint(run).step == len(metrics(run)) > 0
 
 
 # A full disk
@@ -146,7 +146,7 @@ def test_a_full_disk_is_told_and_waited_for_and_nothing_is_lost(
     fill(ballast)
     time.sleep(8)  # the run has come to its end, and waits
     assert running.process.poll() is None
-    good = checkpoint.find(small_disk / "run").step
+    good = checkpoint.find_checkpoint(small_disk / "run").step
     assert 20 <= good < 400
     assert not list(small_disk.rglob("*.part"))
     ballast.unlink()
@@ -178,4 +178,4 @@ def test_an_unreadable_folder_of_checkpoints_is_told(trained: Path, tmp_path: Pa
     (run / "checkpoints").mkdir()
     (run / "checkpoints/step-3").write_text(json.dumps("a file"))
     with pytest.raises(CheckpointError, match="none of 1 checkpoints is whole"):
-        checkpoint.find(run)
+        checkpoint.find_checkpoint(run)

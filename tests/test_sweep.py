@@ -18,13 +18,13 @@ import pytest
 import yaml
 from PIL import Image
 
-from jitkit.domain import Measure, lower_is_better
+from jitkit.domain import Metric, lower_is_better
 from jitkit.domains.digits import Digits, DigitsSection
 from jitkit.domains.images.files import ImageItem
 from jitkit.errors import CheckpointError, JitkitError, RecipeError
 from jitkit.evaluation.evaluate import evaluate
-from jitkit.evaluation.select import chosen as chosen_of
-from jitkit.evaluation.sweep import sweep, table
+from jitkit.evaluation.select import select_best as chosen_of
+from jitkit.evaluation.sweep import sweep, sweep_table
 from jitkit.evaluation.sweep_axes import axes_of, in_words, points
 from jitkit.metrics.fields.scores import measures
 from jitkit.runs.defaults import read_best, with_best, write_best
@@ -44,7 +44,7 @@ def ink(samples: Sequence[ImageItem], train: Sequence[ImageItem]) -> float:
 class Inked(Digits):
     """Scored by its ink alone, and quickly."""
 
-    def scores(self) -> Mapping[str, Measure]:
+    def scores(self) -> Mapping[str, Metric]:
         return {"ink": lower_is_better(lambda a, b: ink(a, b)), "brightest": brightest}
 
 
@@ -83,7 +83,7 @@ def without_times(result: Mapping[str, Any]) -> dict[str, Any]:
         ("sample.steps=10:50:20", [10, 30, 50]),
         ("sample.guidance=1e-1,2", [0.1, 2]),
         ("sample.method=heun,euler", ["heun", "euler"]),
-        ("sample.interval=[0.1, 1], [0, 1]", [[0.1, 1], [0, 1]]),
+        ("sample.guidance_interval=[0.1, 1], [0, 1]", [[0.1, 1], [0, 1]]),
         ("ema=0.9996,0.9999,none", ["0.9996", "0.9999", "none"]),
     ],
 )
@@ -150,7 +150,7 @@ def test_each_setting_has_the_scores_of_its_own_evaluation(run: Path) -> None:
 def test_a_second_sweep_scores_only_what_is_new(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = swept(run)
     calls: list[int] = []
-    module = import_module("jitkit.evaluate")
+    module = import_module("jitkit.evaluation.evaluate")
 
     def counted(*args: Any, **given: Any) -> Any:
         calls.append(1)
@@ -210,7 +210,7 @@ def test_a_sweep_that_was_killed_gives_the_same_table_when_it_is_run_again(
     again = swept(run)
     for each in (whole, again):
         each.pop("folder"), each.pop("default")
-    assert table(again) == table(whole)
+    assert sweep_table(again) == sweep_table(whole)
     assert without_times(again) == without_times(whole)
 
 
@@ -250,20 +250,20 @@ def test_settings_are_compared_on_the_same_halves_so_that_shared_noise_cancels()
         point(i, (5 + step + shared + rng.normal(0, 0.1, 40)).tolist())
         for i, step in enumerate((2.0, 0.0, 0.05, 0.8))
     ]
-    chosen = chosen_of(made, "fid", {"sample.guidance": [0, 1, 2, 3]}, 1000)
-    assert chosen["best"]["set"] == {"sample.guidance": 1}
-    assert chosen["best"]["tied_with"] == [{"sample.guidance": 2}]
-    wins = [each["wins"] for each in chosen["points"]]
+    best_set = chosen_of(made, "fid", {"sample.guidance": [0, 1, 2, 3]}, 1000)
+    assert best_set["best"]["set"] == {"sample.guidance": 1}
+    assert best_set["best"]["tied_with"] == [{"sample.guidance": 2}]
+    wins = [each["wins"] for each in best_set["points"]]
     assert wins[0] == wins[3] == 0 and wins[1] > wins[2] > 0.1
-    assert chosen["best"]["at_edge"] == []
+    assert best_set["best"]["at_edge"] == []
 
 
 @pytest.mark.parametrize(("best", "wanted"), [("low", 0), ("high", 3), ("real", 2)])
 def test_the_best_value_is_what_the_score_says(best: str, wanted: int) -> None:
     made = [point(i, [value] * 40, best=best, floor=6.9) for i, value in enumerate((3, 5, 7, 9))]
-    chosen = chosen_of(made, "fid", {"sample.guidance": [0, 1, 2, 3]}, 1000)["best"]
-    assert chosen["set"] == {"sample.guidance": wanted}
-    assert chosen["at_edge"] == ([] if wanted == 2 else ["sample.guidance"])
+    best_set = chosen_of(made, "fid", {"sample.guidance": [0, 1, 2, 3]}, 1000)["best"]
+    assert best_set["set"] == {"sample.guidance": wanted}
+    assert best_set["at_edge"] == ([] if wanted == 2 else ["sample.guidance"])
 
 
 def test_the_setting_that_is_best_is_found_as_often_as_its_uncertainty_says() -> None:
@@ -277,8 +277,8 @@ def test_the_setting_that_is_best_is_found_as_often_as_its_uncertainty_says() ->
         for i, values in enumerate(sides):
             made.append(point(i, [float(values[half].mean()) for half in halves]))
             made[-1]["scores"]["fid"]["value"] = float(values.mean())
-        chosen = chosen_of(made, "fid", {"sample.guidance": [0, 1]}, 1000)
-        ties += len(chosen["best"]["tied_with"])
+        best_set = chosen_of(made, "fid", {"sample.guidance": [0, 1]}, 1000)
+        ties += len(best_set["best"]["tied_with"])
     assert 0.90 < ties / 200 <= 1
 
 
@@ -298,17 +298,17 @@ def test_the_first_distance_chooses_where_nothing_is_said(run: Path) -> None:
 
 def test_settings_that_are_equal_share_what_they_win_and_no_end_is_told() -> None:
     made = [point(i, [1.0] * 40) for i in range(4)]
-    chosen = chosen_of(made, "fid", {"sample.guidance": [0, 1, 2, 3]}, 1000)
-    assert [each["wins"] for each in chosen["points"]] == [0.25] * 4
-    assert len(chosen["best"]["tied_with"]) == 3 and chosen["best"]["at_edge"] == []
+    best_set = chosen_of(made, "fid", {"sample.guidance": [0, 1, 2, 3]}, 1000)
+    assert [each["wins"] for each in best_set["points"]] == [0.25] * 4
+    assert len(best_set["best"]["tied_with"]) == 3 and best_set["best"]["at_edge"] == []
 
 
 def test_a_score_that_says_nothing_of_a_setting_is_passed_over() -> None:
     made = [point(i, [value] * 40) for i, value in enumerate((1.0, 2.0))]
     made[0]["scores"]["fid"]["value"] = None
     made[0]["resampled"]["fid"] = [None] * 40
-    chosen = chosen_of(made, "fid", {"sample.guidance": [0, 1]}, 1000)
-    assert chosen["best"]["set"] == {"sample.guidance": 1}
+    best_set = chosen_of(made, "fid", {"sample.guidance": [0, 1]}, 1000)
+    assert best_set["best"]["set"] == {"sample.guidance": 1}
     made[1]["scores"]["fid"]["value"] = None
     with pytest.raises(RecipeError, match="--by fid: it says nothing of any setting"):
         chosen_of(made, "fid", {"sample.guidance": [0, 1]}, 1000)
@@ -325,7 +325,7 @@ def test_the_best_setting_is_the_runs_default_said_at_each_use_and_reversible(
     assert "6 settings, 20 samples each:" in shown.out and "<- best" in shown.out
     assert f"{run / 'best.yaml'}; delete it to go back" in shown.out
     best = yaml.safe_load((run / "best.yaml").read_text())
-    chosen = {"guidance": best["sample"]["guidance"], "ema": best["ema"]}
+    best_set = {"guidance": best["sample"]["guidance"], "ema": best["ema"]}
     assert best["sample"]["steps"] == 2  # which the best was found under
     assert best["found"]["step"] == 12 and best["found"]["by"] == "frechet_pixels"
 
@@ -335,13 +335,13 @@ def test_the_best_setting_is_the_runs_default_said_at_each_use_and_reversible(
         return np.asarray(Image.open(tmp_path / name / "00002.png")), made.err
 
     by_default, said = drawn("default")
-    assert f"guidance={chosen['guidance']}" in said and f"ema {chosen['ema']}" in said
-    by_hand, _ = drawn("hand", f"sample.guidance={chosen['guidance']}", "--ema", chosen["ema"])
+    assert f"guidance={best_set['guidance']}" in said and f"ema {best_set['ema']}" in said
+    by_hand, _ = drawn("hand", f"sample.guidance={best_set['guidance']}", "--ema", best_set["ema"])
     assert np.array_equal(by_default, by_hand)
     other, said = drawn("other", "sample.guidance=4", "--ema", "0.99")
     assert "guidance" not in said and not np.array_equal(other, by_default)
     shown = jitkit("evaluate", run, "evaluate.samples=4", "--json")
-    assert json.loads(shown.out)["model"]["ema"] == chosen["ema"]
+    assert json.loads(shown.out)["model"]["ema"] == best_set["ema"]
     (run / "best.yaml").unlink()
     _, said = drawn("recipe")
     assert said == ""
@@ -442,6 +442,6 @@ def test_a_sweep_prints_json_alone_where_that_is_asked_for(
 
 def test_guides_can_be_swept(run: Path) -> None:
     early = run / "checkpoints" / "step-4"
-    words = [f"sample.guide={early},{early}@none", "sample.guide_scale=1.5,3"]
+    words = [f"sample.autoguidance={early},{early}@none", "sample.guide_scale=1.5,3"]
     result = swept(run, words)
     assert len({point["scores"]["ink"]["value"] for point in result["points"]}) == 4

@@ -298,7 +298,7 @@ def test_an_imported_run_has_no_optimizer_to_go_on_with(
 ) -> None:
     denoiser = jitkit.load(trained)
     run = tmp_path / "run"
-    checkpoint.save(run, 0, denoiser, EMA(denoiser.network, [0.2, 0.99]))
+    checkpoint.save_checkpoint(run, 0, denoiser, EMA(denoiser.network, [0.2, 0.99]))
     (run / "recipe.yaml").write_text((trained / "recipe.yaml").read_text())
     with pytest.raises(CheckpointError, match="optimizer.safetensors: no such file"):
         train(tiny, run=run)
@@ -485,7 +485,7 @@ def test_a_run_that_diverges_stops_in_words_and_keeps_what_it_had(
     assert np.isfinite(records[0]["loss"])
     assert all(record["loss"] is None and len(record["items"]) == 8 for record in records[1:])
     assert capsys.readouterr().err.count("warning: step") == 4
-    found = checkpoint.find(tmp_path / "run")
+    found = checkpoint.find_checkpoint(tmp_path / "run")
     assert found.step == 1
     for tensor in found.tensors("model").values():
         assert bool(tensor.isfinite().all())

@@ -21,11 +21,17 @@ from jitkit.data import collate
 from jitkit.diffusion.denoiser import Denoiser, Diffusion
 from jitkit.errors import JitkitError
 from jitkit.fields import Axis, Batch, Category, Condition, Field, Grid, Layout, PerToken, Scalars
-from jitkit.nn.conditioning import null
+from jitkit.nn.conditioning import null_condition
 from jitkit.nn.flops import macs
 from jitkit.nn.layers import Attention, RMSNorm
 from jitkit.nn.patches import token_coords
-from jitkit.nn.rope import rotary, rotary_of_places, rotate, turning, waves
+from jitkit.nn.rope import (
+    cos_sin,
+    position_frequencies,
+    rotary_embedding,
+    rotary_of_positions,
+    rotate,
+)
 from jitkit.nn.transformer import Sizes, Transformer
 from jitkit.sections import SIZES, ModelSection
 
@@ -144,7 +150,7 @@ def test_blocks_start_as_the_identity() -> None:
     network = Denoiser(layout((6, 2)), {"label": Category(3)}, sizes()).network
     x = noise(2, 3, 16)
     for block in network.blocks:
-        assert torch.equal(block(x, noise(2, 16), network.turn, None), x)
+        assert torch.equal(block(x, noise(2, 16), network.rotary, None), x)
 
 
 def test_weights_start_as_the_papers() -> None:
@@ -206,7 +212,7 @@ def test_what_is_told_changes_the_guess(name: str) -> None:
 def test_dropped_is_the_same_as_never_told(name: str) -> None:
     denoiser = awake(layout((6, 2), (4, 2)), EVERY_KIND)
     z, t, cond = noise(2, 2, 6, 4), times(2), told(2, 6, 4)
-    dropped = cond | {name: null(EVERY_KIND[name], cond[name])}
+    dropped = cond | {name: null_condition(EVERY_KIND[name], cond[name])}
     never = {other: value for other, value in cond.items() if other != name}
     assert torch.equal(denoiser(z, t, dropped), denoiser(z, t, never))
 
@@ -391,7 +397,7 @@ def test_attention_on_a_circle_rolls_with_its_tokens(by: int) -> None:
 
     def attend(kind: Any, x: Tensor) -> Tensor:
         axes = [Axis("longitude", 16, 2, kind)]
-        return attention(x, rotary(token_coords((16,), (2,)), axes, 8), None)
+        return attention(x, rotary_embedding(token_coords((16,), (2,)), axes, 8), None)
 
     rolled = x.roll(by, dims=1)
     assert difference(attend("circle", rolled), attend("circle", x).roll(by, dims=1)) < 1e-5
@@ -401,10 +407,10 @@ def test_attention_on_a_circle_rolls_with_its_tokens(by: int) -> None:
 def test_attention_by_places_sees_how_tokens_lie_to_one_another_and_not_where_all_lie() -> None:
     attention = Attention(16, 2, relative=True)
     awaken(attention)
-    x, at, vectors = noise(2, 5, 16), noise(2, 5, 3, seed=1), waves(2, 4, 3)
+    x, at, vectors = noise(2, 5, 16), noise(2, 5, 3, seed=1), position_frequencies(2, 4, 3)
 
     def attend(at: Tensor) -> Tensor:
-        return attention(x, rotary_of_places(at, vectors), None)
+        return attention(x, rotary_of_positions(at, vectors), None)
 
     plain = attend(at)
     assert difference(attend(at + torch.tensor([3.0, -2.0, 5.0])), plain) < 1e-5
@@ -419,35 +425,35 @@ def test_what_attention_brings_is_turned_by_where_it_comes_from() -> None:
     awaken(attention)
     nn.init.eye_(attention.proj.weight)
     nn.init.zeros_(attention.proj.bias)
-    x, at, vectors = noise(1, 2, 8), noise(1, 2, 3, seed=1), waves(1, 4, 3)
+    x, at, vectors = noise(1, 2, 8), noise(1, 2, 3, seed=1), position_frequencies(1, 4, 3)
     seen = torch.tensor([False, True])[None, None, None]
-    out = attention(x, rotary_of_places(at, vectors), seen)
+    out = attention(x, rotary_of_positions(at, vectors), seen)
     angle = (vectors[0] @ (at[0, 1] - at[0, 0]))[None]
     value = attention.qkv(x)[0, 1:, 16:]
-    torch.testing.assert_close(out[0, :1], rotate(value, turning(angle)))
+    torch.testing.assert_close(out[0, :1], rotate(value, cos_sin(angle)))
     torch.testing.assert_close(out[0, 1:], value)  # nothing lies between a token and itself
 
 
 def test_a_token_of_several_cells_lies_at_the_mean_of_those_that_have_data() -> None:
     """A network told of two cells, one of them missing, turns as if the other were all there is."""
-    own = Layout((Axis("row", 4, 2),), ("x", "y", "hue"), missing=True, places=("x", "y"))
+    own = Layout((Axis("row", 4, 2),), ("x", "y", "hue"), missing=True, positions=("x", "y"))
     network = awake(own).network
     z, mask = noise(1, 3, 4), torch.ones(1, 3, 4, dtype=torch.bool)
     mask[:, :, 1] = False
-    turn = network._turned_by_places(network.turn, z, mask)
+    rotary = network._with_own_positions(network.rotary, z, mask)
     at = torch.stack((z[0, :2, 0], z[0, :2, 2:].mean(dim=1)))[None]
-    by_place, half = rotary_of_places(at, network.waves), network.turn
+    by_place, half = rotary_of_positions(at, network.waves), network.rotary
     count = half.shape[-2]
     assert count == by_place.shape[-2] > 0  # the axis and the places share the pairs
-    torch.testing.assert_close(turn[..., :count, :], half.expand(1, len(turn[0]), -1, -1, -1))
-    torch.testing.assert_close(turn[..., count:, :], by_place)
+    torch.testing.assert_close(rotary[..., :count, :], half.expand(1, len(rotary[0]), -1, -1, -1))
+    torch.testing.assert_close(rotary[..., count:, :], by_place)
 
 
 @pytest.mark.parametrize("kind", ["set", "line"])
 def test_a_network_sees_how_points_lie_to_one_another(kind: Any) -> None:
     """Of a network that cannot see places but by attention, other points' guesses move with one;
     with all of them nothing moves."""
-    own = Layout((Axis("point", 6, kind=kind),), ("x", "y", "hue"), places=("x", "y"))
+    own = Layout((Axis("point", 6, kind=kind),), ("x", "y", "hue"), positions=("x", "y"))
     denoiser = awake(own)
     with torch.no_grad():
         denoiser.network.embed.proj1.weight[:, :2] = 0

@@ -31,7 +31,7 @@ from jitkit.domains.weather.section import WeatherSection  # noqa: E402
 from jitkit.domains.weather.verify import areas_of, grid_of, held_out  # noqa: E402
 from jitkit.domains.weather.verify import verify as verify_weather  # noqa: E402
 from jitkit.errors import DataError  # noqa: E402
-from jitkit.evaluation.evaluate import table as evaluation_table  # noqa: E402
+from jitkit.evaluation.evaluate import score_table as evaluation_table  # noqa: E402
 from jitkit.metrics.forecasts.baselines import (  # noqa: E402
     LinearRegression,
     OtherYears,
@@ -563,7 +563,7 @@ def test_a_domain_is_verified_from_a_roll_out_and_from_its_file_alike(
         tmp_path / "read",
         layout=weather.layout,
         weights=weather.weights,
-        facts=weather.facts(),
+        metadata=weather.metadata(),
         seed=1,
     )
     assert read["scores"] == direct["scores"]
@@ -594,7 +594,7 @@ def test_a_file_that_does_not_fit_the_truth_is_refused_in_words(
 ) -> None:
     import xarray
 
-    states, grid = weather.states(), grid_of(weather.layout, weather.facts())
+    states, grid = weather.states(), grid_of(weather.layout, weather.metadata())
     path = tmp_path / "fc.nc"
     with pytest.raises(DataError, match="no file of forecasts at .*jitkit forecast RUN --out"):
         ForecastFile(path, states, "model", grid)
@@ -633,7 +633,7 @@ def test_dimensions_and_cells_of_a_file_are_found_by_name_and_place(
 ) -> None:
     import xarray
 
-    states, grid = weather.states(), grid_of(weather.layout, weather.facts())
+    states, grid = weather.states(), grid_of(weather.layout, weather.metadata())
     starts = [states.name(int(p)) for p in states.val[[5, 9]]]
     write_forecasts(exact_roll_out(weather), states, starts, tmp_path / "fc.zarr")
     known = ForecastFile(tmp_path / "fc.zarr", states, "model", grid)
@@ -670,7 +670,7 @@ def test_starts_of_a_file_that_are_not_held_out_are_left_out_with_a_note(
             tmp_path / "run",
             layout=weather.layout,
             weights=weather.weights,
-            facts=weather.facts(),
+            metadata=weather.metadata(),
             seed=1,
         )
 
@@ -718,7 +718,10 @@ def test_a_file_of_another_kind_is_refused_in_one_line(weather: Any, tmp_path: P
     (tmp_path / "fc.txt").write_text("no forecasts")
     with pytest.raises(DataError, match="should be a Zarr store or a NetCDF file") as caught:
         ForecastFile(
-            tmp_path / "fc.txt", weather.states(), "model", grid_of(weather.layout, weather.facts())
+            tmp_path / "fc.txt",
+            weather.states(),
+            "model",
+            grid_of(weather.layout, weather.metadata()),
         )
     assert "\n" not in str(caught.value)
 

@@ -226,7 +226,7 @@ def test_a_gap_is_told_once_and_no_item_reaches_over_it(
     assert 39 not in states.starts("train") and 41 not in states.starts("train")
     after = states.name(40)
     with pytest.raises(DataError, match=f"before {after} the data lack some of the 2 states"):
-        domain.starts([after])
+        domain.init_times([after])
     with xr.open_zarr(path, chunks=None) as data:
         known = data["2m_temperature"].transpose("time", "latitude", "longitude")
         for item in domain.items("train"):
@@ -328,9 +328,9 @@ def test_members_are_items_and_a_forecast_asks_for_one(tmp_path: Path) -> None:
     item = domain.items("train")[4]
     assert np.array_equal(item.cond["past"][0], data["t"][item.place["number"], 1])
     with pytest.raises(DataError, match="have number beside time; choose one entry"):
-        domain.starts(["2001-01-02"])
+        domain.init_times(["2001-01-02"])
     one = weather(**keys, select={"number": [2]})
-    assert one.starts(["2001-01-02"]) == ["2001-01-02T00"]
+    assert one.init_times(["2001-01-02"]) == ["2001-01-02T00"]
     assert np.array_equal(one.states().read(3)[0], data["t"][2, 3])
 
 
@@ -640,17 +640,17 @@ def test_the_domain_goes_to_workers_and_its_batches_are_masked(bucket: dict[str,
 
 def test_a_trained_model_cannot_be_asked_for_another_lead_or_past(tmp_path: Path) -> None:
     keys: dict[str, Any] = {"path": globe(tmp_path), "task": "forecast", "lead": "6h", "val": 0}
-    facts = weather(**keys).facts()
+    metadata = weather(**keys).metadata()
     with pytest.raises(RecipeError, match="domain.inputs is 2, and the model was trained with 1"):
-        Weather(section(**keys, inputs=2), facts)
-    other = Weather(section(**keys | {"lead": "12h"}), facts)
+        Weather(section(**keys, inputs=2), metadata)
+    other = Weather(section(**keys | {"lead": "12h"}), metadata)
     with pytest.raises(DataError, match="12h apart, and the model's 6h; domain.lead"):
         other.items("train")
 
 
 def test_a_trained_model_refuses_another_grid_and_other_units(tmp_path: Path) -> None:
     keys: dict[str, Any] = {"path": globe(tmp_path), "task": "forecast"}
-    facts = weather(**keys).facts()
+    metadata = weather(**keys).metadata()
     with xr.open_zarr(keys["path"], chunks=None) as data:
         data.load()
     rolled = data.roll(longitude=4, roll_coords=True)
@@ -661,7 +661,7 @@ def test_a_trained_model_refuses_another_grid_and_other_units(tmp_path: Path) ->
 
     def opened(name: str, other: xr.Dataset) -> Weather:
         other.to_zarr(tmp_path / name, zarr_format=2)
-        return Weather(section(**keys | {"path": str(tmp_path / name)}), facts)
+        return Weather(section(**keys | {"path": str(tmp_path / name)}), metadata)
 
     for name, other, text in (
         ("n", data.isel(latitude=slice(None, None, -1)), "latitude runs from -75 to 75.*from 75 to "
@@ -672,8 +672,8 @@ def test_a_trained_model_refuses_another_grid_and_other_units(tmp_path: Path) ->
     ):  # fmt: skip
         domain = opened(name, other)
         with pytest.raises(DataError, match=text):
-            domain.starts(["val:1"])
-    assert opened("r", rounded).starts(["val:1"])
+            domain.init_times(["val:1"])
+    assert opened("r", rounded).init_times(["val:1"])
 
 
 def test_a_trained_model_refuses_other_units_of_what_it_is_told(tmp_path: Path) -> None:
@@ -682,14 +682,14 @@ def test_a_trained_model_refuses_other_units_of_what_it_is_told(tmp_path: Path) 
         celsius = data.load().assign(t=(data["t"] - 273.15).assign_attrs(units="degC"))
     celsius.to_zarr(tmp_path / "celsius.zarr", zarr_format=2)
     keys: dict[str, Any] = {"path": fine, "task": "downscaling"}
-    facts = weather(**keys, coarse={"path": fine}).facts()
-    domain = Weather(section(**keys, coarse={"path": str(tmp_path / "celsius.zarr")}), facts)
+    metadata = weather(**keys, coarse={"path": fine}).metadata()
+    domain = Weather(section(**keys, coarse={"path": str(tmp_path / "celsius.zarr")}), metadata)
     with pytest.raises(DataError, match="coarse.t is in 'degC', and the model was trained in 'K'"):
         domain.items("val")
 
 
 def test_a_trained_model_refuses_other_sums(bucket: dict[str, str]) -> None:
     keys = TASKS["rain"] | {"path": bucket["arco"]}
-    facts = weather(**keys).facts()
+    metadata = weather(**keys).metadata()
     with pytest.raises(RecipeError, match="domain.accumulate is .*'3h'.* trained with .*'6h'"):
-        Weather(section(**keys | {"accumulate": {"total_precipitation": "3h"}}), facts)
+        Weather(section(**keys | {"accumulate": {"total_precipitation": "3h"}}), metadata)

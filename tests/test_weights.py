@@ -13,7 +13,7 @@ from models import awake, layout
 
 from jitkit.data import spread
 from jitkit.diffusion.build import assemble
-from jitkit.diffusion.flow import errors, interpolate, mean_over_data
+from jitkit.diffusion.flow import interpolate, mean_over_data, squared_errors
 from jitkit.domains.digits import Digits, DigitsSection
 from jitkit.protocols import Weighted
 from jitkit.recipe.load import load_recipe
@@ -63,8 +63,8 @@ def test_a_model_s_loss_follows_its_weights() -> None:
     north = torch.zeros(4, 6)
     north[:2] = 2
     denoiser.weights = north
-    said = denoiser.said(interpolate(x, eps, t), t, {})
-    squares = errors(said, x, eps, t, prediction="x", loss="v")
+    prediction = denoiser.predict(interpolate(x, eps, t), t, {})
+    squares = squared_errors(prediction, x, eps, t, prediction="x", loss="v")
     expected = squares[:, :, :2].mean(dim=(1, 2, 3))
     torch.testing.assert_close(denoiser.losses(x, eps, t, {}), expected)
 

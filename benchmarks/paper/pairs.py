@@ -7,8 +7,9 @@ from dataclasses import replace
 
 from benchmarks.paper.drawing import draw_mosaics
 from benchmarks.paper.jobs import Job
-from benchmarks.paper.pages import Array, Claim, Page, Records, Shown, grid, mean
+from benchmarks.paper.pages import Claim, Page, Records, Shown, grid, mean
 from benchmarks.paper.trainings import Setup
+from jitkit.utils.types import Array
 
 SPACES = ("x", "eps", "v")
 PAPER = {

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.paper.measures import sliced_wasserstein
-from jitkit.diffusion.flow import Space, convert, errors, interpolate, uniform_t
+from jitkit.diffusion.flow import Space, convert, interpolate, squared_errors, uniform_t
 from jitkit.diffusion.solvers import integrate
 from jitkit.utils.seeding import mix
 
@@ -122,7 +122,7 @@ class Toy:
             eps = torch.randn(x.shape, generator=generator)
             t = uniform_t(BATCH, generator=generator)
             said = _said(network, interpolate(x, eps, t), t)
-            loss = errors(said, x, eps, t, prediction=self.prediction, loss="v").mean()
+            loss = squared_errors(said, x, eps, t, prediction=self.prediction, loss="v").mean()
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             optimizer.param_groups[0]["lr"] = RATE * (1 + cos(pi * step / self.steps)) / 2

@@ -28,7 +28,7 @@ from jitkit.recipe.load import Recipe, dump_recipe, load_recipe
 from jitkit.runs import checkpoint
 from jitkit.runs.run_dir import locked
 from jitkit.sampling.generate import generate
-from jitkit.sampling.requests import conditions_for
+from jitkit.sampling.requests import conditioning_for
 from jitkit.training.trainer import Trainer
 from jitkit.utils.signals import listening
 
@@ -109,7 +109,7 @@ class Training:
         """Samples that are told what real pictures are of, (N, H, W, 3) uint8."""
         n, section = self.resolved.evaluate.samples, self.resolved.sample
         items = denoiser.domain.items("train")
-        told = conditions_for(denoiser, n, source=("train", spread(len(items), n)))
+        told = conditioning_for(denoiser, n, source=("train", spread(len(items), n)))
         return np.stack([item.pixels for item in generate(denoiser, n, told, section)])
 
 

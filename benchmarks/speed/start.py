@@ -29,11 +29,11 @@ import os, sys
 from jitkit.utils.cpu import settle
 settle()
 import jitkit.training.step
-take = jitkit.training.step.Learner.take
+take = jitkit.training.step.Learner.step
 def once(*given):
     take(*given)
     os._exit(0)
-jitkit.training.step.Learner.take = once
+jitkit.training.step.Learner.step = once
 from jitkit.cli import main
 sys.argv = ["jitkit", "train", *sys.argv[1:]]
 main()

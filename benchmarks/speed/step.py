@@ -1,6 +1,6 @@
 """A step of training, jitkit's against the textbook's: forward, backward, AdamW, two running means.
 
-jitkit's is `Learner.take`, all that a run does in a step but for reading data and the log: with
+jitkit's is `Learner.step`, all that a run does in a step but for reading data and the log: with
 noise that does not depend on how the batch is cut, the gradient's norm and its check. Both have the
 same weights and take turns. Model FLOPs are 3 x 2 x multiply-accumulates of a forward pass (those
 of attention's products and of linear maps) x samples; the limit is the best product of float32
@@ -93,7 +93,7 @@ def both(recipe: Recipe) -> tuple[Learner, Step, Step]:
     denoiser.train()
 
     def ours() -> None:
-        if why := learner.take(iter([batch]), lambda part: 0).bad:
+        if why := learner.step(iter([batch]), lambda part: 0).bad:
             raise JitkitError(f"a step was passed over ({why}), so its time says nothing")
 
     return learner, ours, lambda: training.step(x, label)

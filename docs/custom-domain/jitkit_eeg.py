@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from jitkit import Axis, Category, DataError, DomainSection, Field, Layout
-from jitkit.domain import Measure, Split
+from jitkit.domain import Metric, Split
 
 HZ, NUM_SAMPLES = 128, 128
 CHANNELS = ("Fz", "Cz", "Pz", "Oz")  # from the forehead to the back of the head
@@ -48,9 +48,9 @@ class EEG:
 
     Section = EEGSection
 
-    def __init__(self, section: EEGSection, facts: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, section: EEGSection, metadata: Mapping[str, Any] | None = None) -> None:
         self.path = section.path
-        self.found = self.measured() if facts is None else dict(facts)
+        self.found = self.measured() if metadata is None else dict(metadata)
         self.layout = Layout((Axis("time", NUM_SAMPLES, patch=8),), CHANNELS)
         self.conditions = {"subject": Category(self.found["num_subjects"], drop=0.1)}
 
@@ -61,7 +61,7 @@ class EEG:
         mean, std = eeg.mean(axis=(0, 2))[:, None], eeg.std(axis=(0, 2))[:, None]  # (4, 1)
         return {"mean": mean, "std": std, "num_subjects": num_subjects}
 
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         return self.found
 
     def items(self, split: Split) -> Sequence[Epoch]:
@@ -93,7 +93,7 @@ class EEG:
     def preview(self, items: Sequence[Epoch]) -> Image.Image:
         return drawn(items)
 
-    def scores(self) -> Mapping[str, Measure]:
+    def scores(self) -> Mapping[str, Metric]:
         return {"frequency_distance_hz": frequency_distance, "lag_error_degrees": lag_error}
 
 

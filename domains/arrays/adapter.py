@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from jitkit.domain import Measure, Split
+from jitkit.domain import Metric, Split
 from jitkit.domains.arrays import conditions as told
 from jitkit.domains.arrays import write as arraywrite
 from jitkit.domains.arrays.data import FORMAT, Data, check_transforms, measure, open_data
@@ -44,9 +44,9 @@ class Arrays:
 
     Section: ClassVar[type[DomainSection]] = ArraysSection
 
-    def __init__(self, section: ArraysSection, facts: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, section: ArraysSection, metadata: Mapping[str, Any] | None = None) -> None:
         self.section: DomainSection = section
-        self._begin(partial(open_data, section), section.drop, facts)
+        self._begin(partial(open_data, section), section.drop, metadata)
 
     @classmethod
     def of(
@@ -54,7 +54,7 @@ class Arrays:
         section: DomainSection,
         opened: Callable[[], Data],
         drop: Callable[[str], float],
-        facts: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
     ) -> Arrays:
         """Arrays that another adapter finds.
 
@@ -62,26 +62,26 @@ class Arrays:
             section: what a recipe says.
             opened: opens the data; must survive pickling.
             drop: how often a condition is hidden in training, by its name.
-            facts: of a trained model, with which the data are not needed at first.
+            metadata: of a trained model, with which the data are not needed at first.
         """
         arrays = cls.__new__(cls)
         arrays.section = section
-        arrays._begin(opened, drop, facts)
+        arrays._begin(opened, drop, metadata)
         return arrays
 
     def _begin(
         self,
         opened: Callable[[], Data],
         drop: Callable[[str], float],
-        facts: Mapping[str, Any] | None,
+        metadata: Mapping[str, Any] | None,
     ) -> None:
         self._opened, self._drop = opened, drop
         self._data: Data | None = None
         self._known: Known | None = None
-        if facts is None:
+        if metadata is None:
             self.data()
         else:
-            self._known = Known(drop, facts)
+            self._known = Known(drop, metadata)
 
     @staticmethod
     def inspect(
@@ -103,9 +103,9 @@ class Arrays:
         """static, grids, past (maps), scalars, and the categories by name."""
         return self.known().conditions
 
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """Axes, statistics, coordinates, attributes: JSON, and numpy arrays as leaves."""
-        return dict(self.known().facts)
+        return dict(self.known().metadata)
 
     def items(self, split: Split) -> ArrayItems:
         """Items in the order of the data, the last sample dimension fastest.
@@ -158,8 +158,8 @@ class Arrays:
         """Write ``samples.nc``, .zarr, .h5, .npy or .npz, as the data came, with their coordinates,
         attributes and types; dimensions are ``sample`` and those of an item."""
         known = self.known()
-        spec = {key: known.facts[key] for key in ("axes", "missing")} | known.facts["output"]
-        return arraywrite.write(items, path, spec, columns(spec, known.columns()))
+        spec = {key: known.metadata[key] for key in ("axes", "missing")} | known.metadata["output"]
+        return arraywrite.write_items(items, path, spec, columns(spec, known.columns()))
 
     def preview(self, items: Sequence[Sample]) -> Image:
         """Real items on the left, where the data are at hand, and these on the right."""
@@ -178,7 +178,7 @@ class Arrays:
             most_items=MOST_IN_PREVIEW,
         )
 
-    def scores(self) -> Mapping[str, Measure]:
+    def scores(self) -> Mapping[str, Metric]:
         """Distributions, spectra and correlations of samples against the training items."""
         from jitkit.metrics.fields.scores import measures
 
@@ -232,27 +232,27 @@ class Arrays:
 
 
 class Known:
-    """What a model needs, made from facts alone."""
+    """What a model needs, made from metadata alone."""
 
-    def __init__(self, drop: Callable[[str], float], facts: Mapping[str, Any]) -> None:
-        if facts.get("format") != FORMAT:
+    def __init__(self, drop: Callable[[str], float], metadata: Mapping[str, Any]) -> None:
+        if metadata.get("format") != FORMAT:
             raise DataError(
-                f"facts of format {facts.get('format')!r}, and this version reads {FORMAT}; train "
-                "again, or sample with the version that trained"
+                f"metadata of format {metadata.get('format')!r}, but this version reads {FORMAT}; "
+                "train again, or sample with the version that trained"
             )
-        self.facts = facts
-        self.statistics = Statistics.from_facts(facts["statistics"])
-        kinds = {axis["name"]: axis["kind"] for axis in facts["axes"]}
-        grid = [axis["size"] for axis in facts["axes"]]
+        self.metadata = metadata
+        self.statistics = Statistics.from_facts(metadata["statistics"])
+        kinds = {axis["name"]: axis["kind"] for axis in metadata["axes"]}
+        grid = [axis["size"] for axis in metadata["axes"]]
         axes = make_axes(kinds, grid, ("", 1))  # the window's is among them already
-        self.layout = Layout(tuple(axes), tuple(facts["channels"]), facts["missing"])
-        self.numbers, self.classes = told.from_facts(facts)
-        self.grids = None if facts["grids"] is None else Statistics.from_facts(facts["grids"])
+        self.layout = Layout(tuple(axes), tuple(metadata["channels"]), metadata["missing"])
+        self.numbers, self.classes = told.from_facts(metadata)
+        self.grids = None if metadata["grids"] is None else Statistics.from_facts(metadata["grids"])
         self.static, static_channels = self._static()
         maps: dict[str, Sequence[str]] = {
             "static": static_channels,
             "grids": () if self.grids is None else self.grids.channels,
-            "past": told.past_channels(self.layout.channels, facts["past"]),
+            "past": told.past_channels(self.layout.channels, metadata["past"]),
         }
         conditions: dict[str, Condition] = {
             name: Grid(tuple(channels), drop(name)) for name, channels in maps.items() if channels
@@ -267,13 +267,13 @@ class Known:
 
     def _static(self) -> tuple[Array | None, tuple[str, ...]]:
         """Static maps, encoded, the same all along a window."""
-        facts = self.facts["static"]
-        if facts is None:
+        metadata = self.metadata["static"]
+        if metadata is None:
             return None, ()
-        statistics = Statistics.from_facts(facts["statistics"])
-        values = statistics.encode(np.asarray(facts["values"]))
-        if self.facts["window"] > 1:
-            values = np.repeat(values[:, None], self.facts["window"], axis=1)
+        statistics = Statistics.from_facts(metadata["statistics"])
+        values = statistics.encode(np.asarray(metadata["values"]))
+        if self.metadata["window"] > 1:
+            values = np.repeat(values[:, None], self.metadata["window"], axis=1)
         return values, statistics.channels
 
     def _never(self) -> Array | None:
@@ -281,17 +281,17 @@ class Known:
         observed = self.statistics.observed
         if observed is None:
             return None
-        return ~(observed[:, None] if self.facts["window"] > 1 else observed)
+        return ~(observed[:, None] if self.metadata["window"] > 1 else observed)
 
     def check(self, data: Data) -> None:
-        """Whether opened data have the axes, channels, coordinates and units of these facts.
+        """Whether opened data have the axes, channels, coordinates and units of these metadata.
 
         Raises:
             DataError: they do not.
         """
         channels = [name for v in data.plan.variables for name in v.channels]
-        grid = [axis["size"] for axis in self.facts["axes"]][
-            -len(data.plan.grid) or len(self.facts["axes"]) :
+        grid = [axis["size"] for axis in self.metadata["axes"]][
+            -len(data.plan.grid) or len(self.metadata["axes"]) :
         ]
         if channels != list(self.layout.channels) or grid != list(data.plan.grid):
             raise DataError(
@@ -299,7 +299,7 @@ class Known:
                 f"{list(data.plan.grid)}; the model was trained on {listed(self.layout.channels)} "
                 f"on {grid}; domain.path points elsewhere"
             )
-        check_agreement(data, self.facts)
+        check_agreement(data, self.metadata)
 
     # Conditions
 
@@ -346,7 +346,7 @@ class Known:
     def _maps(self) -> list[tuple[str, Statistics]]:
         """Maps that items bring along, and by what they are encoded, step by step."""
         found = [] if self.grids is None else [("grids", self.grids)]
-        return [*found, ("past", self.statistics)] if self.facts["past"] else found
+        return [*found, ("past", self.statistics)] if self.metadata["past"] else found
 
     # Files and pictures
 
@@ -360,16 +360,16 @@ class Known:
         """Units of the channels that have them."""
         return {
             channel: str(v["attrs"]["units"])
-            for v in self.facts["output"]["variables"]
+            for v in self.metadata["output"]["variables"]
             for channel in v["channels"]
             if "units" in v["attrs"]
         }
 
     def coordinates(self) -> tuple[dict[str, Array], dict[str, str]]:
         """Numeric coordinates of the axes, and two-dimensional ones, and their units."""
-        names = [axis["name"] for axis in self.facts["axes"]]
+        names = [axis["name"] for axis in self.metadata["axes"]]
         coords, units = {}, {}
-        for name, c in self.facts["output"]["coords"].items():
+        for name, c in self.metadata["output"]["coords"].items():
             values, dims = np.asarray(c["values"]), list(c["dims"])
             if values.dtype.kind in "fiu" and (dims == [name] or dims == names[-2:]):
                 if name in names or len(dims) == 2:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jitkit.domains.arrays.coordinates import is_time, label
 from jitkit.domains.arrays.plan import Plan, as_channels, described
 from jitkit.domains.arrays.read import Variable, read_channels
-from jitkit.domains.arrays.splits import is_time, label
 from jitkit.errors import DataError, listed, nearest
 from jitkit.sections import Natural, Section
 from jitkit.utils.types import Array
@@ -325,9 +325,9 @@ def as_facts(numbers: Sequence[Number], classes: Sequence[Classes]) -> dict[str,
     }
 
 
-def from_facts(facts: Mapping[str, Any]) -> tuple[tuple[Number, ...], tuple[Classes, ...]]:
+def from_facts(metadata: Mapping[str, Any]) -> tuple[tuple[Number, ...], tuple[Classes, ...]]:
     """Undo `as_facts`."""
     return (
-        tuple(Number(**number) for number in facts["numbers"]),
-        tuple(Classes(c["name"], tuple(c["classes"])) for c in facts["categories"]),
+        tuple(Number(**number) for number in metadata["numbers"]),
+        tuple(Classes(c["name"], tuple(c["classes"])) for c in metadata["categories"]),
     )

@@ -1,4 +1,4 @@
-"""The data of a recipe, opened, split and measured: the way from section ``domain`` to facts.
+"""The data of a recipe, opened, split and measured: the way from section ``domain`` to metadata.
 
 Facts are all that a model needs when the data are gone: axes, channels, statistics, coordinates.
 """
@@ -16,6 +16,7 @@ import numpy as np
 
 from jitkit.domain import Split
 from jitkit.domains.arrays import conditions as told
+from jitkit.domains.arrays.coordinates import label
 from jitkit.domains.arrays.items import ArrayItems, Reading, block_places, read_blocks
 from jitkit.domains.arrays.normalize.statistics import Statistics, load_or_measure
 from jitkit.domains.arrays.normalize.transforms import Transform
@@ -23,7 +24,7 @@ from jitkit.domains.arrays.output import describe
 from jitkit.domains.arrays.plan import Plan, make_axes, make_plan
 from jitkit.domains.arrays.read import Variable
 from jitkit.domains.arrays.section import ArraysSection
-from jitkit.domains.arrays.splits import Places, label, split, starts
+from jitkit.domains.arrays.splits import Places, split, starts
 from jitkit.errors import DataError, RecipeError, listed, nearest
 from jitkit.utils.console import bar
 from jitkit.utils.types import Array
@@ -186,7 +187,7 @@ def _check_splits(data: Data) -> None:
 
 
 def measure(data: Data) -> dict[str, Any]:
-    """The facts of data: plain JSON, and numpy arrays as leaves; reads the training split once."""
+    """Metadata of data, JSON with numpy arrays as leaves; reads the training split once."""
     section, plan = data.section, data.plan
     found, whole = _statistics(data, plan.variables, "domain.transforms")
     channels = [name for v in plan.variables for name in v.channels]
@@ -199,9 +200,9 @@ def measure(data: Data) -> dict[str, Any]:
         "window": section.window,
         "past": section.conditions.past,
         "missing": missing,
-        "statistics": found.facts(),
+        "statistics": found.metadata(),
         "static": _static(data),
-        "grids": None if not data.grids else _statistics(data, data.grids, "")[0].facts(),
+        "grids": None if not data.grids else _statistics(data, data.grids, "")[0].metadata(),
         "grid_units": units_of(data.store, data.grids),
         **told.as_facts(data.numbers, data.classes),
         "output": describe(data.store, plan, window=section.window),
@@ -222,7 +223,7 @@ def _static(data: Data) -> dict[str, Any] | None:
     channels = [name for v in data.static for name in v.channels]
     transforms = _transforms(data.section, data.static)
     found = Statistics.measure([values[None]], channels, transforms=transforms)
-    return {"values": values, "statistics": found.facts()}
+    return {"values": values, "statistics": found.metadata()}
 
 
 def _missing(data: Data, found: Statistics, whole: bool) -> bool:

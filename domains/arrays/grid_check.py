@@ -19,20 +19,20 @@ from jitkit.utils.types import Array
 CLOSE = 1e-4  # of a cell
 
 
-def check_agreement(data: Data, facts: Mapping[str, Any]) -> None:
+def check_agreement(data: Data, metadata: Mapping[str, Any]) -> None:
     """Whether coordinates of the grid and units of channels and maps are those of training.
 
     What one of the two does not tell is not compared.
 
     Args:
         data: opened, with the axes and channels of the model.
-        facts: of the model, as `data.measure` makes them.
+        metadata: of the model, as `data.measure` makes them.
 
     Raises:
         DataError: they are others; the text says which, and what to do.
     """
     found, path = describe(data.store, data.plan, window=1), data.store.path
-    theirs, ours = _coordinates(facts["output"], data), _coordinates(found, data)
+    theirs, ours = _coordinates(metadata["output"], data), _coordinates(found, data)
     for name in theirs.keys() & ours.keys():
         if not _close(ours[name], theirs[name]):
             raise DataError(
@@ -41,7 +41,7 @@ def check_agreement(data: Data, facts: Mapping[str, Any]) -> None:
                 f"{_mend(name, ours[name], theirs[name])}"
             )
     known = _units(found) | units_of(data.store, data.grids)
-    for channel, unit in (_units(facts["output"]) | facts.get("grid_units", {})).items():
+    for channel, unit in (_units(metadata["output"]) | metadata.get("grid_units", {})).items():
         other = known.get(channel, unit)
         if _spelled(other) != _spelled(unit):
             raise DataError(

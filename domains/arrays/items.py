@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from jitkit.domains.arrays.conditions import Series
+from jitkit.domains.arrays.coordinates import label
 from jitkit.domains.arrays.plan import Plan
 from jitkit.domains.arrays.read import Cut, Variable, read_channels
-from jitkit.domains.arrays.splits import Places, label, shuffled_in_blocks
+from jitkit.domains.arrays.splits import Places, shuffled_in_blocks
 from jitkit.stores.chunks import stretches
 from jitkit.utils.types import Array
 

@@ -1,6 +1,6 @@
 """What a file of samples holds: the source's variables, coordinates, attributes and types.
 
-`describe` finds it in the data, as facts; `columns` makes the variables of a file from those facts.
+`describe` finds it in the data, as metadata; `columns` makes the variables of a file from them.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jitkit.domains.arrays.coordinates import in_seconds, is_time
 from jitkit.domains.arrays.items import Sample
 from jitkit.domains.arrays.plan import Plan
-from jitkit.domains.arrays.splits import in_seconds, is_time
 from jitkit.utils.types import Array
 
 if TYPE_CHECKING:
@@ -169,29 +169,31 @@ class Column:
     take: Callable[[Sample], Array]
 
 
-def columns(facts: Mapping[str, Any], told: Sequence[Column] = ()) -> list[Column]:
+def columns(metadata: Mapping[str, Any], told: Sequence[Column] = ()) -> list[Column]:
     """The variables of a file, from what `describe` found and what items are told."""
     found, start = [], 0
-    for v in facts["variables"]:
+    for v in metadata["variables"]:
         end = start + len(v["channels"])
-        sizes = _sizes(facts)
+        sizes = _sizes(metadata)
         found.append(
             Column(
                 v["name"],
                 tuple(v["dims"]),
                 tuple(sizes[dim] for dim in v["dims"]),
-                v["dtype"] if not facts["missing"] or v["dtype"].startswith("float") else "float32",
+                v["dtype"]
+                if not metadata["missing"] or v["dtype"].startswith("float")
+                else "float32",
                 v["attrs"],
-                _Part(start, end, v, facts["axes"]),
+                _Part(start, end, v, metadata["axes"]),
             )
         )
         start = end
     return [*found, *told]
 
 
-def _sizes(facts: Mapping[str, Any]) -> dict[str, int]:
-    sizes = {axis["name"]: axis["size"] for axis in facts["axes"]}
-    for v in facts["variables"]:
+def _sizes(metadata: Mapping[str, Any]) -> dict[str, int]:
+    sizes = {axis["name"]: axis["size"] for axis in metadata["axes"]}
+    for v in metadata["variables"]:
         sizes |= zip(v["unrolled"], v["unrolled_sizes"], strict=True)
     return sizes
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jitkit.domains.arrays.coordinates import Selection, coordinate, label, matching
 from jitkit.domains.arrays.read import Cut, Variable
-from jitkit.domains.arrays.splits import Selection, label, matching
 from jitkit.errors import DataError, RecipeError, listed, nearest
 from jitkit.fields import Axis, Kind
 from jitkit.stores.chunks import stretches
@@ -120,13 +120,6 @@ def make_plan(
         values={dim: coordinate(store, dim, sizes[dim])[entries[dim]] for dim in drawn},
         variables=tuple(as_channels(store, name, unroll, entries) for name in names),
     )
-
-
-def coordinate(store: Readable, dim: str, size: int) -> Array:
-    """The values of a dimension's coordinate, (size,); 0, 1, 2, ... where it has none."""
-    if dim in store.coords.variables and store.coords[dim].dims == (dim,):
-        return np.asarray(store.coords[dim].values)
-    return np.arange(size)
 
 
 def as_channels(

@@ -11,9 +11,10 @@ import numpy as np
 
 from jitkit.domain import Split
 from jitkit.domains.arrays.conditions import PARTS
+from jitkit.domains.arrays.coordinates import is_time
 from jitkit.domains.arrays.data import Data
 from jitkit.domains.arrays.items import ArrayItems
-from jitkit.domains.arrays.splits import is_time, split
+from jitkit.domains.arrays.splits import split
 from jitkit.errors import DataError
 from jitkit.sections import DomainSection, Section
 from jitkit.stores.download import Read

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, model_validator
 from pydantic import Field as Limit
 
 from jitkit.domains.arrays.conditions import ConditionsSection
+from jitkit.domains.arrays.coordinates import Selection
 from jitkit.domains.arrays.normalize.moments import Normalize
 from jitkit.domains.arrays.normalize.transforms import Transform
-from jitkit.domains.arrays.splits import Selection, SplitsSection
+from jitkit.domains.arrays.splits import SplitsSection
 from jitkit.errors import RecipeError
 from jitkit.sections import Count, DomainSection, Finite, Natural
 
@@ -37,6 +38,8 @@ class ArraysSection(DomainSection):
     What a dimension may be: an axis of the grid, a sample dimension that items are drawn from, or
     unrolled, each of its entries a channel. A dimension of one entry need not be any.
     """
+
+    free_to_change: ClassVar[tuple[str, ...]] = ("path", "threads")
 
     path: str | None = None
     """Zarr store (folder, .zip, s3://, gs://, https://), NetCDF file or a pattern of them

@@ -1,196 +1,18 @@
-"""Which entries of a dimension are meant, which belong to training, and in what order to read.
-
-Everything here is numpy on the values of one dimension's coordinate (numbers, text, numpy or cftime
-times), or on positions 0, 1, 2, ... where a dimension has none.
-"""
+"""Which entries belong to training and which to validation, and in what order they are read."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any
 
 import numpy as np
-from pydantic import ConfigDict, model_validator
-from pydantic import Field as Limit
 
 from jitkit.domain import Split
-from jitkit.errors import DataError, RecipeError, listed, nearest
+from jitkit.domains.arrays.coordinates import Selection, holes, label, matching
+from jitkit.errors import DataError
 from jitkit.sections import Section
 from jitkit.utils.types import Array
-
-Value = int | float | str
-
-
-class Range(Section):
-    """A stretch of a dimension by its coordinate, both ends included; by index where it has none.
-
-    A time may be given in part: ``to: 2015`` reaches to the end of that year.
-    """
-
-    model_config = ConfigDict(serialize_by_alias=True)
-
-    start: Value | None = Limit(default=None, alias="from")
-    """The first; from the beginning where not given."""
-    stop: Value | None = Limit(default=None, alias="to")
-    """The last; to the end where not given."""
-
-    @model_validator(mode="after")
-    def _bounded(self) -> Range:
-        if self.start is None and self.stop is None:
-            raise RecipeError("give from, to or both; leave the key out for everything")
-        return self
-
-    def __str__(self) -> str:
-        ends = (("from", self.start), ("to", self.stop))
-        return " ".join(f"{word} {value}" for word, value in ends if value is not None)
-
-
-Selection = Range | list[Value]
-
-
-def matching(values: Array, asked: Range | Sequence[Value], key: str) -> Array:
-    """Indices of the entries that a recipe asks for; of a list, in the order of the list.
-
-    Args:
-        values: the dimension's coordinate, (n,).
-        asked: a range, or values one by one.
-        key: where it was asked, for messages.
-
-    Raises:
-        DataError: nothing matches, or a listed value does not.
-        RecipeError: text that is no time, or a range of names.
-    """
-    if not isinstance(asked, Range):
-        found = [_indices_of(values, value, key) for value in asked]
-        if not found:
-            raise RecipeError(f"{key}: an empty list; leave the key out for everything")
-        return np.concatenate(found)
-    chosen = np.ones(len(values), bool)
-    if asked.start is not None:
-        chosen &= values_for(values) >= edges(values, asked.start, key)[0]
-    if asked.stop is not None:
-        chosen &= values_for(values) < edges(values, asked.stop, key)[1]
-    if not chosen.any():
-        raise DataError(f"{key}: nothing lies {asked}; {extent(values)}")
-    return np.flatnonzero(chosen)
-
-
-def extent(values: Array) -> str:
-    """In words, what a coordinate holds."""
-    few = [label(value) for value in values[:8]]
-    if len(values) <= 8:
-        return f"there are {listed(few)}"
-    return f"there are {len(values)} values from {label(values[0])} to {label(values[-1])}"
-
-
-def label(value: Any) -> str:
-    """A value of a coordinate as people write it.
-
-    >>> label(np.float32(0.1)), label(500.0), label(np.datetime64("2006-04-16T00:00"))
-    ('0.1', '500', '2006-04-16')
-    """
-    text = str(value.astype("M8[s]") if isinstance(value, np.datetime64) else value)
-    if is_number(value):
-        return text.removesuffix(".0")
-    return re.sub(r"[T ]00:00:00$", "", text)
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value is a plain number, whole or not."""
-    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-
-
-def is_time(values: Array) -> bool:
-    """Whether a coordinate holds times: numpy's, or cftime's of any calendar."""
-    return values.dtype.kind == "M" or (len(values) > 0 and hasattr(values.flat[0], "calendar"))
-
-
-def values_for(values: Array) -> Array:
-    """Values as they can be compared: numpy's times in seconds, whose range is not 1678 to 2262."""
-    return values.astype("M8[s]") if values.dtype.kind == "M" else values
-
-
-def in_seconds(difference: Any) -> float:
-    """A difference of two times, numpy's or cftime's."""
-    if isinstance(difference, np.timedelta64):
-        return float(difference / np.timedelta64(1, "s"))
-    return float(difference.total_seconds())
-
-
-def _indices_of(values: Array, value: Value, key: str) -> Array:
-    if is_time(values):
-        low, high = edges(values, value, key)
-        hit = (values_for(values) >= low) & (values_for(values) < high)
-    elif values.dtype.kind in "iufb" and isinstance(value, int | float):
-        hit = np.isclose(values.astype(np.float64), value, rtol=1e-6, atol=0)
-    else:
-        hit = np.array([str(value) == label(entry) for entry in values])
-    if not hit.any():
-        raise DataError(f"{key}: no {value!r}; {extent(values)}{_near(values, value)}")
-    return np.flatnonzero(hit)
-
-
-def _near(values: Array, value: Value) -> str:
-    """A hint at the entry that was probably meant."""
-    if values.dtype.kind in "iuf" and not isinstance(value, str):
-        closest = values[np.argmin(np.abs(values.astype(np.float64) - value))]
-        return f"; the nearest is {label(closest)}"
-    return nearest(str(value), [label(entry) for entry in values[:1000]])
-
-
-def edges(values: Array, value: Value, key: str) -> tuple[Any, Any]:
-    """Where a value begins, and where what comes after it does."""
-    if is_time(values):
-        find = _numpy_edges if values.dtype.kind == "M" else _cftime_edges
-        try:
-            return find(str(value), values)
-        except ValueError as error:
-            example = label(values[0])
-            raise RecipeError(
-                f"{key}: {value!r} is not a time; write it as {example[:4]} or {example}"
-            ) from error
-    if values.dtype.kind not in "iuf" or isinstance(value, str):
-        raise RecipeError(f"{key}: a range {value!r} needs numbers or times, and {extent(values)}")
-    slack = 1e-6 * abs(value)  # float32 coordinates: 0.1 is to match 0.1
-    return value - slack, np.nextafter(value + slack, np.inf)
-
-
-def _numpy_edges(text: str, values: Array) -> tuple[Any, Any]:
-    if not re.match(r"-?\d", text):  # numpy also knows now, today and NaT
-        raise ValueError(text)
-    low = np.datetime64(text)
-    unit = np.datetime_data(low.dtype)[0]
-    return low.astype("M8[s]"), (low + np.timedelta64(1, unit)).astype("M8[s]")  # type: ignore[call-overload]
-
-
-_TIME = re.compile(r"(\d{1,4})(?:-(\d\d))?(?:-(\d\d))?(?:[T ](\d\d))?(?::(\d\d))?(?::(\d\d))?")
-
-
-def _cftime_edges(text: str, values: Array) -> tuple[Any, Any]:
-    from datetime import timedelta
-
-    match = _TIME.fullmatch(text)
-    if match is None:
-        raise ValueError(text)
-    given = [int(part) for part in match.groups() if part is not None]
-    year, month = given[0], given[1] if len(given) > 1 else 1
-
-    def time(*parts: int) -> Any:
-        return values[0].replace(
-            **dict(zip(("year", "month", "day", "hour", "minute", "second"), parts, strict=True)),
-            microsecond=0,
-        )
-
-    low = time(*given, *(1, 1, 1, 0, 0, 0)[len(given) :])
-    if len(given) == 1:
-        return low, time(year + 1, 1, 1, 0, 0, 0)
-    if len(given) == 2:
-        return low, time(year + month // 12, month % 12 + 1, 1, 0, 0, 0)
-    length = (timedelta(days=1), timedelta(hours=1), timedelta(minutes=1), timedelta(seconds=1))
-    return low, low + length[len(given) - 3]
 
 
 class SplitsSection(Section):
@@ -282,27 +104,6 @@ def starts(
         if len(run)
     ]
     return np.concatenate([np.empty(0, np.int64), *found])
-
-
-def holes(values: Array) -> Array:
-    """Whether something is missing between neighbouring entries, (n - 1,) bool."""
-    none = np.zeros(max(0, len(values) - 1), bool)
-    if len(values) < 3 or (values.dtype.kind not in "iuf" and not is_time(values)):
-        return none
-    steps = np.diff(values)
-    if steps.dtype == object:
-        steps = np.array([in_seconds(step) for step in steps])
-    lengths = np.abs(steps.astype(np.float64))
-    return np.asarray(lengths > 1.5 * np.median(lengths))
-
-
-def runs(values: Array) -> Array:
-    """The number of the unbroken run that each entry belongs to, (n,).
-
-    >>> runs(np.array([0, 1, 2, 5, 6]))
-    array([0, 0, 0, 1, 1])
-    """
-    return np.concatenate([[0], np.cumsum(holes(values))])
 
 
 @dataclass(frozen=True, eq=False)

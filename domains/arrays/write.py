@@ -28,23 +28,23 @@ if TYPE_CHECKING:
 NUMBERS_IN_CHUNK = 1024  # of what is one number an item
 
 
-def write(
-    items: Iterable[Sample], path: Path, facts: Mapping[str, Any], parts: Sequence[Column]
+def write_items(
+    items: Iterable[Sample], path: Path, metadata: Mapping[str, Any], parts: Sequence[Column]
 ) -> list[Path]:
     """Write items to ``samples.nc`` (or .zarr, .h5, .npy, .npz) in a folder.
 
     Args:
         items: made as they are asked for.
         path: the folder; made where it is not there.
-        facts: of `describe`, with ``axes`` (name, size) of an item and ``missing``.
+        metadata: of `describe`, with ``axes`` (name, size) of an item and ``missing``.
         parts: the variables.
     """
     path.mkdir(parents=True, exist_ok=True)
-    kind = facts["kind"]
+    kind = metadata["kind"]
     final = path / f"samples{SUFFIXES[kind]}"
     aside = final.with_name(f".{final.name}.part")
     _remove(aside)
-    writer: Writer = WRITERS[kind](aside, parts, facts)
+    writer: Writer = WRITERS[kind](aside, parts, metadata)
     count = 0
     try:
         for item in items:
@@ -79,11 +79,11 @@ class Writer(Protocol):
         """Leave a whole file of ``count`` items, which are all but one that may be half in."""
 
 
-def _template(parts: Sequence[Column], facts: Mapping[str, Any]) -> xarray.Dataset:
+def _template(parts: Sequence[Column], metadata: Mapping[str, Any]) -> xarray.Dataset:
     """A file of no items, with all that does not grow."""
     import xarray
 
-    sample = sample_dim(facts)
+    sample = sample_dim(metadata)
     variables: dict[str, Any] = {}
     for c in parts:
         fill = {"_FillValue": np.array(np.nan, c.dtype)[()]} if c.dtype.startswith("f") else {}
@@ -91,13 +91,13 @@ def _template(parts: Sequence[Column], facts: Mapping[str, Any]) -> xarray.Datas
         variables[c.name] = xarray.Variable((sample, *c.dims), empty, _writable(c.attrs), fill)
     mappings = {str(c.attrs.get("grid_mapping", "")) for c in parts}
     coords: dict[str, Any] = {}
-    for name, c in facts["coords"].items():
+    for name, c in metadata["coords"].items():
         values = np.asarray(c["values"])
         values = values if c["dims"] else values.reshape(())
         among = variables if name in mappings else coords
         attrs = _writable(c["attrs"])
         among[name] = xarray.Variable(c["dims"], values, attrs, {"_FillValue": None})
-    return xarray.Dataset(variables, coords, _writable(facts["attrs"]))
+    return xarray.Dataset(variables, coords, _writable(metadata["attrs"]))
 
 
 def _writable(attrs: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,23 +105,23 @@ def _writable(attrs: Mapping[str, Any]) -> dict[str, Any]:
     return {name: int(x) if isinstance(x, bool) else x for name, x in attrs.items()}
 
 
-def sample_dim(facts: Mapping[str, Any]) -> str:
+def sample_dim(metadata: Mapping[str, Any]) -> str:
     """``sample``, unless a dimension of the items has that name."""
-    taken = {dim for v in facts["variables"] for dim in v["dims"]} | set(facts["coords"])
+    taken = {dim for v in metadata["variables"] for dim in v["dims"]} | set(metadata["coords"])
     return next(name for name in ("sample", "item", "sample_") if name not in taken)
 
 
 class NetCDF:
     """NetCDF 4, which is HDF5; the dimension of samples has no end."""
 
-    def __init__(self, path: Path, parts: Sequence[Column], facts: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, parts: Sequence[Column], metadata: Mapping[str, Any]) -> None:
         import h5netcdf
 
-        template = _template(parts, facts)
+        template = _template(parts, metadata)
         for c in parts:
             chunk = (1, *c.shape) if c.shape else (NUMBERS_IN_CHUNK,)
             template.variables[c.name].encoding["chunksizes"] = chunk
-        self._sample = sample_dim(facts)
+        self._sample = sample_dim(metadata)
         template.to_netcdf(path, engine="h5netcdf", unlimited_dims=[self._sample])
         self._file = h5netcdf.File(path, "r+")
         self._count = 0
@@ -142,10 +142,10 @@ class NetCDF:
 class Zarr:
     """Zarr, version 2, which every reader of Zarr knows; a chunk an item."""
 
-    def __init__(self, path: Path, parts: Sequence[Column], facts: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, parts: Sequence[Column], metadata: Mapping[str, Any]) -> None:
         import zarr
 
-        template = _template(parts, facts)
+        template = _template(parts, metadata)
         for c in parts:
             chunk = (1, *c.shape) if c.shape else (NUMBERS_IN_CHUNK,)
             template.variables[c.name].encoding["chunks"] = chunk
@@ -200,7 +200,7 @@ class _NpyFile:
 class Npy:
     """One .npy file; what items were told has no place in it."""
 
-    def __init__(self, path: Path, parts: Sequence[Column], facts: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, parts: Sequence[Column], metadata: Mapping[str, Any]) -> None:
         self._name = parts[0].name
         self._file = _NpyFile(path, parts[0])
 
@@ -216,7 +216,7 @@ class Npy:
 class Npz:
     """Several .npy files in one archive, and the coordinates."""
 
-    def __init__(self, path: Path, parts: Sequence[Column], facts: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, parts: Sequence[Column], metadata: Mapping[str, Any]) -> None:
         self._path = path
         self._folder = path.with_name(f"{path.name}.parts")
         _remove(self._folder)

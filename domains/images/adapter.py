@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field as Limit
 
-from jitkit.domain import Measure, Split
+from jitkit.domain import Metric, Split
 from jitkit.domains.images.base import ImageDomain, frechet_8x8
 from jitkit.domains.images.files import (
     MODES,
@@ -21,6 +21,7 @@ from jitkit.domains.images.files import (
     split_held_out,
 )
 from jitkit.errors import DataError
+from jitkit.metrics.fid.section import FidSection
 from jitkit.sections import Count, DomainSection
 from jitkit.utils.cpu import cores
 
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
 class ImagesSection(DomainSection):
     """Section ``domain`` of a recipe for pictures in a folder."""
 
+    free_to_change: ClassVar[tuple[str, ...]] = ("path", "cache", "threads", "fid")
+
+    fid: FidSection = FidSection()
+    """How FID and its like are computed."""
     path: Path | None = None
     """Folder of class folders, of loose pictures (then there are no labels), or of train/ and, if
     there is one, val/, each laid out in one of these ways."""
@@ -70,18 +75,18 @@ class Images(ImageDomain):
     Section: ClassVar[type[DomainSection]] = ImagesSection
     takes_fid_unasked = True
 
-    def __init__(self, section: ImagesSection, facts: Mapping[str, Any] | None = None) -> None:
-        """List the folder without opening a picture, or stand on ``facts`` or ``classes`` alone.
+    def __init__(self, section: ImagesSection, metadata: Mapping[str, Any] | None = None) -> None:
+        """List the folder without opening a picture, or stand on ``metadata`` or ``classes`` alone.
 
         Raises:
             DataError: the folder is missing, empty, mixed, or has more classes than were asked.
         """
         self.section = section
         self._files: dict[Split, ImageFiles] | None = None
-        self._class_names: list[str] = [] if facts is None else list(facts["class_names"])
-        self._asked: int | None = section.classes if facts is None else facts["num_classes"]
+        self._class_names: list[str] = [] if metadata is None else list(metadata["class_names"])
+        self._asked: int | None = section.classes if metadata is None else metadata["num_classes"]
         num_classes = self._asked
-        if facts is None and (section.path is not None or num_classes is None):
+        if metadata is None and (section.path is not None or num_classes is None):
             self._files = self._list()
             num_classes = num_classes or len(self._class_names) or None
         super().__init__(
@@ -90,9 +95,10 @@ class Images(ImageDomain):
             num_classes=num_classes,
             label_drop=section.label_drop,
             flip=section.flip,
+            fid=section.fid,
         )
 
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """Number of classes, None for pictures without, and their names where known, in order."""
         return {"num_classes": self._num_classes, "class_names": self._class_names}
 
@@ -100,7 +106,7 @@ class Images(ImageDomain):
         """The pictures of a split; one that cannot be read raises `BadItem`.
 
         Raises:
-            DataError: as the constructor, where that stood on facts; or they cannot be packed.
+            DataError: as the constructor, where that stood on metadata; or they cannot be packed.
         """
         if self._files is None:
             self._files = self._list()
@@ -108,7 +114,7 @@ class Images(ImageDomain):
             self._files[split].pack(self.section.cache.expanduser())
         return self._files[split]
 
-    def scores(self) -> Mapping[str, Measure]:
+    def scores(self) -> Mapping[str, Metric]:
         """How the coarse look of samples compares with that of the training pictures."""
         return {"frechet_8x8": frechet_8x8}
 
@@ -158,3 +164,16 @@ def _data_folder(path: Path | None) -> Path:
 
 def _lack(path: Path) -> str:
     return "a file, not a folder" if path.exists() else "no such folder"
+
+
+def official_domain(size: int, channels: int, classes: int, label_drop: float) -> Images:
+    """The domain of images that official JiT weights make; it reads no files."""
+    return Images(
+        ImagesSection(
+            name="images",
+            size=size,
+            channels=channels,  # type: ignore[arg-type]
+            classes=classes,
+            label_drop=label_drop,
+        )
+    )

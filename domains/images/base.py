@@ -13,8 +13,8 @@ from PIL import Image
 from jitkit.domain import Split, lower_is_better
 from jitkit.domains.images.files import MODES, ImageFiles, ImageItem, list_images
 from jitkit.fields import Axis, Category, Condition, Field, Layout
+from jitkit.metrics.fid.section import FidSection
 from jitkit.metrics.frechet import frechet
-from jitkit.sections import EvaluateSection
 from jitkit.utils.atomic import written_aside
 from jitkit.utils.types import Array
 
@@ -24,13 +24,14 @@ MOST_IN_PREVIEW = 400
 
 if TYPE_CHECKING:
     from jitkit.metrics.fid.scorer import FeatureScorer
+    from jitkit.protocols import EvaluationProtocol
 
 
 class ImageDomain:
-    """Square pictures wherever they come from; an adapter adds `items`, `facts` and `scores`.
+    """Square pictures wherever they come from; an adapter adds `items`, `metadata` and `scores`.
 
-    They can be scored in the features of a network (`domains.features`) where the recipe's section
-    ``evaluate`` asks for it; ``takes_fid_unasked`` says whether they are where it does not, if all
+    They can be scored in the features of a network (`jitkit.metrics.fid`) where key ``fid`` asks
+    for it; ``takes_fid_unasked`` says whether they are where it does not, if all
     that this needs is at hand.
     """
 
@@ -44,6 +45,7 @@ class ImageDomain:
         num_classes: int | None,
         label_drop: float = 0.1,
         flip: bool = False,
+        fid: FidSection | None = None,
     ) -> None:
         patch = max(2, size // 16)  # 16 x 16 tokens, as in the paper, from 32 cells upwards
         axes = (Axis("row", size, patch), Axis("column", size, patch))
@@ -53,6 +55,7 @@ class ImageDomain:
         )
         self._num_classes = num_classes
         self._flip = flip
+        self._fid = fid or FidSection()
 
     def encode(self, item: ImageItem, rng: np.random.Generator | None = None) -> Field:
         """Values pixels / 255 · 2 - 1 in [-1, 1], (C, H, W); ``rng`` may mirror left and right.
@@ -104,12 +107,18 @@ class ImageDomain:
             np.savez(file, *arrays)
         return [*files, _write_png(path / "grid.png", self.preview(kept)), archive]
 
-    def scorer(self, section: EvaluateSection) -> tuple[FeatureScorer | None, list[str]]:
+    def scorer(self) -> tuple[FeatureScorer | None, list[str]]:
         """FID and its like, where they are asked for or can be had; else why there are none."""
         from jitkit.metrics.fid.scorer import scorer_for
 
         size = self.layout.axes[0].size
-        return scorer_for(section, size, self._real, unasked=self.takes_fid_unasked)
+        return scorer_for(self._fid, size, self._real, unasked=self.takes_fid_unasked)
+
+    def evaluation_protocol(self) -> EvaluationProtocol | None:
+        """The paper's, where ``domain.fid.protocol`` asks for it."""
+        from jitkit.metrics.fid.jit_protocol import jit_protocol
+
+        return jit_protocol() if self._fid.protocol == "jit" else None
 
     def _real(self, source: str) -> Sequence[ImageItem]:
         """The training split (``"train"``), or the pictures of a folder at the model's size."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from jitkit.domain import Measure, Split
+from jitkit.domain import Metric, Split
 from jitkit.domains.molecules.elements import SYMBOLS
 from jitkit.domains.molecules.metadata import Asked, find_facts, row_for
 from jitkit.domains.molecules.molecule import Molecule, Packed
@@ -31,20 +31,22 @@ class Molecules:
     Channels are x, y, z, over the root mean square of the training positions; a one-hot of
     the element, ``element_scale`` high; and the formal charge, equally scaled, where the data have
     any. Positions have their mean removed, and so has the noise (`Layout.centred`), and attention
-    turns by them (`Layout.places`).
+    turns by them (`Layout.positions`).
     """
 
     Section: ClassVar[type[DomainSection]] = MoleculesSection
 
-    def __init__(self, section: MoleculesSection, facts: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, section: MoleculesSection, metadata: Mapping[str, Any] | None = None
+    ) -> None:
         self.section = section
-        self.found = find_facts(self._train, section) if facts is None else dict(facts)
+        self.found = find_facts(self._train, section) if metadata is None else dict(metadata)
         self.elements = [int(number) for number in self.found["elements"]]
         names = [SYMBOLS[number] for number in self.elements]
         charge = ("charge",) if self.found["charged"] else ()
         axis = Axis("atom", int(self.found["most_atoms"]), kind="set")
         channels, centred = (*SPACE, *names, *charge), tuple((c,) for c in SPACE)
-        self.layout = Layout((axis,), channels, centred=centred, places=SPACE)
+        self.layout = Layout((axis,), channels, centred=centred, positions=SPACE)
         self.conditions = self._conditions(names)
 
     def _conditions(self, names: Sequence[str]) -> Mapping[str, Condition]:
@@ -56,7 +58,7 @@ class Molecules:
             made["composition"] = Scalars(tuple(names), drop=section.drop)
         return made | {name: Scalars((name,), drop=section.drop) for name in section.properties}
 
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """Elements, scales, and how large and of what properties training molecules are."""
         return self.found
 
@@ -152,7 +154,7 @@ class Molecules:
                 )
         return {name: value for name, value in asked.items() if np.isfinite(value)}
 
-    def outline(
+    def template(
         self, rng: np.random.Generator, told: Mapping[str, Any], size: int | None = None
     ) -> Field:
         """A molecule to be: its size, composition and properties are those of a training molecule
@@ -183,7 +185,7 @@ class Molecules:
 
         return grid(items)
 
-    def scores(self) -> Mapping[str, Measure]:
+    def scores(self) -> Mapping[str, Metric]:
         """How samples compare with the training molecules."""
         from jitkit.domains.molecules.scores import Catalogue, measures
 

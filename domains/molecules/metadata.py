@@ -18,7 +18,7 @@ NEAREST = 64  # of them, among which a size is drawn for a property that is aske
 
 
 def find_facts(train: Packed, section: MoleculesSection) -> dict[str, Any]:
-    """The facts of a domain from its training molecules."""
+    """The metadata of a domain from its training molecules."""
     elements = np.unique(train.numbers).astype(int).tolist()
     counts = train.counts(elements)  # (molecules, E)
     kept = np.linspace(0, len(train) - 1, min(ROWS, len(train))).round().astype(int)
@@ -119,7 +119,7 @@ class Row:
     properties: Mapping[str, float] = field(default_factory=dict)
 
 
-def row_for(asked: Asked, facts: Mapping[str, Any], rng: np.random.Generator) -> Row:
+def row_for(asked: Asked, metadata: Mapping[str, Any], rng: np.random.Generator) -> Row:
     """A training molecule that has what is asked; what is asked alone, where none has.
 
     Properties that are asked are met by drawing among the `NEAREST` molecules.
@@ -127,16 +127,16 @@ def row_for(asked: Asked, facts: Mapping[str, Any], rng: np.random.Generator) ->
     Raises:
         ConditionError: part of a composition is asked that no training molecule has.
     """
-    counts = np.asarray(facts["rows"]["counts"])
-    values = np.asarray(facts["rows"]["properties"])
-    names = [name for name in facts["told"] if name not in ("num_atoms", "composition")]
+    counts = np.asarray(metadata["rows"]["counts"])
+    values = np.asarray(metadata["rows"]["properties"])
+    names = [name for name in metadata["told"] if name not in ("num_atoms", "composition")]
     fits = ((counts == asked.counts) | np.isnan(asked.counts)).all(axis=1)
     if asked.num_atoms is not None:
         fits &= counts.sum(axis=1) == asked.num_atoms
     found = np.flatnonzero(fits)
     whole = asked.counts.tolist() if np.isfinite(asked.counts).all() else None
     if len(found):
-        i = _drawn(found, values, names, asked.properties, facts, rng)
+        i = _drawn(found, values, names, asked.properties, metadata, rng)
         row = Row(
             int(counts[i].sum()), counts[i], dict(zip(names, values[i].tolist(), strict=True))
         )
@@ -156,14 +156,14 @@ def _drawn(
     values: Array,
     names: Sequence[str],
     asked: Mapping[str, float],
-    facts: Mapping[str, Any],
+    metadata: Mapping[str, Any],
     rng: np.random.Generator,
 ) -> int:
     if not asked:
         return int(rng.choice(found))
     apart = np.zeros(len(found))
     for name, value in asked.items():
-        std = float(facts["told"][name]["std"][0])
+        std = float(metadata["told"][name]["std"][0])
         column = values[found, names.index(name)]
         apart += np.nan_to_num(((column - value) / std) ** 2, nan=np.inf)
     return int(rng.choice(found[np.argsort(apart, kind="stable")[:NEAREST]]))

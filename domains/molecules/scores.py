@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jitkit.domain import Measure, lower_is_better
+from jitkit.domain import Metric, lower_is_better
 from jitkit.domains.molecules.bonds import bond_orders, stable_atoms
 from jitkit.domains.molecules.chemistry import check_rdkit, has_rdkit, smiles, written_smiles
 from jitkit.domains.molecules.molecule import Molecule, Packed
@@ -26,14 +26,14 @@ Known = Callable[[Molecule], bool]
 LENGTH, ANGLE = 0.02, 3.0  # angstrom and degrees of a bin
 
 
-def measures(properties: Sequence[str], is_known: Known) -> Mapping[str, Measure]:
+def measures(properties: Sequence[str], is_known: Known) -> Mapping[str, Metric]:
     """The measures, by name; those that need RDKit only where it is installed.
 
     Args:
         properties: what the model is told, each of which gets an error.
         is_known: whether a molecule is one of the training split.
     """
-    made: dict[str, Measure] = {"atom_stability": atom_stability}
+    made: dict[str, Metric] = {"atom_stability": atom_stability}
     made["molecule_stability"] = molecule_stability
     if has_rdkit():
         made |= {"validity": validity, "valid_and_unique": valid_and_unique}

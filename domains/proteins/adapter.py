@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from jitkit.domain import Measure, Split
+from jitkit.domain import Metric, Split
 from jitkit.domains.proteins.backbone import Backbone, Chains, Frames
 from jitkit.domains.proteins.metadata import (
     centred,
@@ -47,10 +47,10 @@ class Proteins:
 
     Section: ClassVar[type[DomainSection]] = ProteinsSection
 
-    def __init__(self, section: ProteinsSection, facts: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, section: ProteinsSection, metadata: Mapping[str, Any] | None = None) -> None:
         self.section = section
         self.is_ensemble = section.task == "ensemble"
-        self.found = self._find_facts() if facts is None else dict(facts)
+        self.found = self._find_facts() if metadata is None else dict(metadata)
         if self.is_ensemble:
             self._reference = np.asarray(self.found["reference"], np.float64)
             self._observed = np.asarray(self.found["observed"]).astype(bool)
@@ -77,7 +77,7 @@ class Proteins:
             made["secondary_structure"] = Scalars(KINDS, drop=section.drop)
         return made
 
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """Scales, the reference of an ensemble, how long training chains are and what is told."""
         return self.found
 
@@ -191,7 +191,7 @@ class Proteins:
             made["secondary_structure"] = contents(item)
         return made
 
-    def outline(
+    def template(
         self, rng: np.random.Generator, told: Mapping[str, Any], size: int | None = None
     ) -> Field:
         """A chain to be: its length and what it is told are those of a training chain that comes
@@ -235,7 +235,7 @@ class Proteins:
 
         return grid(items)
 
-    def scores(self) -> Mapping[str, Measure]:
+    def scores(self) -> Mapping[str, Metric]:
         """How samples compare with ideal geometry and with the training data."""
         from jitkit.domains.proteins.ensembles import ensemble_measures
         from jitkit.domains.proteins.scores import measures

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jitkit.domain import Best, Measure
+from jitkit.domain import Best, Metric
 from jitkit.domains.proteins.backbone import Backbone
 from jitkit.utils.rotations import superposed
 from jitkit.utils.types import Array
@@ -18,7 +18,7 @@ PAIRS = 2_000  # pairs of residues whose distances are compared, spread over all
 LEVELS = (np.arange(50) + 0.5) / 50  # of quantiles
 
 
-def ensemble_measures(reference: Array) -> dict[str, Measure]:
+def ensemble_measures(reference: Array) -> dict[str, Metric]:
     """The measures of ensembles, by name; ``reference`` is the mean conformation, (L, 4, 3)."""
     compared = Compared(reference[:, 1])
     return {
@@ -30,7 +30,7 @@ def ensemble_measures(reference: Array) -> dict[str, Measure]:
     }
 
 
-def _best(measure: Measure, best: Best) -> Measure:
+def _best(measure: Metric, best: Best) -> Metric:
     """A measure that says which of its values is the best; a method has no place to say it."""
 
     def made(samples: Frames, train: Frames) -> float:

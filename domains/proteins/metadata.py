@@ -36,7 +36,7 @@ def cut(chain: Backbone, longest: int, rng: np.random.Generator | None = None) -
 def facts_of_structures(
     train: Chains, every: Sequence[Backbone], section: ProteinsSection
 ) -> dict[str, Any]:
-    """The facts of chains.
+    """The metadata of chains.
 
     Args:
         train: those of the training split.
@@ -68,7 +68,7 @@ def facts_of_structures(
 
 
 def facts_of_ensemble(train: Frames) -> dict[str, Any]:
-    """The facts of an ensemble: its mean conformation, and how far frames are from it."""
+    """The metadata of an ensemble: its mean conformation, and how far frames are from it."""
     observed = ~np.isnan(train.positions).any(axis=(0, 3))  # (L, 4)
     points = train.positions[:, observed].astype(np.float64)
     mean = points[0]
@@ -103,7 +103,7 @@ def letters_of(numbers: Array) -> str:
 
 
 def row_for(
-    told: Mapping[str, Any], size: int | None, facts: Mapping[str, Any], rng: np.random.Generator
+    told: Mapping[str, Any], size: int | None, metadata: Mapping[str, Any], rng: np.random.Generator
 ) -> dict[str, Any]:
     """What a chain to be is told: that of a training chain that comes near what is asked.
 
@@ -117,8 +117,8 @@ def row_for(
     Raises:
         ConditionError: lengths that contradict one another, or that are out of range.
     """
-    length = _asked_length(told, size, int(facts["most"]))
-    rows = {name: np.asarray(values) for name, values in facts["rows"].items()}
+    length = _asked_length(told, size, int(metadata["most"]))
+    rows = {name: np.asarray(values) for name, values in metadata["rows"].items()}
     fits = np.arange(len(rows["length"]))
     if length is not None:
         equal, longer = rows["length"] == length, rows["length"] > length

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jitkit.domain import Measure, lower_is_better
+from jitkit.domain import Metric, lower_is_better
 from jitkit.domains.proteins.backbone import Backbone
 from jitkit.domains.proteins.secondary import contents
 from jitkit.domains.proteins.torsions import (
@@ -29,7 +29,7 @@ APART = 3  # places in the chain from which on residues can clash
 BIN = 20  # degrees of a bin of torsions
 
 
-def measures() -> dict[str, Measure]:
+def measures() -> dict[str, Metric]:
     """The measures of chains, by name."""
     return {
         "bond_length_error": lower_is_better(bond_length_error),

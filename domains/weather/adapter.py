@@ -15,12 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from jitkit.domain import Measure, Split
-from jitkit.domains.arrays import write as arraywrite
-from jitkit.domains.arrays.adapter import Arrays
-from jitkit.domains.arrays.conditions import part_of_time
-from jitkit.domains.arrays.data import Data
-from jitkit.domains.arrays.items import ArrayItems, Sample
+from jitkit.domain import Metric, Split
+from jitkit.domains.arrays import ArrayItems, Arrays, Data, Sample, part_of_time, write_items
 from jitkit.domains.weather.derived import sky
 from jitkit.domains.weather.forecasts import Forecasts, recorded
 from jitkit.domains.weather.metadata import Known, measure
@@ -38,7 +34,7 @@ from jitkit.utils.types import Array
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from jitkit.domains.arrays.read_plan import Read
+    from jitkit.domains.arrays import Read
 
 
 class Weather:
@@ -46,14 +42,14 @@ class Weather:
 
     Section: ClassVar[type[DomainSection]] = WeatherSection
 
-    def __init__(self, section: WeatherSection, facts: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, section: WeatherSection, metadata: Mapping[str, Any] | None = None) -> None:
         self.section = section
         self._opened: Opened | None = None
         self._cached: States | None = None
-        self._known: Known | None = None if facts is None else Known(facts)
+        self._known: Known | None = None if metadata is None else Known(metadata)
         if self._known is not None:
             self._known.check(section)
-        arrays = None if facts is None else facts["arrays"]
+        arrays = None if metadata is None else metadata["arrays"]
         self._arrays = Arrays.of(section, self._data, section.drop, arrays)
 
     @property
@@ -71,9 +67,9 @@ class Weather:
         """Areas of the cells with a mean of 1, (y, x); None where all count alike."""
         return self._learned().weights
 
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """Statistics, coordinates, areas, and what a roll-out must know."""
-        return dict(self._learned().facts)
+        return dict(self._learned().metadata)
 
     def items(self, split: Split) -> ArrayItems:
         """States in their order in time; for a forecast those to be predicted, the past in cond.
@@ -128,13 +124,13 @@ class Weather:
         NaN at levels that a variable was not asked for."""
         known = self._learned()
         parts = [*known.columns(), *self._arrays.known().columns()]
-        return arraywrite.write(items, path, known.output(), parts)
+        return write_items(items, path, known.output(), parts)
 
     def preview(self, items: Sequence[Sample]) -> Image:
         """Real states on the left, where the data are at hand, and these on the right."""
         return self._arrays.preview(items)
 
-    def scores(self) -> Mapping[str, Measure]:
+    def scores(self) -> Mapping[str, Metric]:
         """Distributions, spectra and correlations of samples against the training items."""
         return self._arrays.scores()
 
@@ -168,7 +164,7 @@ class Weather:
 
     def fetch(self, folder: Path) -> list[str]:
         """Copy what the recipe reads into a folder; the overrides that point a recipe at it."""
-        from jitkit.domains.arrays.read_plan import copy_of
+        from jitkit.domains.arrays import copy_of
 
         return copy_of(self, folder, threads=self.items("train").threads)
 
@@ -183,7 +179,7 @@ class Weather:
             folder,
             layout=self.layout,
             weights=self.weights,
-            facts=self.facts(),
+            metadata=self.metadata(),
             seed=seed,
         )
 
@@ -194,7 +190,7 @@ class Weather:
         """Whether the task is to forecast."""
         return self.section.task == "forecast"
 
-    def starts(self, words: Sequence[str]) -> Sequence[str]:
+    def init_times(self, words: Sequence[str]) -> Sequence[str]:
         """Initial times by name, see `States.named`.
 
         Raises:
@@ -210,7 +206,7 @@ class Weather:
         """
         return duration(lead, "--lead").in_steps(self._learned().seconds, "--lead")
 
-    def known(self, start: str) -> Sequence[Sample]:
+    def history(self, start: str) -> Sequence[Sample]:
         """The states up to an initial time, oldest first, as many as the model is told.
 
         Raises:
@@ -238,7 +234,7 @@ class Weather:
                 "begin at another time, or fill them in the data"
             )
 
-    def told(self, start: str, step: int, states: Sequence[Sample]) -> Field:
+    def conditioning(self, start: str, step: int, states: Sequence[Sample]) -> Field:
         """Past states, forcings of the time that is predicted, static maps; where there are data.
 
         The mask leaves out cells that training never observed, such as land in a model of the sea.
@@ -262,11 +258,11 @@ class Weather:
         """Forcings at one time, as an item has them."""
         known = self._learned()
         found: dict[str, Any] = {}
-        if known.facts["maps"]:
+        if known.metadata["maps"]:
             assert known.places is not None
-            maps = [sky(name, times, *known.places)[0] for name in known.facts["maps"]]
+            maps = [sky(name, times, *known.places)[0] for name in known.metadata["maps"]]
             found["grids"] = np.stack(maps)
-        for part in known.facts["numbers"]:
+        for part in known.metadata["numbers"]:
             found[f"{known.time}.{part}"] = float(part_of_time(times, part)[0])
         return found
 
@@ -331,5 +327,5 @@ class Weather:
     def _learned(self) -> Known:
         if self._known is None:
             arrays = self._arrays.known()
-            self._known = Known(measure(self.opened(), self._arrays.facts(), arrays.statistics))
+            self._known = Known(measure(self.opened(), self._arrays.metadata(), arrays.statistics))
         return self._known

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jitkit.domains.arrays.inspect.dimensions import part_of
-from jitkit.domains.arrays.splits import label, matching
+from jitkit.domains.arrays import label, matching, part_of
 from jitkit.domains.weather.derived import Accumulated, Plain, Source
 from jitkit.domains.weather.geography import Dims, by_level, coordinate_of
 from jitkit.domains.weather.section import WeatherSection

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jitkit.domains.arrays.items import Sample
+from jitkit.domains.arrays import Sample
 from jitkit.utils.console import warn
 from jitkit.utils.types import Array
 

@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jitkit.domains.arrays.inspect.dimensions import closes, even, part_of
-from jitkit.domains.arrays.plan import coordinate
-from jitkit.domains.arrays.splits import is_time, label
+from jitkit.domains.arrays import closes, coordinate, even, is_time, label, part_of
 from jitkit.domains.weather.section import Variables
 from jitkit.domains.weather.sphere import CIRCLE, cell_areas, longitude_widths
 from jitkit.errors import DataError, RecipeError, listed, nearest

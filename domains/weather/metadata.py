@@ -10,10 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from jitkit.domains.arrays.data import MOST_VALUES
-from jitkit.domains.arrays.items import block_places, read_blocks
-from jitkit.domains.arrays.normalize.statistics import Statistics, load_or_measure
-from jitkit.domains.arrays.output import Column
+from jitkit.domains.arrays import (
+    MOST_VALUES,
+    Column,
+    Statistics,
+    block_places,
+    load_or_measure,
+    read_blocks,
+)
 from jitkit.domains.weather import sphere
 from jitkit.domains.weather.forecasts import Field, Frame
 from jitkit.domains.weather.open import MAPS, Weather
@@ -56,7 +60,7 @@ def _beside(numbers: Array, values: Array) -> Array:
 
 
 class Known:
-    """What a model needs, made from facts alone.
+    """What a model needs, made from metadata alone.
 
     Attributes:
         seconds: length of a lead.
@@ -66,23 +70,23 @@ class Known:
         places: latitudes and longitudes of the cells, broadcasting to the grid; None: unknown.
     """
 
-    def __init__(self, facts: Mapping[str, Any]) -> None:
-        if facts.get("format") != FORMAT:
+    def __init__(self, metadata: Mapping[str, Any]) -> None:
+        if metadata.get("format") != FORMAT:
             raise DataError(
-                f"facts of format {facts.get('format')!r}, and this version reads {FORMAT}; train "
-                "again, or sample with the version that trained"
+                f"metadata of format {metadata.get('format')!r}, but this version reads {FORMAT}; "
+                "train again, or sample with the version that trained"
             )
-        self.facts = facts
-        self.seconds, self.time = float(facts["seconds"]), str(facts["time"])
+        self.metadata = metadata
+        self.seconds, self.time = float(metadata["seconds"]), str(metadata["time"])
         self.change: Change | None = None
         self.weights: Array | None = None
         self.places: tuple[Array, Array] | None = None
-        if (change := facts["change"]) is not None:
+        if (change := metadata["change"]) is not None:
             center, spread = (np.asarray(change[key], np.float64) for key in ("center", "spread"))
             self.change = Change(center, spread)
-        if facts["weights"] is not None:
-            self.weights = np.asarray(facts["weights"])
-        if (places := facts["places"]) is not None:
+        if metadata["weights"] is not None:
+            self.weights = np.asarray(metadata["weights"])
+        if (places := metadata["places"]) is not None:
             self.places = np.asarray(places["latitude"]), np.asarray(places["longitude"])
 
     def check(self, section: WeatherSection) -> None:
@@ -91,7 +95,7 @@ class Known:
         Raises:
             RecipeError: it does not.
         """
-        for key, trained in self.facts["asked"].items():
+        for key, trained in self.metadata["asked"].items():
             if getattr(section, key) != trained:
                 raise RecipeError(
                     f"domain.{key} is {getattr(section, key)!r}, and the model was trained with "
@@ -105,7 +109,7 @@ class Known:
             DataError: they do not.
         """
         seconds = opened.data.spacing * opened.step
-        forecasts = self.facts["asked"]["task"] == "forecast"
+        forecasts = self.metadata["asked"]["task"] == "forecast"
         if forecasts and abs(seconds - self.seconds) > 0.1 * self.seconds:  # months differ
             raise DataError(
                 f"states of {opened.store.path} are {in_words(seconds)} apart, and the model's "
@@ -114,8 +118,8 @@ class Known:
 
     def frame(self) -> Frame:
         """What all states of a file of forecasts have in common."""
-        arrays = self.facts["arrays"]
-        level = self.facts["level"]
+        arrays = self.metadata["arrays"]
+        level = self.metadata["level"]
         return Frame(
             fields=[
                 Field(
@@ -124,7 +128,7 @@ class Known:
                     None if v["levels"] is None else self._places_of(v["levels"]),
                     v["attrs"],
                 )
-                for v in self.facts["variables"]
+                for v in self.metadata["variables"]
             ],
             grid={axis["name"]: axis["size"] for axis in arrays["axes"]},
             level=None if level is None else (level["name"], self._levels(), level["attrs"]),
@@ -148,7 +152,7 @@ class Known:
 
     def output(self) -> dict[str, Any]:
         """What `arrays.writing.write` is told of a file of samples."""
-        arrays, level = self.facts["arrays"], self.facts["level"]
+        arrays, level = self.metadata["arrays"], self.metadata["level"]
         coords = dict(arrays["output"]["coords"])
         if level is not None:
             name = level["name"]
@@ -156,7 +160,7 @@ class Known:
         return {**arrays["output"], "axes": arrays["axes"], "missing": True, "coords": coords}
 
     def _levels(self) -> Array:
-        return np.atleast_1d(np.asarray(self.facts["level"]["values"]))
+        return np.atleast_1d(np.asarray(self.metadata["level"]["values"]))
 
     def _places_of(self, levels: Sequence[float]) -> list[int]:
         return [int(i) for i in np.searchsorted(self._levels(), levels)]
@@ -180,11 +184,11 @@ class _Together:
 
 
 def measure(opened: Weather, arrays: Mapping[str, Any], statistics: Statistics) -> dict[str, Any]:
-    """The facts of opened data; reads the training split where changes are sampled.
+    """The metadata of opened data; reads the training split where changes are sampled.
 
     Args:
         opened: the data.
-        arrays: facts of the domain for arrays.
+        arrays: metadata of the domain for arrays.
         statistics: of the states.
     """
     section = opened.section
@@ -284,5 +288,5 @@ def _changes(opened: Weather, statistics: Statistics) -> dict[str, Any]:
 
 
 def _told(statistics: Statistics) -> bytes:
-    numbers = {k: v for k, v in statistics.facts().items() if not isinstance(v, np.ndarray)}
+    numbers = {k: v for k, v in statistics.metadata().items() if not isinstance(v, np.ndarray)}
     return json.dumps(numbers, sort_keys=True).encode()

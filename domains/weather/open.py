@@ -11,10 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jitkit.domains.arrays.conditions import ConditionsSection
-from jitkit.domains.arrays.data import Data, open_data, open_store
-from jitkit.domains.arrays.section import ArraysSection
-from jitkit.domains.arrays.splits import label, split
+from jitkit.domains.arrays import (
+    ArraysSection,
+    ConditionsSection,
+    Data,
+    label,
+    open_data,
+    open_store,
+    split,
+)
 from jitkit.domains.weather.anemoi import Anemoi, is_anemoi
 from jitkit.domains.weather.channels import Channel, find_channels, others_of, summed
 from jitkit.domains.weather.derived import Coarse, Plain, Sky, Source, View

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from jitkit.domains.arrays.read_plan import positions
+from jitkit.domains.arrays import positions
 from jitkit.domains.weather.anemoi import DATA, DATES, LATITUDES, LONGITUDES, Anemoi
 from jitkit.domains.weather.derived import Need
 from jitkit.domains.weather.open import Weather

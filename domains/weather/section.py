@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, model_validator
 from pydantic import Field as Limit
 
-from jitkit.domains.arrays.section import Drop
-from jitkit.domains.arrays.splits import Selection, SplitsSection
+from jitkit.domains.arrays import Drop, Selection, SplitsSection
 from jitkit.domains.weather.timedelta import SECONDS, Duration, duration
 from jitkit.errors import RecipeError, listed
 from jitkit.sections import Count, DomainSection, Natural, Section
@@ -80,6 +79,8 @@ class WeatherSection(DomainSection):
     Fields on a grid that follow one another in time, as WeatherBench 2, ARCO-ERA5, anemoi-datasets
     and CF files hold them. Dimensions are found by their CF attributes or names.
     """
+
+    free_to_change: ClassVar[tuple[str, ...]] = ("path", "threads", "verify")
 
     path: str | None = None
     """Zarr store (folder, .zip, gs://, s3://, https://), NetCDF file or a pattern of them."""

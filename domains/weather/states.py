@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from jitkit.domain import Split
-from jitkit.domains.arrays.read import Cut, read_channels
-from jitkit.domains.arrays.splits import edges, extent, in_seconds, label, runs
+from jitkit.domains.arrays import Cut, edges, extent, in_seconds, label, read_channels, runs
 from jitkit.domains.weather.open import Weather
 from jitkit.domains.weather.timedelta import duration
 from jitkit.errors import DataError, RecipeError

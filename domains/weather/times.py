@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jitkit.domains.arrays.data import Data
-from jitkit.domains.arrays.splits import holes, in_seconds, label, runs
+from jitkit.domains.arrays import Data, holes, in_seconds, label, runs
 from jitkit.domains.weather.anemoi import Anemoi
 from jitkit.domains.weather.geography import coordinate_of
 from jitkit.domains.weather.section import WeatherSection

@@ -110,7 +110,7 @@ def verify(
     *,
     layout: Layout,
     weights: Array | None,
-    facts: Mapping[str, Any],
+    metadata: Mapping[str, Any],
     seed: int,
 ) -> dict[str, Any]:
     """Roll out ensembles over held-out times and score them, as `jitkit.abilities.Verifies` says.
@@ -122,7 +122,7 @@ def verify(
         folder: of the run.
         layout: of the domain.
         weights: areas of the cells, (rows, columns), where the model was trained with them.
-        facts: the domain's metadata.
+        metadata: the domain's metadata.
         seed: of ties, draws of the climatological ensemble and resamples.
 
     Raises:
@@ -136,7 +136,7 @@ def verify(
         starts, leads = held_out(states, longest, section.inits), list(range(1, longest + 1))
         model: System = RolledOut(states, roll_out, section.members, longest)
     else:
-        file = ForecastFile(Path(section.forecasts), states, MODEL, grid_of(layout, facts))
+        file = ForecastFile(Path(section.forecasts), states, MODEL, grid_of(layout, metadata))
         starts, leads, model = kept_out(states, file), file.leads, file
         if len(starts) < len(file.starts):
             left = len(file.starts) - len(starts)
@@ -173,7 +173,7 @@ def verify(
         },
         "table": table(rows, found, units),
         "notes": notes + lacking,
-        "pictures": draw(found, watched.shown, states, land_of(facts), folder),
+        "pictures": draw(found, watched.shown, states, land_of(metadata), folder),
     }
 
 
@@ -227,9 +227,9 @@ def areas_of(layout: Layout, weights: Array | None, states: States) -> Array:
     return cell_areas(states.latitude, states.longitude)
 
 
-def grid_of(layout: Layout, facts: Mapping[str, Any]) -> dict[str, Array | None]:
+def grid_of(layout: Layout, metadata: Mapping[str, Any]) -> dict[str, Array | None]:
     """The grid's dimensions by name, with their coordinates where the data have some."""
-    known = facts["arrays"]["output"]["coords"]
+    known = metadata["arrays"]["output"]["coords"]
     found: dict[str, Array | None] = {}
     for axis in layout.axes:
         values = np.asarray(known[axis.name]["values"]) if axis.name in known else np.zeros(0, str)
@@ -271,9 +271,9 @@ def draw(
     return names
 
 
-def land_of(facts: Mapping[str, Any]) -> Array | None:
+def land_of(metadata: Mapping[str, Any]) -> Array | None:
     """Share of land of each cell where the data's static maps have it, (rows, columns)."""
-    static = facts["arrays"]["static"]
+    static = metadata["arrays"]["static"]
     if static is None:
         return None
     names = list(static["statistics"]["channels"])

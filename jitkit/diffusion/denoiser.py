@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from jitkit.diffusion.flow import Space, convert, errors, interpolate, mean_over_data
+from jitkit.diffusion.flow import Space, convert, interpolate, mean_over_data, squared_errors
 from jitkit.diffusion.zero_mean import centre, membership
 from jitkit.errors import JitkitError
 from jitkit.fields import Condition, Layout, describe, described
@@ -112,7 +112,7 @@ class Denoiser(nn.Module):
     def domain(self, domain: Domain) -> None:
         self._domain = domain
 
-    def said(
+    def predict(
         self,
         z: Tensor,
         t: Tensor,
@@ -127,8 +127,8 @@ class Denoiser(nn.Module):
         """
         kind, dtype = z.device.type, self.autocast
         with torch.autocast(kind, dtype or torch.bfloat16, enabled=dtype is not None):
-            said = self.network(z.float(), t.float(), cond, mask, coords)
-        return self.centred(said, mask)
+            prediction = self.network(z.float(), t.float(), cond, mask, coords)
+        return self.centred(prediction, mask)
 
     def centred(self, values: Tensor, mask: Tensor | None = None) -> Tensor:
         """The nearest values that obey `Layout.centred`; the same ones where it asks nothing."""
@@ -168,7 +168,7 @@ class Denoiser(nn.Module):
             mask = z.isfinite()
         z = self.centred(z, mask)
         ready = prepare(self.conditions, cond, n=len(z), grid=tuple(z.shape[2:]), device=z.device)
-        guess = self.said(z, t, ready, mask, coords)
+        guess = self.predict(z, t, ready, mask, coords)
         return self._convert(guess, z, t, "x")
 
     def velocity(
@@ -182,7 +182,7 @@ class Denoiser(nn.Module):
         t_eps: float | None = None,
     ) -> Tensor:
         """v_hat = dz/dt, from what the network says; conditions complete and checked."""
-        return self._convert(self.said(z, t, cond, mask, coords), z, t, "v", t_eps)
+        return self._convert(self.predict(z, t, cond, mask, coords), z, t, "v", t_eps)
 
     def losses(
         self,
@@ -207,10 +207,10 @@ class Denoiser(nn.Module):
             loss: the space of the error; the one the model is trained in where not given.
         """
         eps = self.centred(eps, mask)
-        said = self.said(interpolate(x, eps, t), t, cond, mask, coords)
+        prediction = self.predict(interpolate(x, eps, t), t, cond, mask, coords)
         numbers = self.diffusion
-        squares = errors(
-            said,
+        squares = squared_errors(
+            prediction,
             x,
             eps,
             t,
@@ -228,11 +228,11 @@ class Denoiser(nn.Module):
         }
 
     def _convert(
-        self, said: Tensor, z: Tensor, t: Tensor, target: Space, t_eps: float | None = None
+        self, prediction: Tensor, z: Tensor, t: Tensor, target: Space, t_eps: float | None = None
     ) -> Tensor:
         floor = self.diffusion.t_eps if t_eps is None else t_eps
         source = self.diffusion.prediction
-        return convert(said, z, t, source=source, target=target, t_eps=floor)
+        return convert(prediction, z, t, source=source, target=target, t_eps=floor)
 
 
 def build(description: Mapping[str, Any]) -> Denoiser:

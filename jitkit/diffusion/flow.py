@@ -68,8 +68,8 @@ def convert(
     return _TABLE[source, target](value, z, t, a, b)
 
 
-def errors(
-    said: Tensor,
+def squared_errors(
+    predicted: Tensor,
     x: Tensor,
     eps: Tensor,
     t: Tensor,
@@ -80,14 +80,15 @@ def errors(
 ) -> Tensor:
     """Squared error of each cell in the space of the loss, (B, C, X1..Xn).
 
-    Truth goes through the same conversion as what the network said, so that a perfect network has
-    no error even where a division is held: for x-prediction with v-loss the target is
-    (x - z) / max(1 - t, t_eps), as in the authors' code.
+    The target goes through the same conversion as the prediction, so that a perfect network has
+    no error even where the divisor is clamped: for x-prediction with v-loss the target is
+    (x - z) / max(1 - t, t_eps), as in the official code.
     """
     z = interpolate(x, eps, t)
     truth = {"x": x, "eps": eps, "v": x - eps}[prediction]
     difference = [
-        convert(value, z, t, source=prediction, target=loss, t_eps=t_eps) for value in (said, truth)
+        convert(value, z, t, source=prediction, target=loss, t_eps=t_eps)
+        for value in (predicted, truth)
     ]
     return (difference[0] - difference[1]).square()
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from jitkit.diffusion.denoiser import Denoiser
 from jitkit.errors import JitkitError, listed
-from jitkit.nn.conditioning import null
+from jitkit.nn.conditioning import null_condition
 
 
 def inside(t: Tensor, interval: tuple[float, float]) -> bool:
@@ -74,7 +74,9 @@ class Guided:
     def _untold(self) -> dict[str, Tensor]:
         """The conditions of the null pass; what was never dropped in training is told to both."""
         return {
-            name: null(condition, self.cond[name]) if condition.drop > 0 else self.cond[name]
+            name: null_condition(condition, self.cond[name])
+            if condition.drop > 0
+            else self.cond[name]
             for name, condition in self.denoiser.conditions.items()
         }
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from jitkit.diffusion.denoiser import Denoiser
 from jitkit.diffusion.guidance import Autoguided, Guided, check_guide
-from jitkit.diffusion.solvers import Method, Times, Velocity, integrate
+from jitkit.diffusion.solvers import Method, TimeGrid, Velocity, integrate
 from jitkit.errors import JitkitError
 from jitkit.nn.conditioning import prepare
 from jitkit.nn.memory import free_bytes, sampling_bytes
@@ -60,7 +60,7 @@ def sample(
     guide_scale: float = 2.0,
     steps: int = 50,
     method: Method = "heun",
-    times: Times = "uniform",
+    time_grid: TimeGrid = "uniform",
     seed: int = 0,
     first: int = 0,
     t_eps: float | None = None,
@@ -86,7 +86,7 @@ def sample(
         steps: steps from noise to data.
         method: rule of a step, as in `jitkit.solvers`: ``"heun"``, ``"euler"``, or a multistep one,
             ``"ab2"``, ``"ab3"`` or ``"dpm2m"``; the last step is always Euler's.
-        times: where steps lie in time, ``"uniform"`` or ``"cosine"``.
+        time_grid: where steps lie in time, ``"uniform"`` or ``"cosine"``.
         seed: sample i is a function of the weights, the seed and i.
         first: index of the first sample.
         t_eps: the least value of 1 - t in the sampler; the model's own where not given.
@@ -156,7 +156,7 @@ def sample(
                         z,
                         steps=steps,
                         method=method,
-                        times=times,
+                        time_grid=time_grid,
                         after_step=after_step,
                     )
                 )

@@ -18,11 +18,11 @@ from torch import Tensor
 from jitkit.errors import JitkitError, listed
 
 Method = Literal["euler", "heun", "ab2", "ab3", "dpm2m"]
-Times = Literal["uniform", "cosine"]
+TimeGrid = Literal["uniform", "cosine"]
 Velocity = Callable[[Tensor, Tensor], Tensor]
 
 
-class Known(NamedTuple):
+class History(NamedTuple):
     """What was found at the beginning of a step: time (float32, on the CPU), z and v."""
 
     t: Tensor
@@ -30,7 +30,7 @@ class Known(NamedTuple):
     v: Tensor
 
 
-Rule = Callable[[Velocity, Sequence[Known], Tensor], Tensor]
+Step = Callable[[Velocity, Sequence[History], Tensor], Tensor]
 """z after a step, from v, what is known (newest first, at least one) and the time of its end."""
 
 
@@ -40,7 +40,7 @@ def integrate(
     *,
     steps: int,
     method: Method = "heun",
-    times: Times = "uniform",
+    time_grid: TimeGrid = "uniform",
     after_step: Callable[[int], None] | None = None,
 ) -> Tensor:
     """Carry ``z`` from t = 0 to t = 1; the last step is always Euler's.
@@ -50,19 +50,19 @@ def integrate(
         z: noise at t = 0, (B, C, X1..Xn).
         steps: steps, at least 1; `evaluations` says how often v is asked for.
         method: rule of a step.
-        times: where the steps lie, as in `times_of`.
+        time_grid: where the steps lie in time, as in `time_steps`.
         after_step: called with the number of steps done.
 
     Raises:
-        JitkitError: steps, method or times that cannot be meant.
+        JitkitError: steps, method or time_grid that cannot be meant.
     """
-    if method not in RULES:
-        raise JitkitError(f"method {method!r} is none of {listed(RULES)}")
-    ends = times_of(times, steps)
-    known: list[Known] = []
+    if method not in SOLVERS:
+        raise JitkitError(f"method {method!r} is none of {listed(SOLVERS)}")
+    ends = time_steps(time_grid, steps)
+    known: list[History] = []
     for i in range(steps):
-        known = [Known(ends[i], z, velocity(z, ends[i])), *known[:2]]
-        rule = RULES[method] if i < steps - 1 else euler
+        known = [History(ends[i], z, velocity(z, ends[i])), *known[:2]]
+        rule = SOLVERS[method] if i < steps - 1 else euler
         z = rule(velocity, known, ends[i + 1])
         if after_step is not None:
             after_step(i + 1)
@@ -78,20 +78,20 @@ def evaluations(method: Method, steps: int) -> int:
     return 2 * steps - 1 if method == "heun" else steps
 
 
-def times_of(times: Times, steps: int) -> Tensor:
+def time_steps(time_grid: TimeGrid, steps: int) -> Tensor:
     """Where steps begin and end, from 0 to 1, (steps + 1,) float32 on the CPU.
 
     ``uniform``: t = i / steps. ``cosine``: t = sin²(π i / (2 steps)), whose first and last steps
     are short, π² / (4 steps²), and whose middle ones are π / 2 times as long as uniform ones.
 
     Raises:
-        JitkitError: steps or times that cannot be meant.
+        JitkitError: steps or time_grid that cannot be meant.
     """
     if not isinstance(steps, int) or steps < 1:
         raise JitkitError(f"steps {steps} must be a whole number, at least 1")
-    if times not in TIMES:
-        raise JitkitError(f"times {times!r} is none of {listed(TIMES)}")
-    return TIMES[times](steps)
+    if time_grid not in TIME_GRIDS:
+        raise JitkitError(f"time_grid {time_grid!r} is none of {listed(TIME_GRIDS)}")
+    return TIME_GRIDS[time_grid](steps)
 
 
 def _cosine(steps: int) -> Tensor:
@@ -99,7 +99,7 @@ def _cosine(steps: int) -> Tensor:
     return angle.sin().square().float()
 
 
-TIMES: dict[Times, Callable[[int], Tensor]] = {
+TIME_GRIDS: dict[TimeGrid, Callable[[int], Tensor]] = {
     "uniform": lambda steps: torch.linspace(0, 1, steps + 1),
     "cosine": _cosine,
 }
@@ -108,13 +108,13 @@ TIMES: dict[Times, Callable[[int], Tensor]] = {
 # Rules of one step, from t to t' = t + h
 
 
-def euler(velocity: Velocity, known: Sequence[Known], end: Tensor) -> Tensor:
+def euler(velocity: Velocity, known: Sequence[History], end: Tensor) -> Tensor:
     """z' = z + h v; order 1. Where v = (x_hat - z) / (1 - t) and t' = 1, that is x_hat."""
     now = known[0]
     return now.z + float(end - now.t) * now.v
 
 
-def heun(velocity: Velocity, known: Sequence[Known], end: Tensor) -> Tensor:
+def heun(velocity: Velocity, known: Sequence[History], end: Tensor) -> Tensor:
     """z' = z + h (v + v(z + h v, t')) / 2; order 2, two evaluations."""
     now = known[0]
     step = float(end - now.t)
@@ -122,7 +122,7 @@ def heun(velocity: Velocity, known: Sequence[Known], end: Tensor) -> Tensor:
     return now.z + step * (now.v + velocity(ahead, end)) / 2
 
 
-def adams_bashforth(order: int) -> Rule:
+def adams_bashforth(order: int) -> Step:
     """z' = z + ∫ p dt, p the polynomial through v at the newest so many times; one evaluation.
 
     The weights are those of steps of any lengths (Hairer, Norsett & Wanner 1993, section III.5).
@@ -131,7 +131,7 @@ def adams_bashforth(order: int) -> Rule:
     Heun's do; who started anew behind the jump would see it at the end of that step.
     """
 
-    def rule(velocity: Velocity, known: Sequence[Known], end: Tensor) -> Tensor:
+    def rule(velocity: Velocity, known: Sequence[History], end: Tensor) -> Tensor:
         used = known[:order]
         factors = adams_weights([float(one.t) for one in used], float(end))
         return used[0].z + sum(w * one.v for w, one in zip(factors, used, strict=True))
@@ -151,7 +151,7 @@ def adams_weights(times: Sequence[float], end: float) -> list[float]:
     return [length * w for w in weights.tolist()]
 
 
-def dpm2m(velocity: Velocity, known: Sequence[Known], end: Tensor) -> Tensor:
+def dpm2m(velocity: Velocity, known: Sequence[History], end: Tensor) -> Tensor:
     """DPM-Solver++(2M) (Lu et al. 2022, arXiv:2211.01095, algorithm 2) on the path of `flow`.
 
     With alpha = t, sigma = 1 - t and x(z, t) = z + (1 - t) v, dz/dt = (x - z) / sigma is
@@ -181,7 +181,7 @@ def _lambda(t: Tensor) -> float:
     return log(float(t)) - log(1 - float(t)) if t > 0 else -inf
 
 
-RULES: dict[Method, Rule] = {
+SOLVERS: dict[Method, Step] = {
     "euler": euler,
     "heun": heun,
     "ab2": adams_bashforth(2),

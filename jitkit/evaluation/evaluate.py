@@ -13,20 +13,18 @@ from typing import Any, Protocol
 from jitkit.diffusion.denoiser import Denoiser
 from jitkit.diffusion.sampler import fitting_batch
 from jitkit.domain import Domain, section_of
-from jitkit.errors import JitkitError, RecipeError
+from jitkit.errors import JitkitError
 from jitkit.evaluation.scoring import Drawn, Scoring, row
-from jitkit.fields import Category
-from jitkit.protocols import Scores, Verifies
+from jitkit.protocols import EvaluationProtocol, ScoresFeatures, VerifiesForecasts
 from jitkit.runs.run_dir import write_text
 from jitkit.sampling.generate import generate, guide_of, summarised
-from jitkit.sampling.requests import conditions_for
+from jitkit.sampling.requests import conditioning_for
 from jitkit.sampling.rollout import RollOut
 from jitkit.sections import EvaluateSection, SampleSection
 from jitkit.utils.distributed import ALONE, Team
 
 FORMAT = 2
 LARGEST_BATCH = 256  # so that machines with more memory than that need draw the same samples
-JIT_SAMPLES, JIT_EXTRACTOR = 50_000, "inception-v3-compat"
 
 
 def evaluate(
@@ -44,7 +42,7 @@ def evaluate(
     Each score stands beside the same score of held-out real items, which is its floor, and with an
     interval in which another seed's value falls 95 times in 100 (`scoring.row`). The file's keys
     are described in docs/evaluate.md. A domain of items that follow one another is asked to score
-    roll-outs itself (`domain.Verifies`).
+    roll-outs itself (`domain.VerifiesForecasts`).
 
     Processes of a team draw the samples together; rank 0 scores them, and all get the result.
 
@@ -60,12 +58,13 @@ def evaluate(
         JitkitError: the domain has no measures, or what the section asks for is not there.
     """
     began = time.monotonic()
-    sampling, section = under_protocol(sampling, section, samples)
-    judge = opened(denoiser, section, folder, team)
+    protocol = protocol_of(denoiser.domain)
+    sampling, section = under_protocol(protocol, sampling, section, samples)
+    judge = open_evaluator(denoiser, section, folder, team)
     sampling = steady(denoiser, sampling, team)
     judged = judge(denoiser, sampling, guide_of(denoiser, sampling))
     result: dict[str, Any] = {}
-    if team.leads:
+    if team.is_main:
         result = {"format": FORMAT, "model": dict(model or {}), **judged.record}
         result |= {
             "scores": judged.scores,
@@ -74,15 +73,15 @@ def evaluate(
             "evaluate": section.model_dump(mode="json"),
             "protocol": None,
         }
-        if section.protocol:
-            departed = departures(result, denoiser)
-            result["protocol"] = {"name": section.protocol, "departures": departed}
+        if protocol:
+            departed = protocol.departures(result, denoiser.conditions)
+            result["protocol"] = {"name": protocol.name, "departures": departed}
         write_text(folder / "evaluation.json", json.dumps(result, indent=1))
-    return dict(team.gathered(result)[0])
+    return dict(team.all_gather(result)[0])
 
 
 @dataclass(frozen=True)
-class Judged:
+class EvaluationResult:
     """What was found out about a model; empty in other processes than rank 0.
 
     Attributes:
@@ -97,7 +96,7 @@ class Judged:
     record: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Judge(Protocol):
+class Evaluator(Protocol):
     """Scores models of one domain, under settings for samples, with real items looked at once."""
 
     @property
@@ -106,50 +105,40 @@ class Judge(Protocol):
 
     def __call__(
         self, denoiser: Denoiser, sampling: SampleSection, guide: Denoiser | None
-    ) -> Judged:
+    ) -> EvaluationResult:
         """All processes must ask."""
 
 
-def opened(denoiser: Denoiser, section: EvaluateSection, folder: Path, team: Team) -> Judge:
+def open_evaluator(
+    denoiser: Denoiser, section: EvaluateSection, folder: Path, team: Team
+) -> Evaluator:
     """What scores models of this domain; all that is wrong with the real items is found here."""
     domain = denoiser.domain
-    check_asked(domain, section)
-    if isinstance(domain, Verifies) and domain.is_sequence:
+    if isinstance(domain, VerifiesForecasts) and domain.is_sequence:
         return _RollOuts(domain, section, folder, team)
     failed: JitkitError | OSError | None = None
     try:
-        scoring = Scoring(domain, section, leads=team.leads)
+        scoring = Scoring(domain, is_main=team.is_main)
     except (JitkitError, OSError) as error:
         failed = error
     team.raise_together(failed)
     return _Samples(scoring, section, team)
 
 
-def check_asked(domain: Domain, section: EvaluateSection) -> None:
-    """Whether a domain knows the scores that a section asks for; sections have keys for pictures.
-
-    Raises:
-        RecipeError: it does not.
-    """
-    named = ("protocol", "extractor", "inception_weights", "reference")
-    asked = [name for name in named if getattr(section, name) is not None]
-    if asked and not isinstance(domain, Scores):
-        raise RecipeError(
-            f"evaluate.{asked[0]} is for pictures, which a network can look at; domain "
-            f"{type(domain).__name__} has scores of its own"
-        )
-
-
-def check_ready(domain: Domain, section: EvaluateSection) -> None:
+def check_ready(domain: Domain) -> None:
     """Whether samples could be scored once a model is trained, but for what takes long to find out.
 
     Raises:
         RecipeError: the domain does not know what is asked for.
         DataError: weights of a network or a reference are not there.
     """
-    check_asked(domain, section)
-    if isinstance(domain, Scores):
-        domain.scorer(section)
+    if isinstance(domain, ScoresFeatures):
+        domain.scorer()
+
+
+def protocol_of(domain: Domain) -> EvaluationProtocol | None:
+    """The published way of scoring that a domain's recipe asks for, if any."""
+    return domain.evaluation_protocol() if isinstance(domain, ScoresFeatures) else None
 
 
 @dataclass(frozen=True)
@@ -168,18 +157,18 @@ class _Samples:
 
     def __call__(
         self, denoiser: Denoiser, sampling: SampleSection, guide: Denoiser | None
-    ) -> Judged:
+    ) -> EvaluationResult:
         section, scoring = self.section, self.scoring
         seeds = list(range(section.seed, section.seed + section.seeds))
         found, seconds = [], 0.0
         for seed in seeds:
             drawn = self._drawn(denoiser, sampling.model_copy(update={"seed": seed}), guide)
-            if self.team.leads:
+            if self.team.is_main:
                 start = time.monotonic()
                 found.append(scoring.scores(drawn))
                 seconds += time.monotonic() - start
-        if not self.team.leads:
-            return Judged()
+        if not self.team.is_main:
+            return EvaluationResult()
         scores = {
             name: row([each[name] for each in found], scoring.floors.get(name), best)
             for name, best in scoring.best.items()
@@ -192,12 +181,12 @@ class _Samples:
             "reference": scoring.reference,
             "notes": scoring.notes,
         }
-        return Judged(scores, {name: found[0][name].resampled for name in scores}, record)
+        return EvaluationResult(scores, {name: found[0][name].resampled for name in scores}, record)
 
     def _drawn(self, denoiser: Denoiser, sampling: SampleSection, guide: Denoiser | None) -> Drawn:
         """One seed's samples, as far as the scores look at them."""
         n, scorer, team = self.section.samples, self.scoring.scorer, self.team
-        told = conditions_for(denoiser, n, seed=sampling.seed)
+        told = conditioning_for(denoiser, n, seed=sampling.seed)
         if scorer is None:
             made = generate(denoiser, n, told, sampling, guide=guide, progress=True, team=team)
             return Drawn(n, list(made))
@@ -207,7 +196,7 @@ class _Samples:
             n,
             told,
             sampling,
-            scorer.rows,
+            scorer.features,
             kept,
             guide=guide,
             progress=True,
@@ -220,7 +209,7 @@ class _Samples:
 class _RollOuts:
     """Roll-outs against what came, by the domain's own scores."""
 
-    domain: Verifies
+    domain: VerifiesForecasts
     section: EvaluateSection
     folder: Path
     team: Team
@@ -233,14 +222,14 @@ class _RollOuts:
 
     def __call__(
         self, denoiser: Denoiser, sampling: SampleSection, guide: Denoiser | None
-    ) -> Judged:
+    ) -> EvaluationResult:
         seed = self.section.seed
         roll_out = RollOut(denoiser, sampling.model_copy(update={"seed": seed}), guide=guide)
         # all call the network, whose parts they may hold; rank 0 alone writes into the run
         with TemporaryDirectory(prefix="jitkit-") as aside:
-            folder = self.folder if self.team.leads else Path(aside)
+            folder = self.folder if self.team.is_main else Path(aside)
             found = dict(self.domain.verify(roll_out, folder, seed=seed))
-        return Judged(found.pop("scores"), {}, found | {"seeds": [seed]})
+        return EvaluationResult(found.pop("scores"), {}, found | {"seeds": [seed]})
 
 
 def steady(denoiser: Denoiser, sampling: SampleSection, team: Team) -> SampleSection:
@@ -251,54 +240,27 @@ def steady(denoiser: Denoiser, sampling: SampleSection, team: Team) -> SampleSec
     """
     if sampling.batch_size is not None:
         return sampling
-    fits = team.lowest(fitting_batch(denoiser))
+    fits = team.min(fitting_batch(denoiser))
     size = 1 << (min(fits, LARGEST_BATCH).bit_length() - 1)
     return sampling.model_copy(update={"batch_size": size})
 
 
 def under_protocol(
-    sampling: SampleSection, section: EvaluateSection, samples: int | None = None
+    protocol: EvaluationProtocol | None,
+    sampling: SampleSection,
+    section: EvaluateSection,
+    samples: int | None = None,
 ) -> tuple[SampleSection, EvaluateSection]:
-    """Both sections with what the protocol fixes: the paper's, in its appendix A and its code.
-
-    Guidance and its interval are the user's, as the paper chooses them for each model. Pixels are
-    rounded to 8 bits and classes taken in equal runs whatever is asked. ``samples`` has the last
-    word.
-    """
-    if section.protocol is not None:
-        fixed = {"method": "heun", "steps": 50, "times": "uniform", "t_eps": None}
-        sampling = sampling.model_copy(update=fixed)
-        asked = {"samples": JIT_SAMPLES, "reference_items": "all"}
-        section = section.model_copy(update=asked)
+    """Both sections with what a protocol fixes; ``samples`` has the last word."""
+    if protocol is not None:
+        sampling = sampling.model_copy(update=dict(protocol.sampling))
+        section = section.model_copy(update={"samples": protocol.samples})
     if samples is not None:
         section = section.model_copy(update={"samples": samples})
     return sampling, section
 
 
-def departures(result: Mapping[str, Any], denoiser: Denoiser) -> list[str]:
-    """Where an evaluation is not the paper's protocol after all, in words."""
-    model, reference = result["model"], result["reference"]
-    n, first = result["samples"], [*model.get("means", []), None][0]
-    uneven = [
-        name
-        for name, condition in denoiser.conditions.items()
-        if isinstance(condition, Category) and n % condition.n
-    ]
-    found = {
-        f"{n:,} samples, not {JIT_SAMPLES:,}": n != JIT_SAMPLES,
-        f"{n:,} samples are not equally many of each {', '.join(uneven)}": bool(uneven),
-        f"running mean {model.get('ema')}, not the first, {first}": first
-        and model.get("ema") != first,
-        "guided by another model": result["sample"]["guide"] is not None,
-        f"features of {reference.get('extractor')}, not Inception's": reference.get("extractor")
-        != JIT_EXTRACTOR,
-        f"compared with {reference.get('items')} pictures, not with the statistics of the whole "
-        "training set": not reference.get("whole"),
-    }
-    return [text for text, is_so in found.items() if is_so]
-
-
-def table(result: Mapping[str, Any]) -> str:
+def score_table(result: Mapping[str, Any]) -> str:
     """What `evaluate` found, a line for each score."""
     if "table" in result:  # a domain's own
         return "\n".join([str(result["table"]), *(f"note: {text}" for text in _notes(result))])

@@ -18,10 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from jitkit.domain import Best, Domain, Measure, Split
+from jitkit.domain import Best, Domain, Metric, Split
 from jitkit.errors import BadItem, JitkitError
-from jitkit.protocols import Scorer, Scores
-from jitkit.sections import EvaluateSection
+from jitkit.protocols import FeatureScores, ScoresFeatures
 from jitkit.utils.console import bar
 from jitkit.utils.types import Array
 
@@ -69,8 +68,7 @@ class Scoring:
 
     Args:
         domain: the data.
-        section: section ``evaluate`` of a recipe.
-        leads: whether this process scores; others only make the rows of their samples.
+        is_main: whether this process scores; others only make the rows of their samples.
 
     Attributes:
         scorer: the domain's scores on rows of numbers, if it has any.
@@ -83,11 +81,11 @@ class Scoring:
         JitkitError: the domain has no measures, or real items are missing.
     """
 
-    def __init__(self, domain: Domain, section: EvaluateSection, *, leads: bool = True) -> None:
-        self.scorer: Scorer | None = None
+    def __init__(self, domain: Domain, *, is_main: bool = True) -> None:
+        self.scorer: FeatureScores | None = None
         self.notes: list[str] = []
-        if isinstance(domain, Scores):
-            self.scorer, notes = domain.scorer(section)
+        if isinstance(domain, ScoresFeatures):
+            self.scorer, notes = domain.scorer()
             self.notes += notes
         replaced = self.scorer.replaces if self.scorer else frozenset[str]()
         measures = domain.scores()
@@ -100,7 +98,7 @@ class Scoring:
         self.floors: dict[str, float] = {}
         self.reference: dict[str, Any] = {}
         self.held_out = 0
-        if leads:
+        if is_main:
             self._look_at_real(domain)
 
     def kept(self, n: int) -> Sequence[int]:
@@ -135,7 +133,7 @@ class Scoring:
         for part in _in_parts(real_items(domain, "val")):
             self.held_out += len(part)
             kept += part if self.measures else []
-            rows += [self.scorer.rows(part)] if self.scorer else []
+            rows += [self.scorer.features(part)] if self.scorer else []
         if self.scorer and rows:
             self.floors |= self.scorer.scores(np.concatenate(rows))
         if kept:
@@ -252,6 +250,6 @@ def _student(freedom: int) -> float:
     return float(t.ppf(0.975, freedom))
 
 
-def _best(measure: Measure) -> Best:
+def _best(measure: Metric) -> Best:
     found: Best = getattr(measure, "best", "real")
     return found

@@ -17,7 +17,7 @@ from jitkit.evaluation.sweep_axes import Axes
 from jitkit.utils.types import Array
 
 
-def chosen(points: Sequence[Mapping[str, Any]], by: str, axes: Axes, n: int) -> dict[str, Any]:
+def select_best(points: Sequence[Mapping[str, Any]], by: str, axes: Axes, n: int) -> dict[str, Any]:
     """The points with how often each is the best, and the best of them.
 
     Settings are compared on the same halves of samples from the same noise. One is tied with the

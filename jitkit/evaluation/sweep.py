@@ -23,9 +23,16 @@ from jitkit.diffusion.denoiser import Denoiser
 from jitkit.domain import Domain
 from jitkit.errors import RecipeError, listed, nearest
 from jitkit.evaluation import sweep_axes
-from jitkit.evaluation.evaluate import Judge, cells, opened, steady, under_protocol
+from jitkit.evaluation.evaluate import (
+    Evaluator,
+    cells,
+    open_evaluator,
+    protocol_of,
+    steady,
+    under_protocol,
+)
 from jitkit.evaluation.scoring import number
-from jitkit.evaluation.select import chosen
+from jitkit.evaluation.select import select_best
 from jitkit.evaluation.sweep_plot import draw
 from jitkit.recipe.load import Recipe
 from jitkit.runs import defaults
@@ -51,7 +58,7 @@ def sweep(
     domain: Domain | None = None,
     tell: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Score every setting, choose the best, and make it the run's default (`defaults.yaml`).
+    """Score every setting, choose the best, and make it the run's default (`best.yaml`).
 
     Table and picture are in the returned ``folder``, ``sweeps/NAME`` of the run (docs/evaluate.md).
     The base is the run's recipe with ``overrides``; what an earlier sweep chose does not count.
@@ -76,15 +83,15 @@ def sweep(
     with team() as ours:
         made = _Sweep(found, axes, recipes, samples, by, ours, domain)
         result = made.run(tell)
-        if ours.leads:
+        if ours.is_main:
             kept = made.asked(overrides)
             about = {"by": result["by"], "step": found.step, "from": f"sweeps/{made.name}"}
             default = defaults.write_best(made.folder, kept | result["best"]["set"], about)
             result |= {"folder": str(made.place), "default": str(default)}
-        return dict(ours.gathered(result)[0])
+        return dict(ours.all_gather(result)[0])
 
 
-def table(result: Mapping[str, Any]) -> str:
+def sweep_table(result: Mapping[str, Any]) -> str:
     """What `sweep` found: a line for each setting, and the best in words."""
     by, best_set = result["by"], result["best"]["set"]
     heads = [
@@ -107,14 +114,14 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 def _verdict(result: Mapping[str, Any]) -> list[str]:
-    chosen = result["best"]
-    lines = [f"best by {result['by']}: {sweep_axes.in_words(chosen['set'])}"]
-    if chosen["tied_with"]:
-        others = "; ".join(sweep_axes.in_words(each) for each in chosen["tied_with"][:6])
-        more = len(chosen["tied_with"]) - 6
+    best = result["best"]
+    lines = [f"best by {result['by']}: {sweep_axes.in_words(best['set'])}"]
+    if best["tied_with"]:
+        others = "; ".join(sweep_axes.in_words(each) for each in best["tied_with"][:6])
+        more = len(best["tied_with"]) - 6
         lines.append(f"no worse within the noise (~): {others}" + (f"; {more} more" * (more > 0)))
-    if chosen["at_edge"]:
-        lines.append(f"the best lies at an end of {', '.join(chosen['at_edge'])}: sweep further")
+    if best["at_edge"]:
+        lines.append(f"the best lies at an end of {', '.join(best['at_edge'])}: sweep further")
     return lines
 
 
@@ -195,23 +202,25 @@ class _Sweep:
     def run(self, tell: Callable[[str], None]) -> dict[str, Any]:
         """Every point, from its file or scored now, and the best of them."""
         points: list[dict[str, Any]] = []
-        judge: Judge | None = None
+        judge: Evaluator | None = None
         self._batch_size = self._begun_with()
         for setting, recipe, mean in self.recipes:
             model = self._ready(recipe, mean)
-            sampling, section = under_protocol(recipe.sample, recipe.evaluate, self.samples)
+            sampling, section = under_protocol(
+                protocol_of(model.denoiser.domain), recipe.sample, recipe.evaluate, self.samples
+            )
             section = section.model_copy(update={"seeds": 1})
-            judge = judge or opened(model.denoiser, section, self.folder, self.team)
+            judge = judge or open_evaluator(model.denoiser, section, self.folder, self.team)
             sampling = self._steady(model.denoiser, sampling)
             points.append(self._point(judge, model, setting, sampling, section))
             del model  # or it would be held while the next one is loaded
-            if self.team.leads:
+            if self.team.is_main:
                 self._check_by(points[-1])
                 self._write(self._result(points, section))
                 tell(f"{len(points)}/{len(self.recipes)} {self._line(points[-1])}")
         result = self._result(points, section)
-        if self.team.leads:
-            result |= chosen(points, str(self.by), self.axes, section.samples)
+        if self.team.is_main:
+            result |= select_best(points, str(self.by), self.axes, section.samples)
             self._write(result)
             draw(result, self.place / "sweep.png")
         return result
@@ -228,8 +237,8 @@ class _Sweep:
     def _begun_with(self) -> int | None:
         """The batch size that the sweep began with, if it did before."""
         path = self.place / "sweep.json"
-        began = json.loads(path.read_text()) if self.team.leads and path.is_file() else {}
-        size: int | None = self.team.gathered(began.get("batch_size"))[0]
+        began = json.loads(path.read_text()) if self.team.is_main and path.is_file() else {}
+        size: int | None = self.team.all_gather(began.get("batch_size"))[0]
         return size
 
     def _steady(self, denoiser: Denoiser, sampling: SampleSection) -> SampleSection:
@@ -242,7 +251,7 @@ class _Sweep:
 
     def _point(
         self,
-        judge: Judge,
+        judge: Evaluator,
         model: _Opened,
         setting: Mapping[str, Any],
         sampling: SampleSection,
@@ -253,9 +262,9 @@ class _Sweep:
         about = [FORMAT, model.key, guide_key, judge.key, sampling.model_dump(mode="json")]
         about.append(section.model_dump(mode="json", exclude={"after_training", "seeds"}))
         path = self.folder / "sweeps" / "points" / f"{_hash(about)}.json"
-        known = path.is_file() if self.team.leads else False
-        if self.team.gathered(known)[0]:
-            point = json.loads(path.read_text()) if self.team.leads else {}
+        known = path.is_file() if self.team.is_main else False
+        if self.team.all_gather(known)[0]:
+            point = json.loads(path.read_text()) if self.team.is_main else {}
         else:
             began = time.monotonic()
             judged = judge(model.denoiser, sampling, None if guide is None else guide.denoiser)
@@ -265,19 +274,19 @@ class _Sweep:
                 "batch_size": sampling.batch_size,
                 "seconds": round(time.monotonic() - began, 1),
             }
-            if self.team.leads:
+            if self.team.is_main:
                 write_text(path, json.dumps(point))
         return {"set": dict(setting)} | point
 
     def _guide(self, denoiser: Denoiser, sampling: SampleSection) -> _Opened | None:
         """The guide of a setting; loaded once for all settings in a row that have it."""
-        if sampling.guide is None:
+        if sampling.autoguidance is None:
             return None
-        if self._guiding is None or self._guiding.name != sampling.guide:
+        if self._guiding is None or self._guiding.name != sampling.autoguidance:
             self._guiding = None
             guide = guide_of(denoiser, sampling)
             assert guide is not None
-            self._guiding = _Opened(sampling.guide, guide, _weights(guide))
+            self._guiding = _Opened(sampling.autoguidance, guide, _weights(guide))
         return self._guiding
 
     def _check_by(self, point: Mapping[str, Any]) -> None:

@@ -44,7 +44,7 @@ class ScalarsVector(nn.Module):
 
     def forward(self, value: Tensor) -> Tensor:
         """(B, number of names), NaN where unknown -> (B, W)."""
-        return self.layer2(F.silu(self.layer1(with_known(value))))
+        return self.layer2(F.silu(self.layer1(with_mask(value))))
 
 
 class PerTokenChannels(nn.Module):
@@ -59,7 +59,7 @@ class PerTokenChannels(nn.Module):
         return self.table(value).movedim(-1, 1)
 
 
-def with_known(value: Tensor) -> Tensor:
+def with_mask(value: Tensor) -> Tensor:
     """(B, C, ...) with NaN -> (B, 2 C, ...): values with zeros for NaN, then 1 where known.
 
     The weights of the second half are the learned fill: a linear map that sees both can put any
@@ -85,7 +85,7 @@ def num_channels(condition: Condition) -> int:
     return PER_TOKEN_CHANNELS if isinstance(condition, PerToken) else 0
 
 
-def null(condition: Condition, value: Tensor) -> Tensor:
+def null_condition(condition: Condition, value: Tensor) -> Tensor:
     """What stands for "not told", in the shape of ``value``."""
     if isinstance(condition, Category | PerToken):
         return torch.full_like(value, condition.n)
@@ -108,7 +108,7 @@ def drop(
         forget = (draws[name].to(value.device) < condition.drop).reshape(
             -1, *[1] * (value.ndim - 1)
         )
-        dropped[name] = torch.where(forget, null(condition, value), value)
+        dropped[name] = torch.where(forget, null_condition(condition, value), value)
     return dropped
 
 
@@ -145,7 +145,7 @@ def prepare(
                 raise ConditionError(
                     f"condition {name!r} is missing, and the model was never trained without it"
                 )
-            value = null(condition, torch.zeros(n, *shape, dtype=dtype, device=device))
+            value = null_condition(condition, torch.zeros(n, *shape, dtype=dtype, device=device))
         else:
             given = _tensor(name, cond[name])
             if integer and (given.is_floating_point() or given.dtype is torch.bool):

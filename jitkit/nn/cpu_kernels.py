@@ -95,25 +95,25 @@ class _Heads(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, qkv: Tensor, weights: Tensor, turn: Tensor, number: int, turn_values: bool
+        ctx: Any, qkv: Tensor, weights: Tensor, rotary: Tensor, number: int, rotate_values: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         parts = qkv.reshape(*qkv.shape[:-1], 3, number, weights.shape[-1])  # (B, L, 3, H, F)
         r = _inverse_rms(parts[:, :, :2])
         y = parts[:, :, :2] * r
-        by = torch.view_as_complex(turn)
+        by = torch.view_as_complex(rotary)
         turned = [_turned((y[:, :, i] * weights[i]).transpose(1, 2), by) for i in range(2)]
         value = parts[:, :, 2].transpose(1, 2)
-        ctx.save_for_backward(y, r, weights, turn)
-        ctx.turn_values = turn_values
-        return turned[0], turned[1], _turned(value, by) if turn_values else value
+        ctx.save_for_backward(y, r, weights, rotary)
+        ctx.rotate_values = rotate_values
+        return turned[0], turned[1], _turned(value, by) if rotate_values else value
 
     @staticmethod
     @once_differentiable
     def backward(
         ctx: Any, of_q: Tensor, of_k: Tensor, of_v: Tensor
     ) -> tuple[Tensor, Tensor, None, None, None]:
-        y, r, weights, turn = ctx.saved_tensors
-        back = torch.view_as_complex(turn).conj()
+        y, r, weights, rotary = ctx.saved_tensors
+        back = torch.view_as_complex(rotary).conj()
         batch, length, _, number, features = y.shape
         of_parts = y.new_empty(batch, length, 3, number, features)
         of_weights = torch.empty_like(weights)
@@ -124,7 +124,7 @@ class _Heads(torch.autograd.Function):
             mean = (product @ weights[i]).div_(features).unsqueeze(-1)
             g.mul_(weights[i]).addcmul_(own, mean, value=-1)
             torch.mul(g, r[:, :, i], out=of_parts[:, :, i])
-        of_v = _turned(of_v, back) if ctx.turn_values else of_v
+        of_v = _turned(of_v, back) if ctx.rotate_values else of_v
         of_parts[:, :, 2] = of_v.transpose(1, 2)
         return of_parts.flatten(2), of_weights, None, None, None
 
@@ -238,28 +238,30 @@ def swiglu(x: Tensor) -> Tensor:
 
 
 def heads(
-    qkv: Tensor, weights: Tensor, turn: Tensor, number: int, *, turn_values: bool = False
+    qkv: Tensor, weights: Tensor, rotary: Tensor, number: int, *, rotate_values: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Queries and keys, each head normed by its root mean square and turned, and values.
 
     Args:
         qkv: of one product, (B, L, 3 W).
         weights: of both norms, (2, W / H).
-        turn: rotary code, (L, W / H / 2, 2) or (B, 1 or H, L, W / H / 2, 2).
+        rotary: rotary code, (L, W / H / 2, 2) or (B, 1 or H, L, W / H / 2, 2).
         number: of heads, H.
-        turn_values: whether values turn as well.
+        rotate_values: whether values rotary as well.
 
     Returns:
         Each (B, H, L, W / H); queries and keys are float32.
     """
-    plain = torch.compiler.is_compiling() or not _here(qkv) or turn.requires_grad
-    if not plain and 2 * turn.shape[-2] == weights.shape[-1]:
-        found: tuple[Tensor, Tensor, Tensor] = _Heads.apply(qkv, weights, turn, number, turn_values)
+    plain = torch.compiler.is_compiling() or not _here(qkv) or rotary.requires_grad
+    if not plain and 2 * rotary.shape[-2] == weights.shape[-1]:
+        found: tuple[Tensor, Tensor, Tensor] = _Heads.apply(
+            qkv, weights, rotary, number, rotate_values
+        )
         return found
     parts = qkv.reshape(*qkv.shape[:-1], 3, number, weights.shape[-1])
     q, k, v = parts.permute(2, 0, 3, 1, 4)
-    q, k = (rotate(unit_rms(x) * w, turn) for x, w in zip((q, k), weights, strict=True))
-    return q, k, rotate(v, turn).to(v.dtype) if turn_values else v
+    q, k = (rotate(unit_rms(x) * w, rotary) for x, w in zip((q, k), weights, strict=True))
+    return q, k, rotate(v, rotary).to(v.dtype) if rotate_values else v
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

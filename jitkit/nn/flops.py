@@ -6,7 +6,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from jitkit.fields import Category, Grid, PerToken, Scalars
-from jitkit.nn.conditioning import null
+from jitkit.nn.conditioning import null_condition
 from jitkit.nn.transformer import Transformer
 
 
@@ -28,7 +28,7 @@ def macs(network: Transformer) -> int:
                 value = torch.empty(1, len(channels), *grid, device=device)
             case PerToken():
                 value = torch.empty(1, *grid, dtype=torch.long, device=device)
-        cond[name] = null(condition, value)
+        cond[name] = null_condition(condition, value)
     with device:
         twin = Transformer(network.layout, network.conditions, network.sizes).eval()
     counter = FlopCounterMode(display=False)

@@ -59,9 +59,9 @@ class RMSNorm(nn.Module):
 class Attention(nn.Module):
     """Self-attention with RMS-normed, rotated queries and keys.
 
-    With ``relative``, values turn with their tokens and what is mixed turns back by the token that
-    asked: not only how much is taken but also what comes depends on how the two lie to one another
-    (but for in-context tokens, which lie at the origin).
+    With ``relative``, values are rotated as well, and the attention output is rotated back by the
+    query's angle, so that it too depends on relative position (but for in-context tokens, which are
+    at the origin).
     """
 
     def __init__(
@@ -75,26 +75,26 @@ class Attention(nn.Module):
         self.proj = linear(width, width)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, turn: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, rotary: Tensor, mask: Tensor | None) -> Tensor:
         """Mix the tokens.
 
         Args:
             x: (B, L, W).
-            turn: rotary code, (L, W / H / 2, 2) or (B, 1 or H, L, W / H / 2, 2).
+            rotary: rotary code, (L, W / H / 2, 2) or (B, 1 or H, L, W / H / 2, 2).
             mask: (B, 1, 1, L) bool, True for tokens that may be looked at; None for all.
         """
-        q, k, v = self.queries_keys_values(x, turn)
+        q, k, v = self.queries_keys_values(x, rotary)
         mixed = cpu_kernels.attention(q.to(v.dtype), k.to(v.dtype), v, mask)
         if self.relative:
-            mixed = rotate(mixed, turn, back=True).to(v.dtype)
+            mixed = rotate(mixed, rotary, back=True).to(v.dtype)
         return self.dropout(self.proj(mixed.transpose(1, 2).flatten(2)))
 
-    def queries_keys_values(self, x: Tensor, turn: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def queries_keys_values(self, x: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of each head, (B, H, L, W / H); queries are divided by the root of W / H."""
         qkv = self.qkv(x)
         scale = (qkv.shape[-1] // 3 // self.heads) ** -0.5
         weights = torch.stack((self.q_norm.weight * scale, self.k_norm.weight))
-        return cpu_kernels.heads(qkv, weights, turn, self.heads, turn_values=self.relative)
+        return cpu_kernels.heads(qkv, weights, rotary, self.heads, rotate_values=self.relative)
 
 
 class SwiGLU(nn.Module):
@@ -124,10 +124,10 @@ class Block(nn.Module):
         self.mlp = SwiGLU(width, hidden, dropout=dropout)
         self.adaLN = linear(width, 6 * width, zero=True)
 
-    def forward(self, x: Tensor, c: Tensor, turn: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, c: Tensor, rotary: Tensor, mask: Tensor | None) -> Tensor:
         """(B, L, W) -> (B, L, W); ``c`` is SiLU of the condition, (B, W)."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN(c).chunk(6, dim=-1)
-        mixed = self.attn(self.norm1.modulated(x, shift1, scale1), turn, mask)
+        mixed = self.attn(self.norm1.modulated(x, shift1, scale1), rotary, mask)
         x = x + gate1.unsqueeze(1) * mixed
         return x + gate2.unsqueeze(1) * self.mlp(self.norm2.modulated(x, shift2, scale2))
 

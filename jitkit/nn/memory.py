@@ -250,12 +250,12 @@ def _token_bytes(
     # and values (3), the former two turned (2); what attention mixed, by head and by token (2);
     # what attention and SwiGLU say, for the gradient of their gates (2)
     narrow = 2 + 3 + 2 + 2 + 2
-    if network.layout.places:  # turned values (1) in place of all three
+    if network.layout.positions:  # turned values (1) in place of all three
         narrow -= 2
     mlp = 4  # gate and value, SiLU of the gate, and the product
     roots = 3 * network.sizes.heads  # of squares of queries and keys; attention's normaliser
     if length <= FEW and compute == FLOAT and not on_gpu:  # attention's weights, values alone
-        narrow -= 1 if network.layout.places else 3
+        narrow -= 1 if network.layout.positions else 3
         roots += (length - 1) * network.sizes.heads
     kept = FLOAT * (float32 * width + roots) + compute * (narrow * width + mlp * hidden)
     if drop:  # what the product is multiplied with: on a GPU a byte for each, whether it stays
@@ -269,7 +269,7 @@ def _end_bytes(network: Transformer, compute: int) -> tuple[int, int]:
     told = network.embed.proj1.in_features  # of data, masks and conditioning channels
     # the batch with its conditions and the noise; patches and bottleneck, kept for their gradients
     always = FLOAT * (told + said) + compute * (told + sizes.bottleneck)
-    if network.layout.places:  # what each token of each head turns by
+    if network.layout.positions:  # what each token of each head turns by
         always += FLOAT * sizes.width
     # what the last norm gives before its weight; then modulated
     last = (FLOAT + compute) * sizes.width

@@ -1,10 +1,10 @@
-"""Where a token lies, told to the network: rotary code in attention, fixed code on the tokens.
+"""Positions of tokens: rotary embedding (RoPE) in attention, sine-cosine embedding on the tokens.
 
-Both are made for any number of axes. A `line` axis turns by position, a `circle` axis by whole
-harmonics of its length, so that its seam does not exist, and a `set` axis not at all. With two
-`line` axes both are exactly JiT's (Li & He 2025, arXiv:2511.13720).
+Both work for any number of axes. A `line` axis rotates by position, a `circle` axis by whole
+harmonics of its length, so that it has no seam, and a `set` axis not at all. With two `line` axes
+both are exactly those of JiT (Li & He 2025, arXiv:2511.13720).
 
-Where the data themselves say where a token lies (`Layout.places`), it turns by that as well.
+Channels that hold positions in space (`Layout.positions`) rotate their tokens as well.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from torch import Tensor
 from jitkit.fields import Axis
 
 BASE = 10_000.0  # Su et al. 2021, arXiv:2104.09864
-WAVES = (0.3, 12.0)  # radians per unit of places: from the whole sample to a twelfth of a unit
+FREQUENCY_RANGE = (
+    0.3,
+    12.0,
+)  # radians per unit of places: from the whole sample to a twelfth of a unit
 
 
 def share(total: int, axes: Sequence[Axis]) -> list[int]:
@@ -52,13 +55,13 @@ def frequencies(axis: Axis, count: int) -> Tensor:
     return 2 * torch.pi * harmonics / length
 
 
-def turning(angle: Tensor) -> Tensor:
-    """What `rotate` turns by: angles (..., P) -> cosines and sines, (..., P, 2) float32."""
+def cos_sin(angle: Tensor) -> Tensor:
+    """Angles (..., P) -> their cosines and sines, (..., P, 2) float32, as `rotate` takes them."""
     return torch.stack((angle.cos(), angle.sin()), dim=-1).float()
 
 
-def rotary(coords: Tensor, axes: Sequence[Axis], head_dim: int) -> Tensor:
-    """The turn of every pair: (..., L, n) -> (..., L, head_dim // 2, 2) float32.
+def rotary_embedding(coords: Tensor, axes: Sequence[Axis], head_dim: int) -> Tensor:
+    """Rotary embedding of positions: (..., L, n) -> (..., L, head_dim // 2, 2) float32.
 
     The pairs of a head are shared out among the axes in their order; an odd last feature of a
     head is left alone.
@@ -71,15 +74,15 @@ def rotary(coords: Tensor, axes: Sequence[Axis], head_dim: int) -> Tensor:
     angle = torch.cat(angles, dim=-1)
     if not any(counts):  # sets alone: nothing turns
         angle = coords.new_zeros(*coords.shape[:-1], head_dim // 2)
-    return turning(angle)
+    return cos_sin(angle)
 
 
-def waves(heads: int, pairs: int, dims: int) -> Tensor:
-    """Wave vectors that turn a token by its place in space, (heads, pairs, dims) float32.
+def position_frequencies(heads: int, pairs: int, dims: int) -> Tensor:
+    """Wave vectors for rotary embedding of positions in space, (heads, pairs, dims) float32.
 
-    Directions are spread evenly over the sphere and lengths geometrically over `WAVES`, in every
-    head: a sum over such waves can be any function of how two tokens lie to one another, as random
-    Fourier features can (Rahimi & Recht 2007), with no direction preferred.
+    Directions are spread evenly over the sphere and lengths geometrically over `FREQUENCY_RANGE`,
+    in every head. Sums over such waves approximate any function of relative position, as random
+    Fourier features do (Rahimi & Recht 2007), with no preferred direction.
     """
     count = heads * pairs
     # Kronecker's sequence on the powers of the root of g^(dims + 1) = g + 1, as normal deviates
@@ -89,35 +92,35 @@ def waves(heads: int, pairs: int, dims: int) -> Tensor:
     steps = root ** -torch.arange(1, dims + 1, dtype=torch.float64)
     even = (0.5 + torch.arange(1, count + 1, dtype=torch.float64)[:, None] * steps) % 1
     directions = torch.nn.functional.normalize(torch.special.ndtri(even), dim=1)
-    shortest, longest = WAVES
+    shortest, longest = FREQUENCY_RANGE
     scale = torch.linspace(0, 1, count, dtype=torch.float64)[:, None]
     lengths = shortest * (longest / shortest) ** scale
     return (directions * lengths).float().reshape(pairs, heads, dims).transpose(0, 1).contiguous()
 
 
-def rotary_of_places(places: Tensor, vectors: Tensor) -> Tensor:
-    """Turns by the angles w . r: places (B, L, n), waves (H, P, n) -> (B, H, L, P, 2)."""
+def rotary_of_positions(positions: Tensor, frequencies: Tensor) -> Tensor:
+    """Rotary embedding by the angles w . r: positions (B, L, n), w (H, P, n) -> (B, H, L, P, 2)."""
     # not by a product of matrices, which autocast and a GPU may round to 8 or 10 bits
-    along = places.float()[:, None, :, None] * vectors[:, None]  # (B, H, L, P, n)
-    return turning(along.sum(dim=-1))
+    along = positions.float()[:, None, :, None] * frequencies[:, None]  # (B, H, L, P, n)
+    return cos_sin(along.sum(dim=-1))
 
 
-def rotate(x: Tensor, turn: Tensor, *, back: bool = False) -> Tensor:
-    """Turn neighbouring pairs of features: (..., L, head_dim) by (..., L, head_dim // 2, 2).
+def rotate(x: Tensor, rotary: Tensor, *, back: bool = False) -> Tensor:
+    """Rotate neighbouring pairs of features: (..., L, head_dim) by (..., L, head_dim // 2, 2).
 
     As one product of complex numbers, where these are at hand: `torch.compile` does not fuse them.
 
     Args:
         x: features.
-        turn: from `rotary`.
-        back: turn the other way.
+        rotary: from `rotary_embedding`.
+        back: rotate by the negative angles.
     """
-    pairs = turn.shape[-2]
+    pairs = rotary.shape[-2]
     if 2 * pairs == x.shape[-1] and x.dtype == torch.float32 and not torch.compiler.is_compiling():
         pair = torch.view_as_complex(x.reshape(*x.shape[:-1], pairs, 2))
-        by = torch.view_as_complex(turn)
+        by = torch.view_as_complex(rotary)
         return torch.view_as_real(pair * (by.conj() if back else by)).flatten(-2)
-    cos, sin = turn.unbind(-1)
+    cos, sin = rotary.unbind(-1)
     way = -1 if back else 1
     even, odd = x[..., : 2 * pairs].reshape(*x.shape[:-1], pairs, 2).unbind(-1)
     first = torch.sub(even * cos, odd * sin, alpha=way)

@@ -23,9 +23,9 @@ from torch.utils.checkpoint import checkpoint
 from jitkit.errors import JitkitError
 from jitkit.fields import Condition, Grid, Layout, PerToken
 from jitkit.nn import patches
-from jitkit.nn.conditioning import PerTokenChannels, num_channels, vector_module, with_known
+from jitkit.nn.conditioning import PerTokenChannels, num_channels, vector_module, with_mask
 from jitkit.nn.layers import Block, FinalLayer, PatchEmbedding, TimeEmbedding
-from jitkit.nn.rope import rotary, rotary_of_places, sincos, waves
+from jitkit.nn.rope import position_frequencies, rotary_embedding, rotary_of_positions, sincos
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Transformer(nn.Module):
     Parameters start as in the authors' code; the last layer is zero, and so is the first guess.
     """
 
-    turn: Tensor
+    rotary: Tensor
     code: Tensor
     waves: Tensor
 
@@ -107,16 +107,16 @@ class Transformer(nn.Module):
                 sizes.heads,
                 sizes.mlp_hidden,
                 dropout=sizes.dropout if i in middle else 0.0,
-                relative=bool(layout.places),
+                relative=bool(layout.positions),
             )
             for i in range(sizes.depth)
         )
         self.final = FinalLayer(width, layout.patch_features)
-        for name, table in zip(("turn", "code"), self._position(), strict=True):
+        for name, table in zip(("rotary", "code"), self._position(), strict=True):
             self.register_buffer(name, table, persistent=False)
-        if layout.places:
-            pairs = width // sizes.heads // 2 - self.turn.shape[-2]
-            own = waves(sizes.heads, pairs, len(layout.places))
+        if layout.positions:
+            pairs = width // sizes.heads // 2 - self.rotary.shape[-2]
+            own = position_frequencies(sizes.heads, pairs, len(layout.positions))
             self.register_buffer("waves", own, persistent=False)
 
     def forward(
@@ -137,9 +137,9 @@ class Transformer(nn.Module):
             coords: positions of the cells, (B, X1..Xn, n), counted in cells.
         """
         grid, patch = tuple(z.shape[2:]), self.layout.patch
-        turn, code = self._tables(grid, coords)
-        if self.layout.places:
-            turn = self._turned_by_places(turn, z, mask)
+        rotary, code = self._tables(grid, coords)
+        if self.layout.positions:
+            rotary = self._with_own_positions(rotary, z, mask)
         attend = None if mask is None else self._attend(mask)
         tokens = patches.patchify(self._inputs(z, cond, mask), patch)
 
@@ -150,8 +150,8 @@ class Transformer(nn.Module):
         for i, block in enumerate(self.blocks):
             if y is not None and self.num_context and i == self.sizes.in_context_start:
                 x = torch.cat((y.unsqueeze(1) + self.context, x), dim=1)
-                turn, attend = self._join(turn, attend)
-            x = self._run(block, x, c, turn, attend)
+                rotary, attend = self._join(rotary, attend)
+            x = self._run(block, x, c, rotary, attend)
         x = self.final(x[:, self.num_context :], c).float()
         return patches.crop(patches.unpatchify(x, patch, patches.padded_grid(grid, patch)), grid)
 
@@ -176,7 +176,7 @@ class Transformer(nn.Module):
             parts.append(torch.ones_like(z) if mask is None else mask.expand_as(z).to(z.dtype))
         for name, condition in self.conditions.items():
             if isinstance(condition, Grid):
-                parts.append(with_known(cond[name]))
+                parts.append(with_mask(cond[name]))
             elif isinstance(condition, PerToken):
                 value = patches.pad(cond[name].unsqueeze(1) - condition.n, patch).squeeze(1)
                 parts.append(self.channels[_key(name)](value + condition.n))
@@ -197,16 +197,16 @@ class Transformer(nn.Module):
         if coords is None:
             coords = patches.token_coords(self.layout.grid, self.layout.patch)
         axes, head_dim = self.layout.axes, self.sizes.width // self.sizes.heads
-        if self.layout.places:  # have the other half, or all where no axis has an order
+        if self.layout.positions:  # have the other half, or all where no axis has an order
             head_dim = head_dim // 2 if any(axis.kind != "set" for axis in axes) else 0
-        return rotary(coords, axes, head_dim), sincos(coords, axes, self.sizes.width)
+        return rotary_embedding(coords, axes, head_dim), sincos(coords, axes, self.sizes.width)
 
-    def _turned_by_places(self, turn: Tensor, z: Tensor, mask: Tensor | None) -> Tensor:
+    def _with_own_positions(self, rotary: Tensor, z: Tensor, mask: Tensor | None) -> Tensor:
         """The rotary code of the axes and that of the data's own places, (B, H, L, P, 2).
 
         A token lies at the mean of its cells that have data, and at the origin without any.
         """
-        own = [self.layout.channels.index(name) for name in self.layout.places]
+        own = [self.layout.channels.index(name) for name in self.layout.positions]
         patch = self.layout.patch
 
         def sums(x: Tensor) -> Tensor:  # over the cells of each token, (B, L, n)
@@ -216,8 +216,8 @@ class Transformer(nn.Module):
 
         seen = torch.ones_like(z) if mask is None else mask.expand_as(z).to(z.dtype)
         kept = z if mask is None else torch.where(mask, z, 0.0)
-        by_place = rotary_of_places(sums(kept) / sums(seen).clamp_min(1), self.waves)
-        return torch.cat((turn.expand(*by_place.shape[:-2], -1, 2), by_place), dim=-2)
+        by_place = rotary_of_positions(sums(kept) / sums(seen).clamp_min(1), self.waves)
+        return torch.cat((rotary.expand(*by_place.shape[:-2], -1, 2), by_place), dim=-2)
 
     def _tables(self, grid: tuple[int, ...], coords: Tensor | None) -> tuple[Tensor, Tensor]:
         """The layout's own tables, or those of another grid or of given positions.
@@ -234,10 +234,10 @@ class Transformer(nn.Module):
                 )
         if coords is not None:
             lengths = tuple(axis.size if axis.kind == "circle" else None for axis in axes)
-            turn, code = self._position(patches.coords_of_cells(coords, patch, lengths))
-            return turn.unsqueeze(1), code  # the same for all heads
+            rotary, code = self._position(patches.coords_of_cells(coords, patch, lengths))
+            return rotary.unsqueeze(1), code  # the same for all heads
         if patches.padded_grid(grid, patch) == patches.padded_grid(self.layout.grid, patch):
-            return self.turn, self.code
+            return self.rotary, self.code
         return self._position(patches.token_coords(grid, patch).to(self.code.device))
 
     def _attend(self, mask: Tensor) -> Tensor:
@@ -245,13 +245,13 @@ class Transformer(nn.Module):
         seen = patches.token_mask(patches.pad(mask, self.layout.patch), self.layout.patch)
         return (seen | ~seen.any(dim=1, keepdim=True))[:, None, None]
 
-    def _join(self, turn: Tensor, attend: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Room for in-context tokens in front: they do not turn and are always seen."""
-        still = turn.new_tensor((1.0, 0.0))
-        still = still.expand(*turn.shape[:-3], self.num_context, turn.shape[-2], 2)
+    def _join(self, rotary: Tensor, attend: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Room for in-context tokens in front: they are not rotated and always attended to."""
+        still = rotary.new_tensor((1.0, 0.0))
+        still = still.expand(*rotary.shape[:-3], self.num_context, rotary.shape[-2], 2)
         if attend is not None:
             attend = F.pad(attend, (self.num_context, 0), value=True)
-        return torch.cat((still, turn), dim=-3), attend
+        return torch.cat((still, rotary), dim=-3), attend
 
     def _run(self, block: nn.Module, *inputs: Tensor | None) -> Tensor:
         if self.checkpoint_activations and torch.is_grad_enabled():

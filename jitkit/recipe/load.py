@@ -23,7 +23,8 @@ from pydantic_core import ErrorDetails
 
 from jitkit.domain import Domain, domain_class, installed
 from jitkit.errors import RecipeError, listed, nearest
-from jitkit.recipe.messages import phrased, said, told
+from jitkit.recipe.messages import error_text, phrased, quoted
+from jitkit.recipe.renamed import RENAMED, with_new_names
 from jitkit.recipe.yaml import Draft, KeyPath, Place, dotted, dumped, laid, leaves, parsed, plain
 from jitkit.sections import (
     DiffusionSection,
@@ -69,6 +70,7 @@ def load_recipe(
     overrides: Mapping[str, Any] | Sequence[str] = (),
     *,
     domain: type[Domain] | None = None,
+    recorded: bool = False,
 ) -> Recipe:
     """The recipe that ``source`` describes, with overrides on top, checked.
 
@@ -79,10 +81,12 @@ def load_recipe(
 
     Args:
         source: a file, the bare name of a bundled recipe, or the sections themselves.
-        overrides: ``["train.lr=1e-4", "sample.interval=[0.2, 0.9]"]``, values in YAML, or
+        overrides: ``["train.lr=1e-4", "sample.guidance_interval=[0.2, 0.9]"]``, values in YAML, or
             ``{"train.lr": 1e-4}``; the last one counts.
         domain: the adapter's class, where it is not to be found by its name. Section ``domain`` may
             lack keys then, or be left out; what it says is checked all the same.
+        recorded: ``source`` is the recipe.yaml of a run, whose keys may have the names that an
+            earlier jitkit gave them.
 
     Raises:
         RecipeError: there is no such recipe, or something in it cannot be meant; the text lists
@@ -95,6 +99,8 @@ def load_recipe(
         path = _found(source)
         name, shown = path.stem.lstrip(".") or None, _shown(path)
         draft = _read(path)
+    if recorded:
+        draft.values = with_new_names(draft.values)
     for override in _overrides(overrides):
         draft = laid(draft, override)
     if domain is not None:
@@ -104,7 +110,7 @@ def load_recipe(
             draft.values = draft.values | {"domain": own}
     sections = _checked(draft, domain)
     if draft.mistakes:
-        raise RecipeError(told(draft.mistakes, shown))
+        raise RecipeError(error_text(draft.mistakes, shown))
     return Recipe(name=draft.values.get("name") or name or sections["domain"].name, **sections)
 
 
@@ -170,7 +176,7 @@ def _read(path: Path, chain: tuple[Path, ...] = ()) -> Draft:
     if isinstance(values, dict):
         draft.values = _tidied(values)
     elif values is not None:
-        draft.wrong((), f"{said(values)} is not a mapping of sections")
+        draft.wrong((), f"{quoted(values)} is not a mapping of sections")
     return _extended(draft, path.parent, (*chain, path))
 
 
@@ -191,7 +197,7 @@ def _extended(draft: Draft, folder: Path, chain: tuple[Path, ...] = ()) -> Draft
 
 def _base(name: Any, folder: Path, chain: tuple[Path, ...]) -> Path:
     if not isinstance(name, str):
-        raise RecipeError(f"{said(name)} is not the name of a recipe")
+        raise RecipeError(f"{quoted(name)} is not the name of a recipe")
     path = folder / name if (folder / name).is_file() else _found(name)
     if any(path.samefile(link) for link in chain):
         circle = " -> ".join(link.name for link in (*chain, path))
@@ -279,7 +285,7 @@ def _checked_top(values: dict[str, Any]) -> dict[KeyPath, str]:
     found |= {(key,): _unknown((), (key,), known) for key in values if key not in known}
     name = values.get("name")
     if name is not None and not (isinstance(name, str) and re.fullmatch(r"[^/\\.][^/\\]*", name)):
-        found["name",] = f"{said(name)} cannot be the name of a folder"
+        found["name",] = f"{quoted(name)} cannot be the name of a folder"
     return found
 
 
@@ -289,12 +295,14 @@ def _domain_section(values: Any) -> type[DomainSection]:
     if name is None:
         raise RecipeError(f"missing; installed: {listed(installed())}")
     if not isinstance(name, str):
-        raise RecipeError(f"{said(name)} is not a name; installed: {listed(installed())}")
+        raise RecipeError(f"{quoted(name)} is not a name; installed: {listed(installed())}")
     return domain_class(name).Section
 
 
 def _unknown(section: KeyPath, path: KeyPath, known: Iterable[str]) -> str:
     """``unknown``, and the key that was probably meant: of that name elsewhere, or nearly so."""
+    if (now := RENAMED.get(dotted((*section, *path)))) is not None:
+        return f"is now {now}"
     key = str(path[-1])
     homes = [f"{name}.{key}" for name, cls in SECTIONS.items() if key in cls.model_fields]
     close = [dotted((*section, word)) for word in difflib.get_close_matches(key, known, n=1)]

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic_core import ErrorDetails
 
 from jitkit.errors import nearest
-from jitkit.recipe.yaml import KeyPath, Mistake
+from jitkit.recipe.yaml import KeyPath, Problem
 
 _WANTED = {
     "int_type": "a whole number",
@@ -64,27 +64,27 @@ def phrased(
         values: the section as it was written.
         unknown: the text for an unknown key.
     """
-    told: dict[KeyPath, str] = {}
+    texts: dict[KeyPath, str] = {}
     misfits: dict[KeyPath, list[ErrorDetails]] = {}
     for error in errors:
         path = _written(error["loc"], values)
         match error["type"]:
             case "extra_forbidden":
-                told[path] = unknown(path)
+                texts[path] = unknown(path)
             case "missing" if isinstance(error["loc"][-1], int):  # of a list of fixed length
-                told[path] = f"{said(error['input'])} is too short"
+                texts[path] = f"{quoted(error['input'])} is too short"
             case "missing":
-                told[*path, error["loc"][-1]] = "missing"
+                texts[*path, error["loc"][-1]] = "missing"
             case "literal_error" | "enum":
                 misfits.setdefault(path, []).append(error)
             case kind if kind in _WANTED:
                 misfits.setdefault(path, []).append(error)
             case _:
-                told[path] = _refusal(error)
+                texts[path] = _refusal(error)
     for path, cases in misfits.items():
-        if not any(other[: len(path)] == path for other in (told | misfits).keys() - {path}):
-            told.setdefault(path, _misfit(cases))
-    return told
+        if not any(other[: len(path)] == path for other in (texts | misfits).keys() - {path}):
+            texts.setdefault(path, _misfit(cases))
+    return texts
 
 
 def _written(loc: tuple[int | str, ...], value: Any) -> KeyPath:
@@ -111,7 +111,7 @@ def _misfit(errors: list[ErrorDetails]) -> str:
         wanted.append(f"one of {', '.join(words)}" if len(words) > 1 else words[0])
         choices += words
     close = nearest(value, choices) if isinstance(value, str) else ""
-    return f"{said(value)} is not {' or '.join(dict.fromkeys(wanted))}{close}"
+    return f"{quoted(value)} is not {' or '.join(dict.fromkeys(wanted))}{close}"
 
 
 def _refusal(error: ErrorDetails) -> str:
@@ -120,17 +120,17 @@ def _refusal(error: ErrorDetails) -> str:
         for key, value in error.get("ctx", {}).items()
     }
     template = _REFUSED.get(error["type"], "{input} is refused: {msg}")
-    return template.format(**{"input": said(error["input"]), "msg": error["msg"]} | limits)
+    return template.format(**{"input": quoted(error["input"]), "msg": error["msg"]} | limits)
 
 
-def told(mistakes: list[Mistake], source: str) -> str:
+def error_text(mistakes: list[Problem], source: str) -> str:
     """All mistakes: those in ``source`` by line, then in files it extends, then in overrides."""
 
-    def order(mistake: Mistake) -> tuple[bool, bool, str, int]:
+    def order(mistake: Problem) -> tuple[bool, bool, str, int]:
         at = mistake.place
         return at.file is None, at.file != source, at.file or "", at.line
 
-    def line(mistake: Mistake, *, alone: bool) -> str:
+    def line(mistake: Problem, *, alone: bool) -> str:
         at = mistake.place
         if at.file is None:
             return f"override {mistake}"
@@ -144,7 +144,7 @@ def told(mistakes: list[Mistake], source: str) -> str:
     return "\n".join([f"{source}: {len(mistakes)} mistakes", *lines])
 
 
-def said(value: Any) -> str:
+def quoted(value: Any) -> str:
     """A value as a message quotes it.
 
     >>> said("many"), said(None), said(True)

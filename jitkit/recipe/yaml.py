@@ -46,7 +46,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Mistake:
+class Problem:
     """One thing to mend, at a key; at the root () where a whole file cannot be read."""
 
     place: Place
@@ -68,7 +68,7 @@ class Draft:
 
     values: dict[str, Any] = field(default_factory=dict)
     places: dict[KeyPath, Place] = field(default_factory=dict)
-    mistakes: list[Mistake] = field(default_factory=list)
+    mistakes: list[Problem] = field(default_factory=list)
 
     def place(self, path: KeyPath) -> Place:
         """Where the value at ``path`` was written, or else the nearest mapping around it."""
@@ -77,7 +77,7 @@ class Draft:
 
     def wrong(self, path: KeyPath, text: str, place: Place | None = None) -> None:
         """Note a mistake, at the place of its key where no other is given."""
-        self.mistakes.append(Mistake(place or self.place(path), path, text))
+        self.mistakes.append(Problem(place or self.place(path), path, text))
 
 
 def laid(under: Draft, over: Draft) -> Draft:

@@ -162,7 +162,7 @@ def _taken(found: Mapping[str, Any]) -> str:
     if "ema" in model:
         parts.append(f"with running mean {model['ema']}")
     if "method" in sample:
-        times = sample.get("times", "uniform")
+        times = sample.get("time_grid", "uniform")
         lie = "" if times == "uniform" else f" ({times})"
         parts.append(f"by {sample['method']}, {sample.get('steps')} steps{lie}")
     if "guidance" in sample:

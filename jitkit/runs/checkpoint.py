@@ -70,16 +70,16 @@ class DomainRecord:
 
     Attributes:
         section: section ``domain`` of the recipe; None where the adapter was given in Python.
-        facts: what the data told, `Domain.facts`.
+        metadata: what the data told, `Domain.metadata`.
         num_items: items of the training split; None where it was not trained here.
     """
 
     section: Mapping[str, Any] | None
-    facts: Mapping[str, Any]
+    metadata: Mapping[str, Any]
     num_items: int | None = None
 
 
-def save(
+def save_checkpoint(
     run: Path,
     step: int,
     denoiser: Denoiser,
@@ -113,7 +113,7 @@ def save(
             failed = failed or _first(team, _save_tensors(values, aside / name, team))
         failed = failed or _attempt(team, lambda: _finish(aside, final, state))
     finally:
-        if team.leads:
+        if team.is_main:
             shutil.rmtree(aside, ignore_errors=True)
     if failed is not None:
         raise CheckpointError(
@@ -125,7 +125,7 @@ def save(
 def _attempt(team: Team, work: Callable[[], None]) -> Exception | None:
     """Have rank 0 write something; what went wrong, known to all."""
     try:
-        if team.leads:
+        if team.is_main:
             work()
     except (OSError, SafetensorError) as error:
         return _first(team, error)
@@ -134,18 +134,18 @@ def _attempt(team: Team, work: Callable[[], None]) -> Exception | None:
 
 def _first(team: Team, failed: Exception | None) -> Exception | None:
     """What went wrong in any process, known to all."""
-    told = [text for text in team.gathered(failed and str(failed)) if text is not None]
+    told = [text for text in team.all_gather(failed and str(failed)) if text is not None]
     return failed or (OSError(told[0]) if told else None)
 
 
 def _save_model(folder: Path, denoiser: Denoiser, domain: DomainRecord | None) -> None:
-    """A new folder with ``model.json``, and the arrays of the domain's facts."""
+    """A new folder with ``model.json``, and the arrays of the domain's metadata."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     record = None
     if domain is not None:
-        facts, arrays = without_arrays(domain.facts)
-        record = asdict(replace(domain, facts={})) | {"facts": facts}
+        metadata, arrays = without_arrays(domain.metadata)
+        record = asdict(replace(domain, metadata={})) | {"facts": metadata}
         if arrays:
             save_file({k: torch.from_numpy(v) for k, v in arrays.items()}, folder / FACTS)
     model = {"format": FORMAT, **denoiser.describe(), "domain": record}
@@ -161,7 +161,7 @@ def _save_tensors(tensors: Mapping[str, Tensor], path: Path, team: Team) -> Exce
                 values = {name: value.detach() for name, value in tensors.items()}
                 writer = HuggingFaceStorageWriter(str(path), save_distributed=True)
                 save_shards(values, storage_writer=writer)
-        elif team.leads:
+        elif team.is_main:
             values = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
             save_file(values, path.with_name(f"{path.name}.safetensors"))
     except (OSError, SafetensorError, CheckpointException) as error:
@@ -198,7 +198,7 @@ def prune(run: Path, keep: int, every: int | None = None) -> None:
             shutil.rmtree(folder, ignore_errors=True)
             continue
         with suppress(_Torn):  # a torn one does not count, or it could push out the last whole one
-            read(folder)
+            open_checkpoint(folder)
             kept += 1
     for rest in (run / "checkpoints").glob(".step-*.part"):
         shutil.rmtree(rest, ignore_errors=True)
@@ -236,18 +236,18 @@ class Checkpoint:
         return read_tensors(self.path / f"{name}.safetensors")
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """What the domain had found in its data.
 
         Raises:
             CheckpointError: arrays among it are missing or torn.
         """
-        facts = self.model["domain"]["facts"]
+        metadata = self.model["domain"]["facts"]
         if not (self.path / FACTS).is_file():
-            return facts
+            return metadata
         arrays = self.tensors(FACTS.removesuffix(".safetensors"))
         try:
-            return with_arrays(facts, {name: value.numpy() for name, value in arrays.items()})
+            return with_arrays(metadata, {name: value.numpy() for name, value in arrays.items()})
         except KeyError as error:
             raise CheckpointError(f"{self.path / FACTS}: no array {error}") from None
 
@@ -269,7 +269,7 @@ class Checkpoint:
         record = self.model["domain"]
         try:
             cls = domain_class(section.name if section else record["section"]["name"])
-            return cls(section or cls.Section(**record["section"]), facts=self.facts)
+            return cls(section or cls.Section(**record["section"]), metadata=self.metadata)
         except JitkitError:
             raise
         except (KeyError, TypeError, ValueError) as error:
@@ -289,7 +289,7 @@ class Checkpoint:
         return denoiser
 
 
-def read(path: Path) -> Checkpoint:
+def open_checkpoint(path: Path) -> Checkpoint:
     """The checkpoint in a folder ``step-N``.
 
     Raises:
@@ -328,7 +328,7 @@ def newest(run: Path) -> Checkpoint | None:
     steps = _steps(run)
     for step in steps:
         try:
-            return read(run / "checkpoints" / f"step-{step}")
+            return open_checkpoint(run / "checkpoints" / f"step-{step}")
         except _Torn as error:
             warn(f"{error}; trying the one before it")
     if steps:
@@ -364,7 +364,7 @@ def load(
         RecipeError: ``domain`` is a class.
     """
     check_instance(domain)
-    found = find(Path(path))
+    found = find_checkpoint(Path(path))
     denoiser = found.build()
     if domain is not None:
         _check_fits(denoiser, domain, found.path)
@@ -379,7 +379,7 @@ def load(
     return denoiser.to(device).eval()
 
 
-def unlike(
+def layout_difference(
     model: Mapping[str, Any], layout: Layout, conditions: Mapping[str, Condition]
 ) -> list[str]:
     """Where samples are not those that a model was built for, as ``"layout.channels.0: u -> v"``.
@@ -402,7 +402,7 @@ def _check_fits(denoiser: Denoiser, domain: Domain, where: Path) -> None:
         conditions = {name: replace(c, drop=0.0) for name, c in of.conditions.items()}
         return of.layout.of_samples, conditions
 
-    if different := unlike(describe(*bare(denoiser)), *bare(domain)):
+    if different := layout_difference(describe(*bare(denoiser)), *bare(domain)):
         lines = "".join(f"\n  {line}" for line in different[:20])
         raise CheckpointError(
             f"domain {type(domain).__name__} does not fit the model of {where}, which was built "
@@ -410,14 +410,14 @@ def _check_fits(denoiser: Denoiser, domain: Domain, where: Path) -> None:
         )
 
 
-def find(path: Path) -> Checkpoint:
+def find_checkpoint(path: Path) -> Checkpoint:
     """The checkpoint of a run's folder, or of a ``step-N`` folder itself.
 
     Raises:
         CheckpointError: there is none.
     """
     if (path / "state.json").is_file():
-        return read(path)
+        return open_checkpoint(path)
     if path.is_dir() and (found := newest(path)):
         return found
     if not path.is_dir():

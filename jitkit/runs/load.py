@@ -9,7 +9,7 @@ from jitkit.diffusion.denoiser import Denoiser
 from jitkit.domain import Domain
 from jitkit.errors import RecipeError, listed
 from jitkit.recipe.load import Recipe, load_recipe
-from jitkit.runs.checkpoint import Checkpoint, find, load
+from jitkit.runs.checkpoint import Checkpoint, find_checkpoint, load
 from jitkit.runs.defaults import Overrides, with_best
 
 
@@ -35,7 +35,7 @@ def found_in(run: str | Path, domain: Domain | None = None) -> Checkpoint:
         CheckpointError: there is none.
         RecipeError: its domain is needed, and only Python can give it.
     """
-    found = find(Path(run))
+    found = find_checkpoint(Path(run))
     if domain is None and not found.has_domain:
         raise RecipeError(
             f"{found.path} was trained with a domain that was given in Python; use it there: "
@@ -64,7 +64,7 @@ def settings(folder: Path, overrides: Overrides, domain: Domain | None = None) -
     if not (folder / "recipe.yaml").is_file():
         raise RecipeError(f"{folder} has no recipe.yaml beside its checkpoints, so it is no run")
     given = None if domain is None else type(domain)
-    return load_recipe(folder / "recipe.yaml", overrides, domain=given)
+    return load_recipe(folder / "recipe.yaml", overrides, domain=given, recorded=True)
 
 
 def ready(

@@ -14,6 +14,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from importlib.metadata import entry_points
 from math import isqrt
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,13 @@ from torch import Tensor
 
 from jitkit.diffusion.denoiser import Denoiser, Diffusion
 from jitkit.diffusion.flow import auto_noise_scale
-from jitkit.domain import domain_class
+from jitkit.domain import Domain, section_of
 from jitkit.errors import CheckpointError, RecipeError, listed
 from jitkit.fields import Axis, Category, Layout
 from jitkit.nn.transformer import Sizes
 from jitkit.optim.ema import EMA
 from jitkit.recipe.load import dump_recipe, load_recipe
-from jitkit.runs.checkpoint import DomainRecord, load_weights, save
+from jitkit.runs.checkpoint import DomainRecord, load_weights, save_checkpoint
 from jitkit.runs.run_dir import write_text
 from jitkit.sections import SIZES, ModelSection
 from jitkit.utils.console import warn
@@ -38,6 +39,8 @@ ENTRIES = {"model_ema1": 0.9999, "model_ema2": 0.9996, "model": None}
 """Entries of a checkpoint, the preferred first, and the decay of each running mean."""
 
 _LABEL = "label"
+GROUP = "jitkit.official_weights"
+"""Entry point of the function that makes a domain for the size, channels and classes of weights."""
 _CHANNELS = {
     1: ("grey",),
     3: ("red", "green", "blue"),
@@ -182,8 +185,7 @@ def load_official(
     except CheckpointError as error:
         raise CheckpointError(f"{where}: {error}") from None
     if len(layout.channels) in _CHANNELS:
-        Images: Any = domain_class("images")
-        denoiser.domain = Images(Images.Section(**_domain_section(denoiser)))
+        denoiser.domain = _image_domain(denoiser)
     return denoiser.eval()
 
 
@@ -292,11 +294,13 @@ def import_official(
         )
     taken = [weights] if weights else _entries(_read(source))[:1]
     decays = [decay for name in taken if (decay := ENTRIES[name]) is not None]
+    section = section_of(denoiser.domain)
+    assert section is not None
     recipe = load_recipe(
         {
             "name": run.name,
             "train": {"ema": decays} if decays else {},
-            "domain": _domain_section(denoiser),
+            "domain": section.model_dump(mode="json"),
             "model": asdict(denoiser.network.sizes) | {"patch": denoiser.layout.patch[0]},
             "diffusion": {
                 "noise_scale": denoiser.diffusion.noise_scale,
@@ -305,21 +309,22 @@ def import_official(
         }
     )
     ema = EMA(denoiser.network, decays)
-    facts = denoiser.domain.facts()
-    record = DomainRecord(recipe.domain.model_dump(mode="json"), facts)
-    save(run, 0, denoiser, ema, domain=record)
+    metadata = denoiser.domain.metadata()
+    record = DomainRecord(recipe.domain.model_dump(mode="json"), metadata)
+    save_checkpoint(run, 0, denoiser, ema, domain=record)
     write_text(run / "recipe.yaml", dump_recipe(recipe))
     return run
 
 
-def _domain_section(denoiser: Denoiser) -> dict[str, Any]:
-    """Section ``domain`` of a recipe for the pictures that the model makes."""
+def _image_domain(denoiser: Denoiser) -> Domain:
+    """The domain of the images that the model makes; its adapter registers itself in `GROUP`."""
+    (point,) = entry_points(group=GROUP)
     label = denoiser.conditions[_LABEL]
     assert isinstance(label, Category)
-    return {
-        "name": "images",
-        "size": denoiser.layout.grid[0],
-        "channels": len(denoiser.layout.channels),
-        "classes": label.n,
-        "label_drop": label.drop,
-    }
+    domain: Domain = point.load()(
+        size=denoiser.layout.grid[0],
+        channels=len(denoiser.layout.channels),
+        classes=label.n,
+        label_drop=label.drop,
+    )
+    return domain

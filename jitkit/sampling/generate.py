@@ -14,7 +14,7 @@ from jitkit.diffusion.guidance import check_guide
 from jitkit.diffusion.sampler import fitting_batch, sample
 from jitkit.fields import Field
 from jitkit.runs.checkpoint import load
-from jitkit.sampling.requests import Told
+from jitkit.sampling.requests import Conditioning
 from jitkit.sections import SampleSection
 from jitkit.utils.distributed import ALONE, Team
 from jitkit.utils.types import Array
@@ -23,7 +23,7 @@ from jitkit.utils.types import Array
 def generate(
     denoiser: Denoiser,
     n: int,
-    told: Told,
+    told: Conditioning,
     section: SampleSection,
     *,
     guide: Denoiser | None = None,
@@ -53,7 +53,7 @@ def generate(
     return (
         item
         for start, x in made
-        for begin, values in filter(None, team.collected(None if x is None else (start, x)))
+        for begin, values in filter(None, team.gather(None if x is None else (start, x)))
         for item in _decoded(denoiser, values, told.part(slice(begin, begin + len(values))))
     )
 
@@ -61,7 +61,7 @@ def generate(
 def summarised(
     denoiser: Denoiser,
     n: int,
-    told: Told,
+    told: Conditioning,
     section: SampleSection,
     summary: Callable[[Sequence[Any]], Array],
     kept: Container[int] = (),
@@ -89,22 +89,22 @@ def summarised(
         if x is not None:
             made = list(_decoded(denoiser, x, told.part(slice(start, start + len(x)))))
             found = (summary(made), [item for i, item in enumerate(made, start) if i in kept])
-        for numbers, some in filter(None, team.collected(found)):
+        for numbers, some in filter(None, team.gather(found)):
             rows.append(numbers)
             items += some
     return np.concatenate(rows) if rows else None, items
 
 
 def guide_of(denoiser: Denoiser, section: SampleSection) -> Denoiser | None:
-    """The weaker model that ``sample.guide`` names, ready to guide another; None without one.
+    """The weaker model that ``sample.autoguidance`` names; None without one.
 
     Raises:
         CheckpointError: there is no such checkpoint or mean.
         JitkitError: it is no model of the same data.
     """
-    if section.guide is None:
+    if section.autoguidance is None:
         return None
-    path, mean = section.guide, ""
+    path, mean = section.autoguidance, ""
     if "@" in path and not Path(path).exists():
         path, _, mean = path.rpartition("@")
     guide = load(path, device=denoiser.device, ema=mean or None)
@@ -116,7 +116,7 @@ def guide_of(denoiser: Denoiser, section: SampleSection) -> Denoiser | None:
 def _made(
     denoiser: Denoiser,
     n: int,
-    told: Told,
+    told: Conditioning,
     section: SampleSection,
     guide: Denoiser | None,
     progress: bool,
@@ -124,7 +124,7 @@ def _made(
     first: int = 0,
 ) -> Iterator[tuple[int, Tensor | None]]:
     """This process's batches, with the place of each one's first sample; None when others end."""
-    size = section.batch_size or team.lowest(fitting_batch(denoiser))
+    size = section.batch_size or team.min(fitting_batch(denoiser))
     size = min(size, -(-n // team.world))
     for turn in range(0, n, size * team.world):
         own = turn + team.rank * size
@@ -135,12 +135,12 @@ def _made(
             min(size, n - start),
             part.cond,
             guidance=section.guidance,
-            interval=section.interval,
+            interval=section.guidance_interval,
             guide=guide,
             guide_scale=section.guide_scale,
             steps=section.steps,
             method=section.method,
-            times=section.times,
+            time_grid=section.time_grid,
             seed=section.seed,
             first=first + start,
             t_eps=section.t_eps,
@@ -152,7 +152,7 @@ def _made(
         yield start, x if own < n else None
 
 
-def _decoded(denoiser: Denoiser, x: Tensor, told: Told) -> Iterator[Any]:
+def _decoded(denoiser: Denoiser, x: Tensor, told: Conditioning) -> Iterator[Any]:
     """Samples as items."""
     for i, values in enumerate(x):
         cond = {name: value[i].cpu() for name, value in told.cond.items()}

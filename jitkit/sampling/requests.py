@@ -16,12 +16,12 @@ from jitkit.diffusion.denoiser import Denoiser
 from jitkit.errors import ConditionError, listed, nearest
 from jitkit.fields import Batch, Category, Condition, PerToken, Scalars
 from jitkit.nn.conditioning import prepare
-from jitkit.protocols import Varying
+from jitkit.protocols import VariableSize
 from jitkit.utils.seeding import mix
 
 
 @dataclass(frozen=True)
-class Told:
+class Conditioning:
     """What samples are told, and where they are to have data.
 
     Attributes:
@@ -34,16 +34,16 @@ class Told:
     mask: Tensor | None = None
     coords: Tensor | None = None
 
-    def part(self, rows: slice) -> Told:
+    def part(self, rows: slice) -> Conditioning:
         """The same for some of the samples."""
-        return Told(
+        return Conditioning(
             {name: value[rows] for name, value in self.cond.items()},
             None if self.mask is None else self.mask[rows],
             None if self.coords is None else self.coords[rows],
         )
 
 
-def conditions_for(
+def conditioning_for(
     denoiser: Denoiser,
     n: int,
     asked: Mapping[str, str] | None = None,
@@ -52,7 +52,7 @@ def conditions_for(
     sizes: Sequence[int] | None = None,
     seed: int = 0,
     first: int = 0,
-) -> Told:
+) -> Conditioning:
     """What ``n`` samples are told, and where they are to have data.
 
     Args:
@@ -61,13 +61,13 @@ def conditions_for(
         asked: values in words, by name: ``"3"``, ``"0,1,2"`` or ``"0-9"`` for a category (each
             value in turn, in equal runs), a number for each name of scalars, or ``"none"``.
         source: split and indices of real items whose conditions are taken for what is not asked.
-        sizes: cells of samples, for a domain of `Varying` ones: sample i has size i modulo their
-            number; drawn from what training items had where not given.
+        sizes: cells of samples, for a `VariableSize` domain: sample i has size i modulo their
+            number; drawn from those of the training items where not given.
         seed: of the samples; what is drawn for sample i is a function of it and i.
         first: index of the first sample.
 
-    A `Varying` domain draws what is neither asked nor taken from items, sizes included. Of others
-    it is: all classes in equal runs for a category, the conditions of validation items (training
+    A `VariableSize` domain draws what is neither asked nor taken from items, sizes included. For
+    others it is: all classes in equal runs for a category, the conditions of validation items (training
     items where there are none) for the rest. Where data may be missing, or items are sets of
     varying size, masks and positions are those of items too.
 
@@ -87,11 +87,11 @@ def conditions_for(
     }
     if sizes is not None:
         _check_sizes(denoiser, sizes, source)
-    if asked and source is not None and isinstance(denoiser.domain, Varying):
+    if asked and source is not None and isinstance(denoiser.domain, VariableSize):
         raise ConditionError("samples of this model have the size of the items that conditions are "
                              "taken from; give --cond or --cond-from, not both")  # fmt: skip
-    if source is None and isinstance(denoiser.domain, Varying):
-        return _outlined(denoiser, n, values, sizes, seed, first)
+    if source is None and isinstance(denoiser.domain, VariableSize):
+        return _from_templates(denoiser, n, values, sizes, seed, first)
     open_names = [name for name in denoiser.conditions if name not in values]
     if source is None:
         for name in open_names:
@@ -109,14 +109,14 @@ def conditions_for(
         grid = tuple(batch.x.shape[2:])
         values |= {name: batch.cond[name][turn] for name in open_names}
     cond = prepare(denoiser.conditions, values, n=n, grid=grid, device=denoiser.device)
-    return Told(cond, mask, coords)
+    return Conditioning(cond, mask, coords)
 
 
 def _check_sizes(
     denoiser: Denoiser, sizes: Sequence[int], source: tuple[str, Sequence[int]] | None
 ) -> None:
     axis = denoiser.layout.axes[0]
-    if not isinstance(denoiser.domain, Varying):
+    if not isinstance(denoiser.domain, VariableSize):
         raise ConditionError(f"all samples of this model have one size, {axis.size} along "
                              f"{axis.name!r}; ask for none")  # fmt: skip
     if source is not None:
@@ -127,17 +127,17 @@ def _check_sizes(
                              f"to {axis.size} along {axis.name!r}")  # fmt: skip
 
 
-def _outlined(
+def _from_templates(
     denoiser: Denoiser,
     n: int,
     values: Mapping[str, Tensor | None],
     sizes: Sequence[int] | None,
     seed: int,
     first: int,
-) -> Told:
+) -> Conditioning:
     """What the domain draws for samples of varying size, each with a generator of its own."""
     domain = denoiser.domain
-    assert isinstance(domain, Varying)
+    assert isinstance(domain, VariableSize)
     fields = []
     for i in range(n):
         told = {
@@ -146,11 +146,11 @@ def _outlined(
         }
         size = sizes[(first + i) % len(sizes)] if sizes else None
         rng = np.random.default_rng(mix(seed, "outline", first + i))
-        fields.append(domain.outline(rng, told, size))
+        fields.append(domain.template(rng, told, size))
     batch = collate(denoiser.layout, denoiser.conditions, fields)
     grid = tuple(batch.x.shape[2:])
     cond = prepare(denoiser.conditions, batch.cond, n=n, grid=grid, device=denoiser.device)
-    return Told(cond, _mask(denoiser, batch), batch.coords)
+    return Conditioning(cond, _mask(denoiser, batch), batch.coords)
 
 
 def _is_category(denoiser: Denoiser, name: str) -> bool:
@@ -170,7 +170,7 @@ def _in_words(name: str, condition: Condition, text: str, n: int) -> Tensor | No
     if text == "none":
         return None
     if isinstance(condition, Category):
-        chosen = numbers(text)
+        chosen = parse_indices(text)
         if chosen is None:
             raise ConditionError(
                 f"condition {name}={text!r}: expected a class (3), classes (0,1,2), a range (0-9) "
@@ -195,7 +195,7 @@ def _in_words(name: str, condition: Condition, text: str, n: int) -> Tensor | No
     )
 
 
-def numbers(text: str) -> list[int] | None:
+def parse_indices(text: str) -> list[int] | None:
     """Whole numbers and ranges in words, or None where it is not that.
 
     >>> numbers("3,5-7")

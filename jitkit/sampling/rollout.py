@@ -25,7 +25,7 @@ from jitkit.diffusion.denoiser import Denoiser
 from jitkit.diffusion.sampler import draw_noise, fitting_batch, sample
 from jitkit.errors import JitkitError, RecipeError, Stopped, listed
 from jitkit.fields import Field
-from jitkit.protocols import Rolled, Sequential
+from jitkit.protocols import Autoregressive, ForecastWriter
 from jitkit.runs.run_dir import locked, write_text
 from jitkit.sampling.generate import guide_of
 from jitkit.sections import SampleSection
@@ -42,14 +42,14 @@ Member = tuple[str, int]
 """A start and a member's number."""
 
 
-def sequential(denoiser: Denoiser) -> Sequential:
+def sequential(denoiser: Denoiser) -> Autoregressive:
     """A model's domain, if its items follow one another.
 
     Raises:
         JitkitError: they do not.
     """
     domain = denoiser.domain
-    if not isinstance(domain, Sequential) or not domain.is_sequence:
+    if not isinstance(domain, Autoregressive) or not domain.is_sequence:
         raise JitkitError(
             f"domain {type(domain).__name__}, as this model was trained, makes items that do not "
             "follow one another; draw them with jitkit sample"
@@ -71,7 +71,7 @@ class RollOut:
         """Make ready.
 
         Args:
-            denoiser: a model whose domain is `Sequential`.
+            denoiser: a model whose domain is `Autoregressive`.
             section: section ``sample`` of a recipe; its seed is the members'.
             batch_size: members made at once; by the section or the memory where not given.
             guide: the weaker model of autoguidance; the one that the section names where not given.
@@ -85,7 +85,7 @@ class RollOut:
 
     def __call__(self, start: str, members: Sequence[int], steps: int) -> Iterator[Sequence[Any]]:
         """The states of all members after each of so many steps, as items of the domain."""
-        known = list(self.domain.known(start))
+        known = list(self.domain.history(start))
         histories = [known for _ in members]
         for step in range(1, steps + 1):
             made: list[Any] = []
@@ -112,7 +112,7 @@ class RollOut:
         """
         denoiser, section = self.denoiser, self.section
         fields = [
-            self.domain.told(start, step, history)
+            self.domain.conditioning(start, step, history)
             for (start, _), history in zip(members, histories, strict=True)
         ]
         batch = collate(denoiser.layout, denoiser.conditions, fields)
@@ -126,12 +126,12 @@ class RollOut:
             cond=batch.cond,
             noise=torch.cat(noise),
             guidance=section.guidance,
-            interval=section.interval,
+            interval=section.guidance_interval,
             guide=self._guide,
             guide_scale=section.guide_scale,
             steps=section.steps,
             method=section.method,
-            times=section.times,
+            time_grid=section.time_grid,
             t_eps=section.t_eps,
             batch_size=len(members),
             mask=batch.mask,
@@ -196,7 +196,7 @@ def forecast(
     Processes of a team share the batches.
 
     Args:
-        denoiser: a model whose domain is `Sequential`.
+        denoiser: a model whose domain is `Autoregressive`.
         section: section ``sample`` of a recipe.
         asked: starts, lead, members.
         out: the file's place.
@@ -221,25 +221,25 @@ def forecast(
     if out.exists():
         return f"{told}, all there already"
     lock, busy = out.with_name(f".{out.name}.lock"), f"writes {out}; wait for it ({{}})"
-    with locked(lock, team.leads, busy=busy):
-        with team.leader_first():
-            file = _opened(domain, part, whole, record, make=team.leads and begun is None)
+    with locked(lock, team.is_main, busy=busy):
+        with team.main_first():
+            file = _opened(domain, part, whole, record, make=team.is_main and begun is None)
         with listening() as stop:
             stopped = _fill(roll_out, whole, file, part, stop, team)
-        name = next((name for name in team.gathered(stopped) if name), None)
+        name = next((name for name in team.all_gather(stopped) if name), None)
         if name:
             raise Stopped(f"{name}: all finished steps are in {part}; the same command goes on")
-        if team.leads:
+        if team.is_main:
             file.finish()
             os.replace(part / STATES, out)
             shutil.rmtree(part)
-        team.wait()
+        team.barrier()
     return told
 
 
 def _opened(
-    domain: Sequential, part: Path, whole: Forecast, record: Mapping[str, Any], *, make: bool
-) -> Rolled:
+    domain: Autoregressive, part: Path, whole: Forecast, record: Mapping[str, Any], *, make: bool
+) -> ForecastWriter:
     """The file that grows, made first where it is to be."""
     size = (whole.starts, whole.members, whole.steps)
     if make:
@@ -251,7 +251,7 @@ def _opened(
 
 def _agreed_size(denoiser: Denoiser, team: Team) -> int:
     """The same in all processes, since it decides which members make a batch."""
-    return team.lowest(fitting_members(denoiser))
+    return team.min(fitting_members(denoiser))
 
 
 def _begun(part: Path) -> dict[str, Any] | None:
@@ -285,7 +285,7 @@ def _check_place(out: Path, begun: Mapping[str, Any] | None, record: Mapping[str
 
 
 def _fill(
-    roll_out: RollOut, whole: Forecast, file: Rolled, part: Path, stop: Stop, team: Team
+    roll_out: RollOut, whole: Forecast, file: ForecastWriter, part: Path, stop: Stop, team: Team
 ) -> str | None:
     """Make what is missing of this process's batches; the name of a signal that came meanwhile."""
     members = [(start, member) for start in whole.starts for member in range(whole.members)]
@@ -321,9 +321,9 @@ def _steps_done(part: Path, number: int) -> int:
         return 0
 
 
-def _history(domain: Sequential, file: Rolled, member: Member, step: int) -> list[Any]:
+def _history(domain: Autoregressive, file: ForecastWriter, member: Member, step: int) -> list[Any]:
     """The states that a member is told at a step: known ones, then those in the file."""
-    known = list(domain.known(member[0]))
+    known = list(domain.history(member[0]))
     made = range(max(1, step - len(known)), step)
     return [*known[len(made) :], *(file.read(*member, s) for s in made)]
 
@@ -342,13 +342,13 @@ def _record(
     }
 
 
-def _starts(domain: Sequential, words: Sequence[str]) -> tuple[str, ...]:
+def _starts(domain: Autoregressive, words: Sequence[str]) -> tuple[str, ...]:
     """The starts that words name, in their order.
 
     Raises:
         RecipeError: one is named twice.
     """
-    found = list(domain.starts(words))
+    found = list(domain.init_times(words))
     twice = [name for name in dict.fromkeys(found) if found.count(name) > 1]
     if twice:
         raise RecipeError(f"--init: {listed(twice)} is named twice")

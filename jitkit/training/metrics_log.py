@@ -25,7 +25,7 @@ from jitkit.optim.optimizers import peak_learning_rate
 from jitkit.recipe.load import Recipe
 from jitkit.runs.run_dir import append_lines, write_text
 from jitkit.training.memory_plan import memory_settings
-from jitkit.training.step import Learner, Taken
+from jitkit.training.step import Learner, StepResult
 from jitkit.training.throughput import Meter, peak_flops
 from jitkit.training.trackers import open_trackers
 from jitkit.training.validation import by_bin
@@ -48,23 +48,23 @@ class _Waiting:
     """
 
     step: int
-    taken: Taken
+    result: StepResult
     items: Sequence[int]
     held_out: dict[str, Any] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
         """The step's line of ``metrics.jsonl``; waits for the device."""
-        taken, items = self.taken, self.items
-        told: dict[str, Any] = {"step": self.step, "lr": taken.rate}
-        if taken.bad is None:
-            told |= {"loss": float(taken.losses.mean()), "gradient": taken.gradient}
-            return told | {"loss_bins": by_bin(taken.losses, taken.t)} | self.held_out
-        if taken.overflow:
-            told |= {"loss": float(taken.losses.mean()), "overflow": taken.bad}
+        result, items = self.result, self.items
+        told: dict[str, Any] = {"step": self.step, "lr": result.rate}
+        if result.bad is None:
+            told |= {"loss": float(result.losses.mean()), "gradient": result.gradient}
+            return told | {"loss_bins": by_bin(result.losses, result.t)} | self.held_out
+        if result.overflow:
+            told |= {"loss": float(result.losses.mean()), "overflow": result.bad}
             return told | self.held_out
-        finite = taken.losses.isfinite().tolist()
+        finite = result.losses.isfinite().tolist()
         culprits = [item for item, good in zip(items, finite, strict=True) if not good]
-        why, loss = taken.bad, None if culprits else float(taken.losses.mean())
+        why, loss = result.bad, None if culprits else float(result.losses.mean())
         if culprits:
             why = f"the loss of {len(culprits)} of {len(items)} samples is no finite number"
         told |= {"loss": loss, "skipped": why, "items": culprits or list(items)}
@@ -93,7 +93,7 @@ class RunLog:
         """Around the loop: trackers and meter are there."""
         self._told = self._measured = time.monotonic()
         plain = self.recipe.model_dump(mode="json")
-        asked = self.recipe.train.log if self.team.leads else []
+        asked = self.recipe.train.log if self.team.is_main else []
         self._trackers = open_trackers(asked, self.folder, plain, step=self.learner.step)
         # the backward pass does twice the work of the forward
         flops = 3 * 2 * macs(self.learner.denoiser.network)
@@ -112,7 +112,7 @@ class RunLog:
 
         def tell(state: str, why: BaseException | None = None) -> None:
             told = {"state": state, "step": self.learner.step, "steps": self.recipe.train.steps}
-            if self.team.leads:
+            if self.team.is_main:
                 with suppress(OSError):
                     why_told = {} if why is None else {"why": str(why)}
                     write_text(self.folder / "status.json", json.dumps(told | why_told, indent=1))
@@ -130,13 +130,13 @@ class RunLog:
 
     # Numbers of the steps
 
-    def add(self, taken: Taken, items: Sequence[int]) -> None:
-        """Log the step that the learner has taken, at the next flush.
+    def add(self, result: StepResult, items: Sequence[int]) -> None:
+        """Log the step that the learner has result, at the next flush.
 
         Args:
             items: of the whole batch; needed where the step was passed over.
         """
-        self._waiting.append(_Waiting(self.learner.step, taken, items))
+        self._waiting.append(_Waiting(self.learner.step, result, items))
 
     def add_held_out(self, told: dict[str, Any]) -> None:
         """Held-out losses, to be logged with the last step."""
@@ -153,7 +153,7 @@ class RunLog:
         waiting, self._waiting = self._waiting, []
         self._flushed = time.monotonic()
         records = [each.record() for each in self._whole(waiting)]
-        if not self.team.leads:
+        if not self.team.is_main:
             return records
         for record in records:
             if record["loss"] is not None:
@@ -167,15 +167,15 @@ class RunLog:
         """The same steps with the losses of all processes, in the order of their batch."""
         if self.team.world == 1:
             return list(waiting)
-        own = [(each.taken.losses.cpu(), each.taken.t.cpu()) for each in waiting]
+        own = [(each.result.losses.cpu(), each.result.t.cpu()) for each in waiting]
         parts = (self.recipe.train.accumulate, -1)
         found = []
-        for each, pairs in zip(waiting, zip(*self.team.gathered(own), strict=True), strict=True):
+        for each, pairs in zip(waiting, zip(*self.team.all_gather(own), strict=True), strict=True):
             losses, t = (
                 torch.stack([values.reshape(parts) for values in kind], dim=1).flatten()
                 for kind in zip(*pairs, strict=True)
             )
-            found.append(replace(each, taken=replace(each.taken, losses=losses, t=t)))
+            found.append(replace(each, result=replace(each.result, losses=losses, t=t)))
         return found
 
     # A full disk
@@ -183,9 +183,9 @@ class RunLog:
     def written(self) -> bool:
         """Whether all that was flushed is in ``metrics.jsonl``, after another attempt where it was
         not; the same in all processes."""
-        if not self.team.highest([bool(self._unwritten)])[0]:
+        if not self.team.max([bool(self._unwritten)])[0]:
             return True
-        return bool(self.team.highest([self.team.leads and self._write()])[0])
+        return bool(self.team.max([self.team.is_main and self._write()])[0])
 
     def _write(self) -> bool:
         """Whether all that was measured is in ``metrics.jsonl``; what is not is kept."""
@@ -220,7 +220,7 @@ class RunLog:
         if not sys.stderr.isatty() and now - self._told > TELL_SECONDS:
             self._told = now
             say(f"step {step} of {self.recipe.train.steps}: {self.meter.line()}")
-        if now - self._measured > SPEED_SECONDS and self.team.leads:
+        if now - self._measured > SPEED_SECONDS and self.team.is_main:
             self._measured = now
             if self.meter.peak_flops is None:
                 dtype = self.learner.denoiser.autocast or torch.float32
@@ -244,7 +244,7 @@ class RunLog:
             self._passed_over[name] = why
         if notes:
             lines = "".join(f"{name}: {why}\n" for name, why in sorted(self._passed_over.items()))
-            own = "" if self.team.leads else f"-{self.team.rank}"
+            own = "" if self.team.is_main else f"-{self.team.rank}"
             with suppress(OSError):
                 write_text(self.folder / f"passed_over{own}.txt", lines)
 

@@ -11,7 +11,7 @@ from jitkit.domain import Domain
 from jitkit.errors import JitkitError
 from jitkit.recipe.load import Recipe
 from jitkit.sampling.generate import generate
-from jitkit.sampling.requests import conditions_for
+from jitkit.sampling.requests import conditioning_for
 from jitkit.sections import SampleSection
 from jitkit.training.step import Learner
 from jitkit.utils.atomic import written_aside
@@ -32,7 +32,7 @@ class Previews:
     def draw(self) -> Path | None:
         """A picture of this step; where it is, or None where this process has written none."""
         items = self._items(self.recipe.train.preview_samples, self.recipe.sample, progress=True)
-        if not self.team.leads:
+        if not self.team.is_main:
             return None
         path = self.folder / "samples" / f"step-{self.learner.step}.png"
         try:
@@ -53,7 +53,7 @@ class Previews:
         failed: Exception | None = None
         try:
             items = self._items(n, quick)
-            if self.team.leads:
+            if self.team.is_main:
                 with tempfile.TemporaryDirectory(prefix="first-", dir=self.folder) as out:
                     self.domain.write(items, Path(out))
                 _save_picture(self.domain.preview(items), self.folder / "samples" / "step-0.png")
@@ -65,7 +65,7 @@ class Previews:
         """Samples in native form; none but in rank 0."""
         denoiser = self.learner.denoiser
         with self.learner.means():
-            cond = conditions_for(denoiser, n)
+            cond = conditioning_for(denoiser, n)
             made = generate(denoiser, n, cond, section, progress=progress, team=self.team)
             return list(made)
 

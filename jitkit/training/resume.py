@@ -8,16 +8,13 @@ from jitkit.diffusion.build import layout_for
 from jitkit.domain import Domain, domain_class, is_installed
 from jitkit.errors import DataError, RecipeError
 from jitkit.recipe.load import Recipe, differences, load_recipe
-from jitkit.runs.checkpoint import Checkpoint, DomainRecord, unlike
+from jitkit.runs.checkpoint import Checkpoint, DomainRecord, layout_difference
 from jitkit.sections import DomainSection
 from jitkit.utils.console import say
 from jitkit.utils.json_arrays import changes
 
 FREE_TO_CHANGE = (  # keys that change neither the model nor the data it has seen
     "name",
-    "domain.path",  # data may move; whether they are the same is asked of themselves
-    "domain.cache",
-    "domain.threads",
     "sample.",
     "evaluate.",
     "train.steps",
@@ -55,8 +52,10 @@ def check_goes_on(found: Checkpoint, recipe: Recipe, domain: Domain) -> None:
 
 def check_same(folder: Path, recipe: Recipe, domain: type[Domain]) -> None:
     """Stop where the run's own recipe differs in what changes model or data; say the rest."""
-    changed = differences(load_recipe(folder / "recipe.yaml", domain=domain), recipe)
-    different = [line for line in changed if not line.startswith(FREE_TO_CHANGE)]
+    changed = differences(load_recipe(folder / "recipe.yaml", domain=domain, recorded=True), recipe)
+    own = getattr(domain, "Section", DomainSection).free_to_change
+    free = (*FREE_TO_CHANGE, *(f"domain.{key}" for key in own))
+    different = [line for line in changed if not line.startswith(free)]
     if different:
         lines = "".join(f"\n  {line}" for line in different)
         raise RecipeError(
@@ -70,11 +69,11 @@ def check_same(folder: Path, recipe: Recipe, domain: type[Domain]) -> None:
 def check_same_data(found: Checkpoint, domain: Domain, recipe: Recipe) -> None:
     """Stop where the data are not those that the run has seen, or not as the model was built for:
     its order and labels would shift, its channels change places."""
-    different = unlike(found.model, layout_for(recipe, domain), domain.conditions)
+    different = layout_difference(found.model, layout_for(recipe, domain), domain.conditions)
     if record := found.model.get("domain"):
         items = record.get("num_items")
-        now = {"facts": domain.facts(), "num_items": items and len(domain.items("train"))}
-        different += changes({"facts": found.facts, "num_items": items}, now)
+        now = {"metadata": domain.metadata(), "num_items": items and len(domain.items("train"))}
+        different += changes({"metadata": found.metadata, "num_items": items}, now)
     if different:
         lines = "".join(f"\n  {line}" for line in different[:20])
         raise DataError(
@@ -92,4 +91,4 @@ def domain_record(domain: Domain, section: DomainSection, num_items: int) -> Dom
     installed = is_installed(type(domain), section.name)
     known = installed and isinstance(section, domain_class(section.name).Section)
     named = section.model_dump(mode="json") if known else None
-    return DomainRecord(named, domain.facts(), num_items)
+    return DomainRecord(named, domain.metadata(), num_items)

@@ -38,7 +38,7 @@ NOISE_GROUP = 16  # places of a batch that share a generator; one for each would
 
 
 @dataclass(frozen=True)
-class Taken:
+class StepResult:
     """What a step came to, in this process.
 
     Attributes:
@@ -118,11 +118,11 @@ class Learner:
         self.compiled = wanted and _compile(network.compile_blocks, self.device)
         self._shared = Shared(_Losses(self.denoiser), network, self.how, team, self.device)
 
-    def take(self, parts: Iterator[Batch], first_place: Callable[[int], int]) -> Taken:
+    def step(self, parts: Iterator[Batch], first_place: Callable[[int], int]) -> StepResult:
         """One step of the optimizer on a batch that comes in parts.
 
         Args:
-            parts: the next ``train.accumulate`` parts are taken.
+            parts: the next ``train.accumulate`` parts are result.
             first_place: place in the whole batch of a part's first sample.
         """
         section, losses, times = self.recipe.train, [], []
@@ -145,11 +145,11 @@ class Learner:
         rate = self._rate()
         gradient, bad = self._update(rate)
         self.step += 1
-        taken = Taken(torch.cat(losses), torch.cat(times), rate, gradient, bad)
+        result = StepResult(torch.cat(losses), torch.cat(times), rate, gradient, bad)
         if bad and self.scale:
-            wrong = self.team.highest([not bool(taken.losses.isfinite().all())])[0]
-            return replace(taken, overflow=not wrong and self.scale.value > 1)
-        return taken
+            wrong = self.team.max([not bool(result.losses.isfinite().all())])[0]
+            return replace(result, overflow=not wrong and self.scale.value > 1)
+        return result
 
     @contextmanager
     def means(self) -> Iterator[None]:
@@ -185,7 +185,7 @@ class Learner:
     def finite(self) -> bool:
         """Whether every weight is a finite number, in all processes."""
         bad = any(not bool(local(p).isfinite().all()) for p in self.denoiser.network.parameters())
-        return not self.team.highest([bad])[0]
+        return not self.team.max([bad])[0]
 
     def _draws(self) -> tuple[Tensor, dict[str, Tensor]]:
         """Times and what decides on dropped conditions, for the whole batch, (batch_size,)."""
@@ -284,10 +284,10 @@ def rehearse(recipe: Recipe, domain: Domain) -> dict[str, Any]:
             items, section.batch_size, section.seed, stop=2, accumulate=section.accumulate
         )
         parts = batches(domain, items, plan)
-        learner.take(parts, plan.first_place)
+        learner.step(parts, plan.first_place)
         began = time.monotonic()
-        taken = learner.take(parts, plan.first_place)
-        loss = float(taken.losses.mean())
+        result = learner.step(parts, plan.first_place)
+        loss = float(result.losses.mean())
         took = time.monotonic() - began
     return {"step_seconds": took, "step_loss": loss, "step_memory_gib": peak.bytes / GIB}
 

@@ -17,7 +17,7 @@ from typing import Any
 from jitkit.data import Plan, batches
 from jitkit.domain import Domain, check_has_items, check_instance, open_domain, section_of
 from jitkit.errors import CheckpointError, JitkitError, RecipeError, Stopped, listed
-from jitkit.evaluation.evaluate import check_ready, evaluate, table
+from jitkit.evaluation.evaluate import check_ready, evaluate, score_table
 from jitkit.fields import Batch
 from jitkit.optim import posthoc_ema
 from jitkit.optim.ema import mean_name
@@ -82,8 +82,8 @@ def train(
         recipe = recipe.model_copy(update={"domain": own})
     with team() as ours:
         folder = choose_folder(recipe.name, None if run is None else Path(run), new=new)
-        folder = ours.gathered(folder)[0]
-        with locked(folder, ours.leads):
+        folder = ours.all_gather(folder)[0]
+        with locked(folder, ours.is_main):
             trainer = _begun(recipe, domain, folder, ours)
             with trainer.log.state():
                 before = trainer.learner.step
@@ -91,7 +91,7 @@ def train(
                     trainer.loop(stop)
                 unscored = not (folder / "evaluation.json").is_file()
                 unscored |= trainer.learner.step > before
-                if recipe.evaluate.after_training and ours.highest([unscored])[0]:
+                if recipe.evaluate.after_training and ours.max([unscored])[0]:
                     trainer.evaluate()
     return folder
 
@@ -100,7 +100,7 @@ def _begun(recipe: Recipe, domain: Domain | None, folder: Path, ours: Team) -> T
     """The run, ready for its next step; all that can be wrong has been looked at."""
     failed: JitkitError | OSError | None = None
     try:
-        with ours.leader_first():  # it may measure the data, and the others find what it measured
+        with ours.main_first():  # it may measure the data, and the others find what it measured
             if domain is None:
                 domain = open_domain(recipe.domain)
             else:
@@ -114,7 +114,7 @@ def _begun(recipe: Recipe, domain: Domain | None, folder: Path, ours: Team) -> T
                 "samples with"
             )
         if recipe.evaluate.after_training:
-            check_ready(domain, recipe.evaluate)
+            check_ready(domain)
         trainer = Trainer(recipe, domain, folder, ours)
     except (JitkitError, OSError) as error:
         failed = error
@@ -143,10 +143,10 @@ class Trainer:
         learner = self.learner
         if not len(self.domain.items("val")):
             say("no items are held out, so there will be no held-out loss")
-        if self.team.leads:
+        if self.team.is_main:
             write_text(self.folder / "recipe.yaml", dump_recipe(self.recipe))
         if found is None:
-            if self.team.leads:
+            if self.team.is_main:
                 write_text(self.folder / "environment.json", json.dumps(environment(), indent=1))
                 cut_metrics(self.folder, -1)
                 posthoc_ema.forget_after(self.folder, -1)
@@ -156,12 +156,12 @@ class Trainer:
             if learner.scale and found.state.get("scale"):
                 learner.scale.value, learner.scale.good = found.state["scale"]
             learner.step = found.step
-            if self.team.leads:
+            if self.team.is_main:
                 cut_metrics(self.folder, found.step)
                 posthoc_ema.forget_after(self.folder, found.step)
             steps = self.recipe.train.steps
             say(f"going on from step {found.step} of {steps} ({found.path})")
-        self.team.wait()
+        self.team.barrier()
         self._skipped_in_a_row = skipped_at_end(self.folder)
 
     def loop(self, stop: Stop) -> None:
@@ -213,7 +213,7 @@ class Trainer:
         model = {"step": learner.step, "ema": name}
         settings = (recipe.sample, recipe.evaluate)
         denoiser = learner.become(name)
-        say(table(evaluate(denoiser, *settings, self.folder, model=model, team=self.team)))
+        say(score_table(evaluate(denoiser, *settings, self.folder, model=model, team=self.team)))
 
     # One step
 
@@ -245,7 +245,7 @@ class Trainer:
         """
         due = [self.log.is_due, self.log.retry_is_due]
         told = [stop.name is not None, *due, failed is not None]
-        stopped, flush, retry, broken = map(bool, self.team.highest(told))
+        stopped, flush, retry, broken = map(bool, self.team.max(told))
         if broken:
             with suppress(OSError):
                 self.log.flush()
@@ -259,13 +259,13 @@ class Trainer:
             JitkitError: too many steps in a row were passed over.
         """
         learner, section = self.learner, self.recipe.train
-        taken = learner.take(iter(batch), self.plan.first_place)
+        result = learner.step(iter(batch), self.plan.first_place)
         self.log.meter.step(section.batch_size // self.team.world)
-        bad = taken.bad is not None
-        self.log.add(taken, [i for _, i in self.plan.keys(learner.step - 1)] if bad else [])
+        bad = result.bad is not None
+        self.log.add(result, [i for _, i in self.plan.keys(learner.step - 1)] if bad else [])
         for part in batch:
             self.log.note(part.notes)
-        if taken.bad is None or taken.overflow:
+        if result.bad is None or result.overflow:
             self._skipped_in_a_row = 0
             return
         self._skipped_in_a_row += 1
@@ -355,7 +355,7 @@ class Trainer:
             for name, mean in self.learner.ema.means.items()
             if name.startswith("sigma-")
         }
-        if not (self.team.leads and means):
+        if not (self.team.is_main and means):
             return
         try:
             posthoc_ema.write_snapshot(self.folder, self.learner.step, means)
@@ -375,7 +375,7 @@ class Trainer:
         if not self.log.written():  # no checkpoint may precede what was measured
             return False
         try:
-            checkpoint.save(
+            checkpoint.save_checkpoint(
                 self.folder,
                 learner.step,
                 self.denoiser,
@@ -389,7 +389,7 @@ class Trainer:
             self.log.say_full(str(error))
             return False
         self.log.forget_retry()
-        if self.team.leads:
+        if self.team.is_main:
             checkpoint.prune(self.folder, section.keep, section.keep_every_steps)
         return True
 

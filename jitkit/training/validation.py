@@ -48,7 +48,7 @@ def held_out_loss(
                 batch.x, eps, t.to(eps.device), batch.cond, batch.mask, batch.coords, loss="x"
             )
             totals[k] += float(losses.sum()) / (1 - unit) ** 2 * mine
-    totals = team.total(totals)
+    totals = team.all_reduce(totals)
     return (totals[:BINS] / totals[BINS]).tolist() if totals[BINS] else None
 
 

@@ -31,13 +31,13 @@ def load(kind: str, key: str) -> dict[str, Any] | None:
         with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         head = json.loads(str(arrays.pop("head")))
-        return head["facts"] | arrays if head["key"] == key else None
+        return head["metadata"] | arrays if head["key"] == key else None
     except Exception:  # whatever is wrong with a file, finding out again mends it
         return None
 
 
-def save(kind: str, key: str, facts: Mapping[str, Any]) -> None:
-    """Keep facts, JSON with numpy arrays among its values, until `load` asks for them.
+def save(kind: str, key: str, metadata: Mapping[str, Any]) -> None:
+    """Keep metadata, JSON with numpy arrays among its values, until `load` asks for them.
 
     Files are written aside and renamed, so that several processes may save at once. Where the
     cache cannot be written nothing is kept.
@@ -45,9 +45,9 @@ def save(kind: str, key: str, facts: Mapping[str, Any]) -> None:
     path = _file(kind, key)
     if path is None:
         return
-    arrays = {name: value for name, value in facts.items() if isinstance(value, np.ndarray)}
-    plain = {name: value for name, value in facts.items() if name not in arrays}
-    arrays["head"] = np.array(json.dumps({"key": key, "facts": plain}))
+    arrays = {name: value for name, value in metadata.items() if isinstance(value, np.ndarray)}
+    plain = {name: value for name, value in metadata.items() if name not in arrays}
+    arrays["head"] = np.array(json.dumps({"key": key, "metadata": plain}))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         number, aside = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")

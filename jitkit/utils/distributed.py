@@ -42,11 +42,11 @@ class Team:
     world: int = 1
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process writes and speaks."""
         return self.rank == 0
 
-    def highest(self, values: Sequence[float]) -> list[float]:
+    def max(self, values: Sequence[float]) -> list[float]:
         """The largest of each value among all processes, known to all."""
         if self.world == 1:
             return list(values)
@@ -54,18 +54,18 @@ class Team:
         dist.all_reduce(found, dist.ReduceOp.MAX)
         return found.tolist()
 
-    def lowest(self, value: int) -> int:
+    def min(self, value: int) -> int:
         """The smallest of a number among all processes, known to all."""
-        return int(-self.highest([-value])[0])
+        return int(-self.max([-value])[0])
 
-    def total(self, values: Tensor) -> Tensor:
+    def all_reduce(self, values: Tensor) -> Tensor:
         """The sum of a tensor over all processes, on the processor."""
         found = values.detach().cpu()
         if self.world > 1:
             dist.all_reduce(found)
         return found
 
-    def gathered(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         """What every process holds, in the order of their ranks; known to all."""
         if self.world == 1:
             return [value]
@@ -73,29 +73,29 @@ class Team:
         dist.all_gather_object(found, value)
         return found
 
-    def collected(self, value: Any) -> list[Any]:
+    def gather(self, value: Any) -> list[Any]:
         """What every process holds, in the order of their ranks, for rank 0; others get nothing."""
         if self.world == 1:
             return [value]
-        found: list[Any] | None = [None] * self.world if self.leads else None
+        found: list[Any] | None = [None] * self.world if self.is_main else None
         dist.gather_object(value, found)
         return found or []
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Until all processes are here."""
         if self.world > 1:
             dist.all_reduce(torch.zeros(1))  # on the processor, where barrier() may take a GPU
 
     @contextmanager
-    def leader_first(self) -> Iterator[None]:
+    def main_first(self) -> Iterator[None]:
         """Rank 0 goes through the block, then the others: what it stores the others find."""
-        if not self.leads:
-            self.wait()
+        if not self.is_main:
+            self.barrier()
         try:
             yield
         finally:
-            if self.leads:
-                self.wait()
+            if self.is_main:
+                self.barrier()
 
     def raise_together(self, error: Exception | None) -> None:
         """Raise in all processes if one of them has an error; rank 0 tells whose it is.
@@ -108,9 +108,9 @@ class Team:
             if error:
                 raise error
             return
-        told = self.gathered(None if error is None else f"{type(error).__name__}: {error}")
+        told = self.all_gather(None if error is None else f"{type(error).__name__}: {error}")
         found = [f"rank {rank} of {self.world}: {text}" for rank, text in enumerate(told) if text]
-        if found and not self.leads:
+        if found and not self.is_main:
             raise SystemExit(2) from error
         if error:
             raise error
@@ -142,13 +142,13 @@ def team() -> Iterator[Team]:
         raise JitkitError(f"{world} processes cannot be joined: {error}; start them with torchrun "
                           "--nproc-per-node N -m jitkit -- train RECIPE") from None  # fmt: skip
     found = Team(dist.get_rank(), dist.get_world_size())
-    if not found.leads:
+    if not found.is_main:
         quiet()
     try:
         yield found
-        found.wait()
+        found.barrier()
     except Stopped:  # all processes have it; gone one before the other, gloo's threads abort
-        found.wait()
+        found.barrier()
         raise
     finally:
         if COMMAND not in os.environ:  # a command leaves at once, see `cli.main`

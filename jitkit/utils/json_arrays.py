@@ -11,34 +11,38 @@ import numpy as np
 from jitkit.utils.types import Array
 
 
-def without_arrays(facts: Any, at: str = "") -> tuple[Any, dict[str, Array]]:
+def without_arrays(metadata: Any, at: str = "") -> tuple[Any, dict[str, Array]]:
     """Facts as plain data, and the numpy arrays that stood in them, by the place they stood at.
 
     >>> without_arrays({"mean": np.zeros(2), "names": ["a"]})
     ({'mean': {'$array': '/mean'}, 'names': ['a']}, {'/mean': array([0., 0.])})
     """
-    if isinstance(facts, np.ndarray):
-        return {"$array": at}, {at: np.array(facts, order="C")}
-    if not isinstance(facts, Mapping | list | tuple):
-        return facts, {}
-    entries = facts.items() if isinstance(facts, Mapping) else enumerate(facts)
+    if isinstance(metadata, np.ndarray):
+        return {"$array": at}, {at: np.array(metadata, order="C")}
+    if not isinstance(metadata, Mapping | list | tuple):
+        return metadata, {}
+    entries = metadata.items() if isinstance(metadata, Mapping) else enumerate(metadata)
     found = {key: without_arrays(value, f"{at}/{key}") for key, value in entries}
     arrays = {place: array for _, own in found.values() for place, array in own.items()}
     plain = {key: value for key, (value, _) in found.items()}
-    return plain if isinstance(facts, Mapping) else type(facts)(plain.values()), arrays
+    return plain if isinstance(metadata, Mapping) else type(metadata)(plain.values()), arrays
 
 
-def with_arrays(facts: Any, arrays: Mapping[str, Array]) -> Any:
+def with_arrays(metadata: Any, arrays: Mapping[str, Array]) -> Any:
     """Undo `without_arrays`."""
-    if isinstance(facts, Mapping):
-        if facts.keys() == {"$array"}:
-            return arrays[facts["$array"]]
-        return {key: with_arrays(value, arrays) for key, value in facts.items()}
-    return [with_arrays(value, arrays) for value in facts] if isinstance(facts, list) else facts
+    if isinstance(metadata, Mapping):
+        if metadata.keys() == {"$array"}:
+            return arrays[metadata["$array"]]
+        return {key: with_arrays(value, arrays) for key, value in metadata.items()}
+    return (
+        [with_arrays(value, arrays) for value in metadata]
+        if isinstance(metadata, list)
+        else metadata
+    )
 
 
 def changes(old: Any, new: Any) -> list[str]:
-    """Where two facts differ, as ``"levels.0: 500 -> 850"``; of arrays the shapes are told."""
+    """Where two metadata differ, as ``"levels.0: 500 -> 850"``; of arrays the shapes are told."""
     return [f"{path}: {_brief(a)} -> {_brief(b)}" for path, a, b in unequal(old, new)]
 
 
@@ -47,7 +51,7 @@ def _brief(value: Any) -> str:
 
 
 def unequal(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Where two facts differ, as (place, old, new)."""
+    """Where two metadata differ, as (place, old, new)."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in dict(old) | dict(new):
             place = f"{path}.{key}" if path else str(key)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from jitkit.domains.arrays.plan import FULL_CIRCLE, coordinate
-from jitkit.domains.arrays.splits import in_seconds, is_time
+from jitkit.domains.arrays.coordinates import coordinate, in_seconds, is_time
+from jitkit.domains.arrays.plan import FULL_CIRCLE
 from jitkit.utils.types import Array
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jitkit.domains.arrays.conditions import find_number
+from jitkit.domains.arrays.coordinates import label
 from jitkit.domains.arrays.data import Data, open_data
 from jitkit.domains.arrays.inspect.dimensions import hours_of_step
 from jitkit.domains.arrays.inspect.guess import Guess, candidates, guess
@@ -24,7 +25,6 @@ from jitkit.domains.arrays.inspect.proposal import Proposal, Row, as_yaml
 from jitkit.domains.arrays.inspect.value_scan import Look, look
 from jitkit.domains.arrays.items import decoded_bytes
 from jitkit.domains.arrays.section import ArraysSection
-from jitkit.domains.arrays.splits import label
 from jitkit.errors import DataError, listed
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def store_size(store: Store, dim: str) -> int:
 
 
 def _values_of(store: Store, dim: str) -> np.ndarray[Any, np.dtype[Any]]:
-    from jitkit.domains.arrays.plan import coordinate
+    from jitkit.domains.arrays.coordinates import coordinate
 
     return coordinate(store, dim, store_size(store, dim))
 

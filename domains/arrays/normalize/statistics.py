@@ -23,7 +23,7 @@ from jitkit.utils.types import Array
 
 TransformLike = Transform | str | Mapping[str, float]
 
-FORMAT = 1  # of facts
+FORMAT = 1  # of metadata
 EXACT = 1e-12  # shares of counts are no further apart by rounding
 
 
@@ -179,31 +179,31 @@ class Statistics:
             out[c] = np.clip(y, -GREATEST, GREATEST)
         return out
 
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """Everything, as plain JSON; arrays of cells, where there are any, are numpy arrays."""
-        facts: dict[str, Any] = {"format": FORMAT}
+        metadata: dict[str, Any] = {"format": FORMAT}
         for field in fields(self):
             value = getattr(self, field.name)
             is_list = isinstance(value, np.ndarray) and field.name not in _CELLS
-            facts[field.name] = value.tolist() if is_list else value
-        facts["channels"] = list(self.channels)
-        facts["transforms"] = [[t.name, t.scale] for t in self.transforms]
-        return facts
+            metadata[field.name] = value.tolist() if is_list else value
+        metadata["channels"] = list(self.channels)
+        metadata["transforms"] = [[t.name, t.scale] for t in self.transforms]
+        return metadata
 
     @classmethod
-    def from_facts(cls, facts: Mapping[str, Any]) -> Statistics:
-        """Undo `facts`.
+    def from_facts(cls, metadata: Mapping[str, Any]) -> Statistics:
+        """Undo `metadata`.
 
         Raises:
             DataError: they are of another format, or do not fit together.
         """
-        if facts.get("format") != FORMAT:
+        if metadata.get("format") != FORMAT:
             raise DataError(
-                f"statistics of format {facts.get('format')!r}, and this version reads {FORMAT}; "
+                f"statistics of format {metadata.get('format')!r}, this version reads {FORMAT}; "
                 "measure them again"
             )
         try:
-            given = {field.name: facts[field.name] for field in fields(cls)}
+            given = {field.name: metadata[field.name] for field in fields(cls)}
             given["channels"] = tuple(given["channels"])
             given["transforms"] = tuple(Transform(*pair) for pair in given["transforms"])
             for name in _NUMBERS:
@@ -406,5 +406,5 @@ def load_or_measure(key: str, make: Callable[[], Statistics]) -> Statistics:
         except DataError:  # of another version, which measuring again mends
             pass
     found = make()
-    cache.save("statistics", key, found.facts())
+    cache.save("statistics", key, found.metadata())
     return found

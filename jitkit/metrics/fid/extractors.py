@@ -82,7 +82,7 @@ def cached_inception() -> Path | None:
 
 
 def inception_file(asked: str | None) -> Path:
-    """The file of Inception's weights that ``evaluate.inception_weights`` says.
+    """The file of Inception's weights that ``domain.fid.inception_weights`` says.
 
     Args:
         asked: a file, ``"download"``, or None for the copy in torch's cache.
@@ -94,13 +94,13 @@ def inception_file(asked: str | None) -> Path:
     if asked not in (None, "download"):
         found = Path(asked).expanduser()
         if not found.is_file():
-            raise DataError(f"evaluate.inception_weights {asked}: no such file; {_how_to_get()}")
+            raise DataError(f"domain.fid.inception_weights {asked}: no such file; {_how_to_get()}")
     if found is None and asked == "download":
         return _downloaded()
     if found is None:
         raise DataError(
             f"Inception's weights are not at hand; {_how_to_get()}. Or compare by another network: "
-            "evaluate.extractor"
+            "domain.fid.extractor"
         )
     return found
 
@@ -109,7 +109,8 @@ def _how_to_get() -> str:
     return (
         "fetch github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
         f"{INCEPTION_FILE} (91 MB) where there is internet and name it by "
-        "evaluate.inception_weights=FILE, or let it be fetched: evaluate.inception_weights=download"
+        "domain.fid.inception_weights=FILE, or let it be fetched: "
+        "domain.fid.inception_weights=download"
     )
 
 
@@ -144,7 +145,7 @@ def open_extractor(name: str, size: int, weights: Path | None = None) -> Extract
     cls = _own_class(name) if ":" in name else _registered(name)
     layers = dict(_layers(cls))
     if "fid" not in layers:
-        raise RecipeError(f"evaluate.extractor {name!r} names no layer for fid")
+        raise RecipeError(f"domain.fid.extractor {name!r} names no layer for fid")
     wanted = list(dict.fromkeys(layers.values()))
     try:
         with _as_tensors_alone(weights) as path:
@@ -162,7 +163,7 @@ def _registered(name: str) -> Any:
 
     if name not in known:
         raise RecipeError(
-            f"evaluate.extractor {name!r} is not registered with torch-fidelity, which has "
+            f"domain.fid.extractor {name!r} is not registered with torch-fidelity, which has "
             f"{listed(known, 20)}{nearest(name, known)}; one of your own is package.module:Class"
         )
     return known[name]
@@ -176,12 +177,12 @@ def _own_class(name: str) -> Any:
         cls = getattr(importlib.import_module(place), title)
     except (ImportError, AttributeError, ValueError) as error:
         raise RecipeError(
-            f"evaluate.extractor {name!r} cannot be imported: {error}; it must be installed, or "
+            f"domain.fid.extractor {name!r} cannot be imported: {error}; it must be installed, or "
             "its folder in PYTHONPATH"
         ) from None
     if not (isinstance(cls, type) and issubclass(cls, FeatureExtractorBase)):
         raise RecipeError(
-            f"evaluate.extractor {name!r} is no subclass of torch_fidelity's FeatureExtractorBase"
+            f"domain.fid.extractor {name!r} is no subclass of torch_fidelity's FeatureExtractorBase"
         )
     return cls
 

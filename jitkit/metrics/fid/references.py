@@ -79,13 +79,13 @@ def of_file(path: Path, extractor: Extractor) -> Reference:
             names = set(file.files)
             stats = {k: file[k] for k in ("mu", "sigma") if k in names}
     except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise DataError(f"evaluate.reference {path} cannot be read: {error}") from None
+        raise DataError(f"domain.fid.reference {path} cannot be read: {error}") from None
     pictures = _of_batch(path, extractor) if "arr_0" in names else None
     if len(stats) < 2:
         if pictures is None:
             raise DataError(
-                f"evaluate.reference {path} holds {listed(sorted(names))}: expected mu and sigma, "
-                "or pictures arr_0 (N, H, W, C)"
+                f"domain.fid.reference {path} holds {listed(sorted(names))}: expected mu and "
+                "sigma, or images arr_0 (N, H, W, C)"
             )
         return pictures
     _check_statistics(path, stats["mu"], stats["sigma"], extractor)
@@ -201,7 +201,7 @@ class _opened_batch:
         if by_column or dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3, 4):
             self.__exit__()
             raise DataError(
-                f"evaluate.reference {self.path}: arr_0 is {dtype} {shape}; expected uint8 "
+                f"domain.fid.reference {self.path}: arr_0 is {dtype} {shape}; expected uint8 "
                 "(N, H, W, C) of grey or colour"
             )
         return shape, self._parts(int(np.prod(shape[1:])) * AT_ONCE)
@@ -220,11 +220,11 @@ def _check_statistics(path: Path, mu: Array, sigma: Array, extractor: Extractor)
     width = columns.stop - columns.start
     if mu.shape != (width,) or sigma.shape != (width, width):
         raise DataError(
-            f"evaluate.reference {path}: mu {mu.shape} and sigma {sigma.shape} are not of "
+            f"domain.fid.reference {path}: mu {mu.shape} and sigma {sigma.shape} are not of "
             f"{extractor.name}, which has {width} features"
         )
     if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
-        raise DataError(f"evaluate.reference {path}: mu or sigma is not finite")
+        raise DataError(f"domain.fid.reference {path}: mu or sigma is not finite")
 
 
 def _contents(where: Sequence[int], content: Callable[[int], bytes], start: str) -> str:

@@ -37,8 +37,8 @@ from jitkit.metrics.fid.extractors import (
     stacked,
 )
 from jitkit.metrics.fid.references import Reference, of_file, of_items, statistics
+from jitkit.metrics.fid.section import FidSection
 from jitkit.metrics.frechet import frechet_of, square_root
-from jitkit.sections import EvaluateSection
 from jitkit.utils.types import Array
 
 KID_SUBSETS, KID_SUBSETS_QUICK, KID_SUBSET_SIZE = 100, 20, 1_000
@@ -50,12 +50,12 @@ Real = Callable[[str], Sequence[Any]]
 
 
 def scorer_for(
-    section: EvaluateSection, size: int, real: Real, *, unasked: bool
+    section: FidSection, size: int, real: Real, *, unasked: bool
 ) -> tuple[FeatureScorer | None, list[str]]:
     """The scores of pictures that a section asks for.
 
     Args:
-        section: section ``evaluate``.
+        section: key ``domain.fid``.
         size: height and width of the pictures.
         real: opens real pictures.
         unasked: take FID where it is not asked for, if Inception's weights are at hand and there is
@@ -65,13 +65,12 @@ def scorer_for(
         DataError: what is asked for is not there.
         RecipeError: there is no such network.
     """
-    names = ("extractor", "inception_weights", "reference", "protocol")
-    asked = [name for name in names if getattr(section, name) is not None]
+    asked = section.requested
     if not asked and not (unasked and is_installed() and _can_be_quick()):
         return None, [_why_not()] if unasked else []
     if not is_installed():
         raise DataError(
-            f"evaluate.{asked[0]} needs torch-fidelity, which is not installed: "
+            f"domain.fid.{asked[0]} needs torch-fidelity, which is not installed: "
             "pip install 'jitkit[fid]'"
         )
     _is_file(section.reference)  # or hours may pass before it is found missing
@@ -86,11 +85,13 @@ def _can_be_quick() -> bool:
 
 
 def _why_not() -> str:
-    lacking = "Inception's weights are not at hand (evaluate.inception_weights)"
+    lacking = "Inception's weights are not at hand (domain.fid.inception_weights)"
     if not is_installed():
         lacking = "torch-fidelity is not installed (pip install 'jitkit[fid]')"
     elif cached_inception() is not None:
-        lacking = "without a GPU it takes hours (evaluate.inception_weights=FILE to take it anyway)"
+        lacking = (
+            "without a GPU it takes hours (domain.fid.inception_weights=FILE to take it anyway)"
+        )
     return f"no FID was taken: {lacking}; frechet_8x8 sees layout and colour alone"
 
 
@@ -99,13 +100,13 @@ class FeatureScorer:
 
     Args:
         extractor: the network.
-        section: section ``evaluate``: where the reference comes from.
+        section: key ``domain.fid``: where the reference comes from.
         real: opens real pictures.
     """
 
     replaces = frozenset({"frechet_8x8"})
 
-    def __init__(self, extractor: Extractor, section: EvaluateSection, real: Real) -> None:
+    def __init__(self, extractor: Extractor, section: FidSection, real: Real) -> None:
         self.extractor, self._section, self._real = extractor, section, real
         is_inception = extractor.name == INCEPTION
         self._names = {
@@ -127,7 +128,7 @@ class FeatureScorer:
                 found |= {"precision": "high", "recall": "high"}
         return found
 
-    def rows(self, items: Sequence[Any]) -> Array:
+    def features(self, items: Sequence[Any]) -> Array:
         """Features of pictures, (items, D)."""
         return self.extractor(stacked(items))
 
@@ -135,7 +136,7 @@ class FeatureScorer:
         """Read the reference, or compute it; what it is."""
         section, reference = self._section, self._reference
         from_train = section.reference is None
-        whole = reference.items is None or (from_train and section.reference_items == "all")
+        whole = reference.items is None or (from_train and self._how_many == "all")
         found: dict[str, Any] = {
             "extractor": self.extractor.name,
             "from": "train" if from_train else str(section.reference),
@@ -164,13 +165,18 @@ class FeatureScorer:
         fid = frechet_of(mu, sigma, real_mu, real_sigma, self._root)
         return {self._names["fid"]: fid} | self._others(rows, KID_SUBSETS_QUICK)
 
+    @property
+    def _how_many(self) -> int | str:
+        """Images of the reference, at most."""
+        return "all" if self._section.protocol else self._section.reference_items
+
     @cached_property
     def _reference(self) -> Reference:
         section = self._section
         if section.reference is not None and _is_file(section.reference):
             return of_file(section.reference.expanduser(), self.extractor)
         items = self._real("train" if section.reference is None else str(section.reference))
-        return of_items(items, self.extractor, section.reference_items)
+        return of_items(items, self.extractor, self._how_many)
 
     @cached_property
     def _root(self) -> Array:
@@ -224,5 +230,5 @@ def _is_file(path: Path | None) -> bool:
     if path is None:
         return False
     if not path.expanduser().exists():
-        raise DataError(f"evaluate.reference {path}: no such file or folder")
+        raise DataError(f"domain.fid.reference {path}: no such file or folder")
     return path.expanduser().is_file()

@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from jitkit.domain import Measure, lower_is_better
+from jitkit.domain import Metric, lower_is_better
 from jitkit.errors import DataError, listed
 from jitkit.metrics.fields.spectra import Spectra
 from jitkit.metrics.fields.summaries import (
@@ -57,7 +57,7 @@ BLOCK = 64  # items summarised at once
 REMEMBERED = 20_000  # items whose summaries are kept
 
 
-def measures(channels: Sequence[str], axes: Sequence[tuple[str, str]]) -> dict[str, Measure]:
+def measures(channels: Sequence[str], axes: Sequence[tuple[str, str]]) -> dict[str, Metric]:
     """The measures of arrays (C, X1..Xn), by name; each takes samples and real items to a number.
 
     Items are anything with ``values`` (C, X1..Xn), physical units, NaN missing; those of one call
@@ -72,7 +72,7 @@ def measures(channels: Sequence[str], axes: Sequence[tuple[str, str]]) -> dict[s
         DataError: (a measure) there are no items, or items of another shape.
     """
     scorer = _Scorer(channels, axes)
-    found: dict[str, Measure] = {}
+    found: dict[str, Metric] = {}
 
     def add(name: str, number: str, reduce: Callable[[Array], float]) -> None:
         measure = partial(scorer.score, number=number, reduce=reduce)

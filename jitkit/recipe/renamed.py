@@ -1,0 +1,38 @@
+"""Recipe keys that jitkit 0.1 named otherwise: refused in a recipe, read in the record of a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+RENAMED = {
+    "sample.times": "sample.time_grid",
+    "sample.interval": "sample.guidance_interval",
+    "sample.guide": "sample.autoguidance",
+    "evaluate.protocol": "domain.fid.protocol",
+    "evaluate.extractor": "domain.fid.extractor",
+    "evaluate.inception_weights": "domain.fid.inception_weights",
+    "evaluate.reference": "domain.fid.reference",
+    "evaluate.reference_items": "domain.fid.reference_items",
+}
+DEFAULTS = (None, 50_000)
+"""Values of moved keys that are not carried over: only domains of images have a key ``fid``."""
+
+
+def with_new_names(values: dict[str, Any]) -> dict[str, Any]:
+    """The recorded recipe of a run under today's names of keys.
+
+    >>> with_new_names({"sample": {"times": "cosine"}, "evaluate": {"protocol": None}})
+    {'sample': {'time_grid': 'cosine'}, 'evaluate': {}}
+    """
+    for old, new in RENAMED.items():
+        section, key = old.split(".")
+        if key not in (values.get(section) or {}):
+            continue
+        value = values[section].pop(key)
+        *parents, name = new.split(".")
+        if parents == [section] or value not in DEFAULTS:
+            home = values
+            for parent in parents:
+                home = home.setdefault(parent, {})
+            home[name] = value
+    return values
