@@ -40,10 +40,10 @@ from benchmarks.forecastsystem import (
 )
 from jitkit.domains.weather.verify import grid_of
 from jitkit.metrics.forecasts.baselines import baselines
-from jitkit.metrics.forecasts.climatology import States
-from jitkit.metrics.forecasts.ensemble_scores import Frame
+from jitkit.metrics.forecasts.climatology import StateSeries
+from jitkit.metrics.forecasts.ensemble_scores import ScoreFrame
 from jitkit.metrics.forecasts.forecast_files import ForecastFile
-from jitkit.metrics.forecasts.verify import MODEL, Plan, Verification, verify
+from jitkit.metrics.forecasts.verify import MODEL, Verification, VerificationPlan, verify
 from jitkit.plots.forecasts import draw_scores
 from jitkit.runs.run_dir import environment, write_text
 from jitkit.utils.atomic import written_aside
@@ -93,7 +93,7 @@ class ExactEnsemble:
 
     name = EXACT
 
-    def __init__(self, fields: DriftingFields, states: States, members: int) -> None:
+    def __init__(self, fields: DriftingFields, states: StateSeries, members: int) -> None:
         self.members, self._fields, self._states = members, fields, states
         self._held: tuple[int, Array] | None = None
 
@@ -144,14 +144,14 @@ def scored(run: Path, file: Path, fields: DriftingFields) -> Verification:
     states = domain.states()
     model = ForecastFile(file, states, MODEL, grid_of(domain.layout, domain.metadata()))
     axes = [(axis.name, axis.kind) for axis in domain.layout.axes]
-    frame = Frame(states.channels, axes, np.asarray(domain.weights, np.float64))
+    frame = ScoreFrame(states.channels, axes, np.asarray(domain.weights, np.float64))
     exact = ExactEnsemble(fields, states, model.members)
     kinds = [kind for _, kind in axes]
     others, _ = baselines(
         states, kinds=kinds, members=model.members, longest=STEPS, most=2000, seed=0
     )
     labels = [f"{HOURS * step}h" for step in model.leads]
-    plan = Plan(model.starts, model.leads, labels)
+    plan = VerificationPlan(model.starts, model.leads, labels)
     return verify([model, exact, *others], states, frame, plan)
 
 

@@ -169,11 +169,11 @@ def by_xarray(folder: Path, chunk: int, threads: int, buffer_bytes: int) -> Iter
 
 def by_jitkit(folder: Path, chunk: int, threads: int, buffer_bytes: int) -> Iterable[Any]:
     """Batches of jitkit's loader, one epoch."""
-    from jitkit.data import Plan, batches
+    from jitkit.data import BatchPlan, batches
 
     items = Items(folder / f"{chunk}.zarr", threads, buffer_bytes)
     domain: Any = Steps()
-    plan = Plan(len(items), BATCH, 0, 0, len(items) // BATCH, items.order)
+    plan = BatchPlan(len(items), BATCH, 0, 0, len(items) // BATCH, items.order)
     return (batch.x for batch in batches(domain, items, plan))
 
 

@@ -26,7 +26,7 @@ settle()  # as the command line does, before torch
 
 import torch  # noqa: E402
 
-from jitkit.data import Plan, batches  # noqa: E402
+from jitkit.data import BatchPlan, batches  # noqa: E402
 from jitkit.diffusion.flow import logit_normal_t  # noqa: E402
 from jitkit.domain import open_domain  # noqa: E402
 from jitkit.nn.conditioning import drop  # noqa: E402
@@ -64,7 +64,7 @@ def bare(recipe: Recipe) -> Callable[[], None]:
     for group in optimizer.param_groups:
         group["lr"] = 1e-5
     items = domain.items("train")
-    plan = Plan(len(items), section.batch_size, section.seed, 0, 10**8)
+    plan = BatchPlan(len(items), section.batch_size, section.seed, 0, 10**8)
     read = batches(domain, items, plan)
 
     def step() -> None:

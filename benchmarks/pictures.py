@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 from benchmarks.speed import jpegs
-from jitkit.data import Plan, batches
+from jitkit.data import BatchPlan, batches
 from jitkit.domain import domain_class
 from jitkit.domains.images.files import centre_crop
 
@@ -77,7 +77,9 @@ def by_jitkit(
         keys["cache"] = folder / "packed"
     domain = Images(Images.Section.model_validate({"name": "images"} | keys))
     items = domain.items("train")
-    reading = batches(domain, items, Plan.over(items, BATCH, 0, stop=number + 9), workers=workers)
+    reading = batches(
+        domain, items, BatchPlan.over(items, BATCH, 0, stop=number + 9), workers=workers
+    )
     for _ in range(3):
         next(reading)
     began = settled()

@@ -165,7 +165,7 @@ def forecast(
         raise RecipeError(f"--members {members} must be at least 1")
     from jitkit.runs.checkpoint import mean_named
     from jitkit.runs.load import asked, ready
-    from jitkit.sampling.rollout import Asked
+    from jitkit.sampling.rollout import ForecastRequest
     from jitkit.sampling.rollout import forecast as roll_out
     from jitkit.utils.distributed import team
 
@@ -177,7 +177,7 @@ def forecast(
     }
     with team() as ours:
         denoiser = ready(recipe, found, mean)
-        wanted = Asked(tuple(init), lead, members, model)
+        wanted = ForecastRequest(tuple(init), lead, members, model)
         file = roll_out(denoiser, recipe.sample, wanted, out, team=ours)
     if ours.is_main:
         print(file)

@@ -38,14 +38,14 @@ READ_AHEAD = 1  # batches that threads prepare while one is in use
 POOL = 64  # batches whose items are sorted by size together
 PADDED_SIZES = 32  # that batches are padded to along an axis, at most
 
-Key = tuple[int, int]
+ItemKey = tuple[int, int]
 """An epoch and the index of an item."""
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 
 
 def batches(
-    domain: Domain, items: Sequence[Any], plan: Plan, *, workers: int = 0
+    domain: Domain, items: Sequence[Any], plan: BatchPlan, *, workers: int = 0
 ) -> Iterator[Batch]:
     """Training batches in the order of a plan, augmented; a part of one at a time if it says so.
 
@@ -82,14 +82,17 @@ def batches(
 
 
 def _threaded(
-    reader: _Reader, plan: Plan, join: Callable[[list[Read]], Batch | DataError], threads: int
+    reader: _Reader,
+    plan: BatchPlan,
+    join: Callable[[list[ReadItem]], Batch | DataError],
+    threads: int,
 ) -> Iterator[Batch | DataError]:
     """Batches whose items are read at once in threads, the next one while one is in use."""
 
-    def part(keys: Sequence[Key]) -> list[Read]:
+    def part(keys: Sequence[ItemKey]) -> list[ReadItem]:
         return [reader[key] for key in keys]
 
-    def whole(parts: Sequence[Future[list[Read]]]) -> Batch | DataError:
+    def whole(parts: Sequence[Future[list[ReadItem]]]) -> Batch | DataError:
         batch = join([item for part in parts for item in part.result()])
         pin = torch.cuda.is_available() and isinstance(batch, Batch)
         return batch.pin_memory() if pin and isinstance(batch, Batch) else batch
@@ -174,11 +177,11 @@ def encode(domain: Domain, item: Any, rng: np.random.Generator | None = None) ->
     return field
 
 
-Read = tuple[Field, tuple[tuple[str, str], ...]] | DataError
+ReadItem = tuple[Field, tuple[tuple[str, str], ...]] | DataError
 """An encoded item and what was passed over on the way to it; or why there is none."""
 
 
-class _Reader(Dataset[Read]):
+class _Reader(Dataset[ReadItem]):
     """(epoch, index) -> encoded item.
 
     Mistakes are handed over, not raised: the loader would put a worker's traceback into the text.
@@ -187,7 +190,7 @@ class _Reader(Dataset[Read]):
     def __init__(self, domain: Domain, items: Sequence[Any], seed: int) -> None:
         self.domain, self.items, self.seed = domain, items, seed
 
-    def __getitem__(self, key: Key) -> Read:
+    def __getitem__(self, key: ItemKey) -> ReadItem:
         epoch, index = key
         rng = np.random.default_rng(mix(self.seed, "augment", epoch, index))
         notes: list[tuple[str, str]] = []
@@ -205,7 +208,7 @@ class _Reader(Dataset[Read]):
 
 
 @dataclass(frozen=True)
-class Plan:
+class BatchPlan:
     """Which items make each batch of a run; iterates over lists of (epoch, index).
 
     Each batch is cut into ``accumulate`` x ``world`` equal parts. Part (i, rank) holds the places
@@ -247,7 +250,7 @@ class Plan:
         accumulate: int = 1,
         rank: int = 0,
         world: int = 1,
-    ) -> Plan:
+    ) -> BatchPlan:
         """The plan for a split: `Chunked` items in their own order, `HasSizes` ones by size."""
         shuffle = items.order if isinstance(items, Chunked) else None
         sizes = items.sizes if isinstance(items, HasSizes) and shuffle is None else None
@@ -275,18 +278,20 @@ class Plan:
     def __len__(self) -> int:
         return (self.stop - self.start) * self.accumulate
 
-    def __iter__(self) -> Iterator[list[Key]]:
+    def __iter__(self) -> Iterator[list[ItemKey]]:
         orders: dict[int, Indices] = {}
         for number in range(self.start, self.stop):
             for part in range(self.accumulate):
                 first = self.first_place(part)
                 yield self._keys(number, range(first, first + self.part_size), orders)
 
-    def keys(self, number: int) -> list[Key]:
+    def keys(self, number: int) -> list[ItemKey]:
         """(epoch, index) of every sample of batch ``number``, of all processes."""
         return self._keys(number, range(self.batch_size), {})
 
-    def _keys(self, number: int, places: Iterable[int], orders: dict[int, Indices]) -> list[Key]:
+    def _keys(
+        self, number: int, places: Iterable[int], orders: dict[int, Indices]
+    ) -> list[ItemKey]:
         found = []
         for place in places:
             epoch, at = divmod(number * self.batch_size + place, self.size)
@@ -379,7 +384,7 @@ def _rounded(layout: Layout, grid: tuple[int, ...]) -> tuple[int, ...]:
 def _collate(
     layout: Layout,
     conditions: Mapping[str, Condition],
-    items: Sequence[Read],
+    items: Sequence[ReadItem],
 ) -> Batch | DataError:
     fields: list[Field] = []
     notes: list[tuple[str, str]] = []

@@ -152,7 +152,7 @@ class Autoregressive(Protocol):
         """The record of a finished file; None where there is none."""
 
 
-RollOut = Callable[[str, Sequence[int], int], Iterator[Sequence[Any]]]
+RollOutFunction = Callable[[str, Sequence[int], int], Iterator[Sequence[Any]]]
 """From a start, for some members, so many steps: after each, the states of all these members."""
 
 
@@ -164,7 +164,7 @@ class VerifiesForecasts(Protocol):
     def is_sequence(self) -> bool:
         """Whether they do under this recipe; else they are scored by `Domain.scores`."""
 
-    def verify(self, roll_out: RollOut, folder: Path, *, seed: int) -> Mapping[str, Any]:
+    def verify(self, roll_out: RollOutFunction, folder: Path, *, seed: int) -> Mapping[str, Any]:
         """Roll out ensembles from held-out starts, score them, draw pictures into ``folder``.
 
         Returns plain data for ``evaluation.json``:

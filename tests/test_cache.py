@@ -104,7 +104,7 @@ def test_a_file_of_another_version_is_measured_again(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make = Maker()
-    monkeypatch.setattr("jitkit.domains.arrays.normalize.statistics.FORMAT", 0)
+    monkeypatch.setattr("jitkit.domains.arrays.normalize.statistics.STATISTICS_FORMAT", 0)
     load_or_measure("k", make)
     monkeypatch.undo()
     monkeypatch.setenv("JITKIT_CACHE", str(cache.parent))

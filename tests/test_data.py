@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from jitkit.data import Plan, batches, collate, encode, held_out, spread
+from jitkit.data import BatchPlan, batches, collate, encode, held_out, spread
 from jitkit.domains.digits import Digits, DigitsSection
 from jitkit.errors import BadItem, DataError
 from jitkit.fields import (
@@ -60,7 +60,7 @@ def drawn(
     workers: int = 0,
 ) -> list[Batch]:
     items = domain.items("train")
-    plan = Plan(len(items), batch_size, seed, start, stop)
+    plan = BatchPlan(len(items), batch_size, seed, start, stop)
     return list(batches(domain, items, plan, workers=workers))
 
 

@@ -23,7 +23,7 @@ from jitkit.domains.images.files import ImageItem
 from jitkit.errors import BadItem, JitkitError
 from jitkit.evaluation import scoring
 from jitkit.evaluation.evaluate import evaluate, score_table, steady, under_protocol
-from jitkit.evaluation.scoring import Drawn, Score, Scoring, resamples, row
+from jitkit.evaluation.scoring import DrawnSamples, Score, Scoring, resamples, row
 from jitkit.fields import Category
 from jitkit.metrics.fid.jit_protocol import jit_protocol
 from jitkit.metrics.frechet import frechet
@@ -164,7 +164,7 @@ def test_the_interval_holds_the_value_of_another_seed_95_times_in_100() -> None:
     trials, n = 150, 60
     rng = np.random.default_rng(0)
     one, other = (
-        [held.scores(Drawn(n, list(rng.standard_normal((n, 4))))) for _ in range(trials)]
+        [held.scores(DrawnSamples(n, list(rng.standard_normal((n, 4))))) for _ in range(trials)]
         for _ in range(2)
     )
     for name in ("mean", "frechet"):
@@ -194,7 +194,9 @@ def test_smaller_parts_than_halves_tell_the_same_deviation(monkeypatch: pytest.M
     monkeypatch.setattr(scoring, "LARGEST_RESAMPLE", 8)
     held = Scoring(Points(DigitsSection(name="digits")), SECTION)
     rng = np.random.default_rng(3)
-    found = [held.scores(Drawn(80, list(rng.standard_normal((80, 4)))))["mean"] for _ in range(30)]
+    found = [
+        held.scores(DrawnSamples(80, list(rng.standard_normal((80, 4)))))["mean"] for _ in range(30)
+    ]
     assert np.std(found[0].resampled) > 2 * found[0].std
     assert np.median([score.std for score in found]) == pytest.approx(1 / sqrt(4 * 80), rel=0.15)
 

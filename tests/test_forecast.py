@@ -24,7 +24,7 @@ from jitkit.domains.weather.section import WeatherSection
 from jitkit.errors import JitkitError
 from jitkit.protocols import Autoregressive
 from jitkit.runs.run_dir import locked
-from jitkit.sampling.rollout import Asked, RollOut, _check_place, forecast
+from jitkit.sampling.rollout import ForecastRequest, RollOut, _check_place, forecast
 from jitkit.sections import SampleSection
 from jitkit.training.trainer import train
 from jitkit.utils.types import Array
@@ -249,7 +249,7 @@ def test_items_that_do_not_follow_one_another_are_refused(store: str) -> None:
 def rolled(store: str, out: Path, **keys: Any) -> xr.Dataset:
     domain = weather(path=store, variables={"t": [850], "sst": None})
     section = SampleSection(**{"steps": 2, "batch_size": 3} | keys)
-    asked = Asked(("2001-01-05", "2001-01-09"), "1d", 4)
+    asked = ForecastRequest(("2001-01-05", "2001-01-09"), "1d", 4)
     forecast(linear(domain, spread=0.5), section, asked, out)
     return xr.open_zarr(out, chunks=None).load()
 
@@ -288,7 +288,7 @@ def test_a_forecast_that_was_stopped_goes_on_bit_for_bit(
     store: str, tmp_path: Path, inputs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     domain = weather(path=store, variables={"t": [850], "sst": None}, inputs=inputs)
-    asked = Asked(("2001-01-05", "2001-01-09"), "1d", 4)
+    asked = ForecastRequest(("2001-01-05", "2001-01-09"), "1d", 4)
     section = SampleSection(steps=2, batch_size=3)
     denoiser = linear(domain, spread=0.5, share=0.3)
     forecast(denoiser, section, asked, tmp_path / "unbroken.zarr")

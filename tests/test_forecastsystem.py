@@ -25,8 +25,8 @@ from benchmarks.forecastsystem import (  # noqa: E402
     standardised,
     write_zarr,
 )
-from jitkit.metrics.forecasts.ensemble_scores import Frame, fair_crps  # noqa: E402
-from jitkit.metrics.forecasts.verify import Plan, verify  # noqa: E402
+from jitkit.metrics.forecasts.ensemble_scores import ScoreFrame, fair_crps  # noqa: E402
+from jitkit.metrics.forecasts.verify import VerificationPlan, verify  # noqa: E402
 
 SMALL = DriftingFields(rows=6, columns=16)
 OPEN = DriftingFields(rows=6, columns=16, has_island=False)
@@ -177,8 +177,8 @@ def test_the_benchmark_is_passed_by_the_exact_forecast_and_not_by_a_narrow_one(
     fields = DriftingFields(columns=16)
     truth = Series(fields.series(900, np.random.default_rng(6)), fields)
     axes = (("latitude", "line"), ("longitude", "circle"))
-    frame = Frame(CHANNELS, axes, np.ones((fields.rows, fields.columns)))
-    plan = Plan(range(0, 880, 11), [1, STEPS], ["6h", "60h"])
+    frame = ScoreFrame(CHANNELS, axes, np.ones((fields.rows, fields.columns)))
+    plan = VerificationPlan(range(0, 880, 11), [1, STEPS], ["6h", "60h"])
     systems = [Drawn("model", truth, 1, width), Drawn(EXACT, truth, 2)]
     rows = compare(verify(systems, truth, frame, plan))
     wrong = [row.name for row in rows if not row.met]

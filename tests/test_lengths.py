@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 import jitkit
-from jitkit.data import PADDED_SIZES, Plan, by_size, collate
+from jitkit.data import PADDED_SIZES, BatchPlan, by_size, collate
 from jitkit.diffusion.denoiser import Denoiser, Diffusion, build
 from jitkit.diffusion.sampler import draw_noise, sample
 from jitkit.diffusion.zero_mean import centre, membership
@@ -254,7 +254,7 @@ def test_batches_hold_items_of_like_size_in_every_epoch() -> None:
     """1,003 items in batches of 10: only the batch in which an epoch ends is a mixture."""
     items = Many(1003)
     items.sizes = np.random.default_rng(0).integers(3, 30, 1003)
-    plan = Plan.over(items, 10, seed=0, stop=400)
+    plan = BatchPlan.over(items, 10, seed=0, stop=400)
     spans = []
     for k in range(400):
         keys = plan.keys(k)
@@ -262,16 +262,18 @@ def test_batches_hold_items_of_like_size_in_every_epoch() -> None:
             sizes = items.sizes[[index for _, index in keys]]
             spans.append(int(sizes.max() - sizes.min()))
     assert len(spans) >= 396 and np.mean(spans) < 1 and max(spans) <= 4
-    mixed = [np.ptp(items.sizes[[i for _, i in Plan(1003, 10, 0, 0, 9).keys(k)]]) for k in range(9)]
+    mixed = [
+        np.ptp(items.sizes[[i for _, i in BatchPlan(1003, 10, 0, 0, 9).keys(k)]]) for k in range(9)
+    ]
     assert np.mean(mixed) > 15  # what an even permutation does
-    resumed = list(Plan.over(items, 10, seed=0, start=250, stop=400))
+    resumed = list(BatchPlan.over(items, 10, seed=0, start=250, stop=400))
     assert resumed == list(plan)[250:]
 
 
 def test_the_sizes_of_batches_come_in_no_order() -> None:
     items = Many(2000)
     items.sizes = np.random.default_rng(0).integers(3, 30, 2000)
-    plan = Plan.over(items, 20, seed=0, stop=100)
+    plan = BatchPlan.over(items, 20, seed=0, stop=100)
     means = [items.sizes[[i for _, i in plan.keys(k)]].mean() for k in range(100)]
     assert abs(np.corrcoef(means, range(100))[0, 1]) < 0.3
 

@@ -22,7 +22,7 @@ from jitkit.data import collate
 from jitkit.domains.molecules import chemistry, readers
 from jitkit.domains.molecules.adapter import Molecules
 from jitkit.domains.molecules.bonds import bond_orders, stable_atoms
-from jitkit.domains.molecules.molecule import Molecule, Packed
+from jitkit.domains.molecules.molecule import Molecule, PackedMolecules
 from jitkit.domains.molecules.readers import read
 from jitkit.domains.molecules.sdf import read_sdf
 from jitkit.domains.molecules.section import MoleculesSection
@@ -63,7 +63,7 @@ def molecule(smiles: str) -> Molecule:
     )
 
 
-def same(a: Packed, b: Packed, tolerance: float = 1e-4) -> bool:
+def same(a: PackedMolecules, b: PackedMolecules, tolerance: float = 1e-4) -> bool:
     return (
         np.array_equal(a.starts, b.starts)
         and np.array_equal(a.numbers, b.numbers)
@@ -489,7 +489,7 @@ def test_rdkit_reads_every_sdf_that_is_written(
     assert not list(tmp_path.glob("*.partial"))
 
 
-def read_all(path: Path) -> Packed:
+def read_all(path: Path) -> PackedMolecules:
     """Molecules of a file, those that are no chemistry included."""
     from jitkit.domains.molecules.molecule import pack
     from jitkit.domains.molecules.xyz import read_xyz

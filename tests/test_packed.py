@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from jitkit.data import Plan, batches
+from jitkit.data import BatchPlan, batches
 from jitkit.domains.images import image_cache
 from jitkit.domains.images.adapter import Images, ImagesSection
 from jitkit.domains.images.image_cache import pack
@@ -89,7 +89,7 @@ def test_batches_in_threads_from_files_or_packed_are_those_of_none(folder: Path)
     def drawn(domain: Images, threads: int, start: int = 0) -> list[Any]:
         items: Any = domain.items("train")
         items.threads = threads
-        return list(batches(domain, items, Plan(len(items), 5, 7, start, 9)))
+        return list(batches(domain, items, BatchPlan(len(items), 5, 7, start, 9)))
 
     one_by_one = drawn(images(folder), 0)
     for domain, start in ((images(folder), 0), (cached(folder), 0), (cached(folder), 4)):

@@ -16,7 +16,7 @@ from jitkit.errors import DataError
 from jitkit.plots.grids import curved, views
 from jitkit.plots.panels import panels
 from jitkit.plots.sheet import Sheet, plain
-from jitkit.plots.views import View, pretty, ruler, shrunk, wrapped
+from jitkit.plots.views import FieldView, pretty, ruler, shrunk, wrapped
 from jitkit.utils.types import Array
 
 matplotlib = pytest.importorskip("matplotlib")
@@ -244,7 +244,7 @@ def test_a_coast_goes_round_the_missing_cells() -> None:
     assert line.max(axis=0) == pytest.approx([8.5, 7.5], abs=0.06)
 
 
-def drawn(latitude: Array, longitude: Array) -> View:
+def drawn(latitude: Array, longitude: Array) -> FieldView:
     view = curved(latitude, longitude)
     assert view is not None
     return view

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import jitkit
-from jitkit.data import Plan
+from jitkit.data import BatchPlan
 from jitkit.errors import RecipeError
 from jitkit.recipe.load import dump_recipe, load_recipe
 from jitkit.runs import checkpoint
@@ -61,9 +61,9 @@ def losses(run: Path) -> list[float]:
 
 @pytest.mark.parametrize(("accumulate", "world"), [(1, 1), (3, 1), (1, 2), (2, 3), (6, 2)])
 def test_the_parts_of_all_processes_are_the_batch(accumulate: int, world: int) -> None:
-    whole = Plan(40, 24, 0, 3, 8)
+    whole = BatchPlan(40, 24, 0, 3, 8)
     parts = [
-        list(Plan(40, 24, 0, 3, 8, accumulate=accumulate, rank=rank, world=world))
+        list(BatchPlan(40, 24, 0, 3, 8, accumulate=accumulate, rank=rank, world=world))
         for rank in range(world)
     ]
     for number, batch in enumerate(whole):
@@ -78,7 +78,7 @@ def test_the_parts_of_all_processes_are_the_batch(accumulate: int, world: int) -
 
 def test_a_batch_that_cannot_be_shared_out_is_refused_in_words() -> None:
     with pytest.raises(RecipeError, match="batch_size 8 cannot be cut .* 3 processes x .* 2; .* 6"):
-        Plan(40, 8, 0, 0, 1, accumulate=2, world=3)
+        BatchPlan(40, 8, 0, 0, 1, accumulate=2, world=3)
 
 
 def test_times_and_noise_belong_to_a_place_in_the_batch(tiny: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ from models import awake
 from torch import Tensor
 
 import jitkit
-from jitkit.data import Plan
+from jitkit.data import BatchPlan
 from jitkit.diffusion.build import assemble
 from jitkit.diffusion.denoiser import Denoiser, Diffusion
 from jitkit.diffusion.flow import convert
@@ -504,7 +504,7 @@ class Poisoned(Digits):
 def test_a_step_without_a_finite_loss_is_passed_over_and_its_items_are_named(
     tiny: dict[str, Any], tmp_path: Path
 ) -> None:
-    plan = Plan(1500, 8, 0, 0, 12)
+    plan = BatchPlan(1500, 8, 0, 0, 12)
     domain = Poisoned(DigitsSection(name="digits"))
     domain.bad = frozenset(f"{plan.keys(step)[3][1]:04}" for step in (4, 5, 8))
     run = train(tiny, run=tmp_path / "run", domain=domain)
@@ -517,7 +517,7 @@ def test_a_step_without_a_finite_loss_is_passed_over_and_its_items_are_named(
 def test_bad_steps_in_a_row_are_counted_across_a_resume(
     tiny: dict[str, Any], tmp_path: Path
 ) -> None:
-    plan = Plan(1500, 8, 0, 0, 12)
+    plan = BatchPlan(1500, 8, 0, 0, 12)
     domain = Poisoned(DigitsSection(name="digits"))
     domain.bad = frozenset(f"{plan.keys(step)[0][1]:04}" for step in (4, 5, 6, 7))
     run = train(tiny, {"train.steps": 7}, run=tmp_path / "run", domain=domain)

@@ -40,7 +40,7 @@ from jitkit.metrics.forecasts.baselines import (  # noqa: E402
 )
 from jitkit.metrics.forecasts.climatology import Climatology, year_and_hour  # noqa: E402
 from jitkit.metrics.forecasts.ensemble_scores import (  # noqa: E402
-    Frame,
+    ScoreFrame,
     Tally,
     block_length,
     drawn_blocks,
@@ -48,18 +48,18 @@ from jitkit.metrics.forecasts.ensemble_scores import (  # noqa: E402
     ranks,
 )
 from jitkit.metrics.forecasts.forecast_files import ForecastFile  # noqa: E402
-from jitkit.metrics.forecasts.verify import Plan, Verification, verify  # noqa: E402
+from jitkit.metrics.forecasts.verify import Verification, VerificationPlan, verify  # noqa: E402
 from jitkit.plots import forecasts  # noqa: E402
 from jitkit.plots.forecasts import Shown, draw_maps, draw_spectra  # noqa: E402
 from jitkit.plots.projection import Map, equal_earth  # noqa: E402
-from jitkit.protocols import RollOut
+from jitkit.protocols import RollOutFunction
 
 AXES = (("latitude", "line"), ("longitude", "circle"))
 SHAPE = (6, 8)
 
 
-def frame(weights: Array | None = None, channels: Sequence[str] = ("t",)) -> Frame:
-    return Frame(channels, AXES, np.ones(SHAPE) if weights is None else weights)
+def frame(weights: Array | None = None, channels: Sequence[str] = ("t",)) -> ScoreFrame:
+    return ScoreFrame(channels, AXES, np.ones(SHAPE) if weights is None else weights)
 
 
 def tallied(ensembles: Array, truths: Array, weights: Array | None = None) -> Tally:
@@ -228,7 +228,7 @@ def test_intervals_cover_the_true_score_about_as_often_as_they_say() -> None:
     covered = []
     for seed in range(80):
         truths = rng.normal(size=(30, 1, 1, 1, 4))  # bias of a forecast of zero is 0 on average
-        tally = Tally(Frame(["t"], (("x", "line"), ("y", "line")), np.ones((1, 4))), 30, 1, 1)
+        tally = Tally(ScoreFrame(["t"], (("x", "line"), ("y", "line")), np.ones((1, 4))), 30, 1, 1)
         for i in range(30):
             tally.add(i, 0, np.zeros((1, 1, 1, 4)), truths[i, 0], rng)
         draws = [
@@ -444,13 +444,13 @@ def test_the_exact_forecast_beats_every_baseline_and_its_rows_say_so(
     system: tuple[DriftingFields, Array, Held],
 ) -> None:
     fields, states, held = system
-    plan = Plan(range(2000, 2380, 8), [1, 2, 4], ["6h", "12h", "24h"], seed=1)
+    plan = VerificationPlan(range(2000, 2380, 8), [1, 2, 4], ["6h", "12h", "24h"], seed=1)
     against, notes = baselines(
         held, kinds=["line", "circle"], members=5, longest=4, most=1000, seed=0
     )
     assert notes == []
     model = Exact(fields, states, 5, 4)
-    whole = Frame(("temperature", "pressure"), AXES, np.ones((6, 8)))
+    whole = ScoreFrame(("temperature", "pressure"), AXES, np.ones((6, 8)))
     found = verify([model, *against], held, whole, plan)
     rows = found.rows({"temperature": "K", "pressure": "Pa"})
     for channel in whole.channels:
@@ -477,8 +477,8 @@ def test_differences_are_of_scores_on_the_same_resamples(
     fields, states, held = system
     twin = Exact(fields, states, 2, 1)
     twin.name = "twin"
-    whole = Frame(("temperature", "pressure"), AXES, np.ones((6, 8)))
-    plan = Plan(range(2000, 2040, 4), [1], ["6h"])
+    whole = ScoreFrame(("temperature", "pressure"), AXES, np.ones((6, 8)))
+    plan = VerificationPlan(range(2000, 2040, 4), [1], ["6h"])
     rows = verify([Exact(fields, states, 2, 1), twin], held, whole, plan).rows({})
     assert rows["crps.pressure.6h"]["baselines"]["twin"]["difference"] == [0, 0]
     assert rows["crps.pressure.6h"]["std"] > 0
@@ -488,14 +488,22 @@ def test_a_lead_past_the_end_is_left_out_and_one_without_any_truth_is_refused(
     system: tuple[DriftingFields, Array, Held],
 ) -> None:
     fields, states, held = system
-    whole = Frame(("temperature", "pressure"), AXES, np.ones((6, 8)))
+    whole = ScoreFrame(("temperature", "pressure"), AXES, np.ones((6, 8)))
     some = verify(
-        [Exact(fields, states, 2, 4)], held, whole, Plan([2300, 2397], [1, 4], ["6h", "24h"])
+        [Exact(fields, states, 2, 4)],
+        held,
+        whole,
+        VerificationPlan([2300, 2397], [1, 4], ["6h", "24h"]),
     )
     assert (some.tallies["model"].sums["weight"][1, :, 0] > 0).tolist() == [True, False]
     assert np.isfinite(some.scores()["model"]["crps"]).all()
     with pytest.raises(DataError, match="24h later"):
-        verify([Exact(fields, states, 2, 4)], held, whole, Plan([2397], [1, 4], ["6h", "24h"]))
+        verify(
+            [Exact(fields, states, 2, 4)],
+            held,
+            whole,
+            VerificationPlan([2397], [1, 4], ["6h", "24h"]),
+        )
 
 
 # A domain and its files
@@ -515,7 +523,7 @@ def weather(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return Weather(section)
 
 
-def exact_roll_out(domain: Any) -> RollOut:
+def exact_roll_out(domain: Any) -> RollOutFunction:
     """The exact ensemble as a model; a member is a function of its start and number."""
     fields, states = DriftingFields(rows=6, columns=8), domain.states()
 
@@ -530,7 +538,9 @@ def exact_roll_out(domain: Any) -> RollOut:
     return roll_out
 
 
-def write_forecasts(roll_out: RollOut, states: Any, starts: Sequence[str], path: Path) -> None:
+def write_forecasts(
+    roll_out: RollOutFunction, states: Any, starts: Sequence[str], path: Path
+) -> None:
     """Three members and four steps of each start, by the names of WeatherBench 2."""
     import xarray
 
@@ -731,7 +741,7 @@ def test_land_in_every_row_leaves_a_spectrum_out_and_its_picture_says_so(tmp_pat
     truths[..., 2] = np.nan  # a column of land
     held = Held(truths, hourly(20), 10)
     against = verify(
-        [OtherYears(held, 2, 1, 0)], held, frame(channels=["c0"]), Plan([12], [1], [""])
+        [OtherYears(held, 2, 1, 0)], held, frame(channels=["c0"]), VerificationPlan([12], [1], [""])
     )
     tally = against.tallies["climatological_ensemble"]
     found = Verification(against.plan, against.frame, {"model": tally})

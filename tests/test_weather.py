@@ -627,12 +627,12 @@ def test_a_missing_cell_before_an_item_makes_it_a_bad_one(tmp_path: Path) -> Non
 
 
 def test_the_domain_goes_to_workers_and_its_batches_are_masked(bucket: dict[str, str]) -> None:
-    from jitkit.data import Plan
+    from jitkit.data import BatchPlan
 
     domain = weather(path=bucket["wb"], variables=["sea_surface_temperature"], task="forecast")
     domain.layout  # noqa: B018  # measures
     twin = pickle.loads(pickle.dumps(domain))
-    plan = Plan(len(twin.items("train")), 4, 0, 0, 1)
+    plan = BatchPlan(len(twin.items("train")), 4, 0, 0, 1)
     batch = next(iter(batches(twin, twin.items("train"), plan)))
     assert batch.mask is not None and not bool(batch.mask.all())
     assert bool((batch.x[~batch.mask.expand_as(batch.x)] == 0).all())

@@ -16,8 +16,8 @@ from benchmarks import loader as arrays
 from benchmarks.speed import jpegs
 from benchmarks.speed.limits import read_rate
 from benchmarks.speed.measure import middle, seconds_of
-from benchmarks.speed.results import Demand, Plan, Result, Table, percent
-from jitkit.data import Plan as Order
+from benchmarks.speed.results import BatchPlan, Demand, Result, Table, percent
+from jitkit.data import BatchPlan as Order
 from jitkit.data import batches
 from jitkit.domain import Domain, domain_class
 from jitkit.fields import Batch
@@ -72,7 +72,7 @@ def read(domain: Domain, items: Sequence[Any], number: int, workers: int) -> flo
 
 
 def picture_ways(
-    folder: Path, files: Sequence[Path], plan: Plan, *, size: int
+    folder: Path, files: Sequence[Path], plan: BatchPlan, *, size: int
 ) -> dict[str, list[float]]:
     """Pictures in a second for every way to read them, round after round."""
     domain = pictures(folder, size)
@@ -93,7 +93,7 @@ def picture_ways(
     return found
 
 
-def of_pictures(plan: Plan, result: Result) -> None:
+def of_pictures(plan: BatchPlan, result: Result) -> None:
     """Pictures a second, and their share of what decoding alone reaches."""
     high, wide = plan.pick((jpegs.HIGH, jpegs.WIDE), (jpegs.HIGH, jpegs.WIDE), (30, 40))
     with tempfile.TemporaryDirectory() as place:
@@ -113,7 +113,7 @@ def of_pictures(plan: Plan, result: Result) -> None:
     result.numbers["kilobytes"] = kilobytes
 
 
-def of_arrays(plan: Plan, result: Result) -> None:
+def of_arrays(plan: BatchPlan, result: Result) -> None:
     """Steps of a synthetic reanalysis a second: copied out of a raw file, by xarray, by jitkit."""
     steps, buffer_bytes = plan.pick(288, 96, 24), int(GB)
     folder = Path(tempfile.gettempdir()) / f"jitkit-loader-{steps}"  # kept for the next time
@@ -139,7 +139,7 @@ def of_arrays(plan: Plan, result: Result) -> None:
     result.tables.append(Table(title, head, rows))
 
 
-def run(plan: Plan) -> Result:
+def run(plan: BatchPlan) -> Result:
     """Arrays (left out in tests, which have their own) and pictures."""
     result = Result("loader")
     if plan.size != "tiny":

@@ -17,7 +17,7 @@ import numpy as np
 from jitkit.domain import Metric, Split
 from jitkit.domains.arrays import conditions as told
 from jitkit.domains.arrays import write as arraywrite
-from jitkit.domains.arrays.data import FORMAT, Data, check_transforms, measure, open_data
+from jitkit.domains.arrays.data import ARRAYS_FORMAT, Data, check_transforms, measure, open_data
 from jitkit.domains.arrays.grid_check import check_agreement
 from jitkit.domains.arrays.items import ArrayItems, Sample
 from jitkit.domains.arrays.normalize.statistics import Statistics
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-    from jitkit.stores.download import Read
+    from jitkit.stores.download import DownloadRequest
 
 MOST_IN_PREVIEW = 4
 
@@ -77,11 +77,11 @@ class Arrays:
     ) -> None:
         self._opened, self._drop = opened, drop
         self._data: Data | None = None
-        self._known: Known | None = None
+        self._known: ArraysMetadata | None = None
         if metadata is None:
             self.data()
         else:
-            self._known = Known(drop, metadata)
+            self._known = ArraysMetadata(drop, metadata)
 
     @staticmethod
     def inspect(
@@ -185,7 +185,7 @@ class Arrays:
         layout = self.known().layout
         return measures(layout.channels, [(axis.name, axis.kind) for axis in layout.axes])
 
-    def reads(self) -> list[Read]:
+    def reads(self) -> list[DownloadRequest]:
         """What the recipe reads of its store."""
         from jitkit.domains.arrays.read_plan import reads
 
@@ -224,20 +224,20 @@ class Arrays:
                 self._known.check(self._data)
         return self._data
 
-    def known(self) -> Known:
+    def known(self) -> ArraysMetadata:
         """What a model needs of the data; may measure the training split."""
         if self._known is None:
-            self._known = Known(self._drop, measure(self.data()))
+            self._known = ArraysMetadata(self._drop, measure(self.data()))
         return self._known
 
 
-class Known:
+class ArraysMetadata:
     """What a model needs, made from metadata alone."""
 
     def __init__(self, drop: Callable[[str], float], metadata: Mapping[str, Any]) -> None:
-        if metadata.get("format") != FORMAT:
+        if metadata.get("format") != ARRAYS_FORMAT:
             raise DataError(
-                f"metadata of format {metadata.get('format')!r}, but this version reads {FORMAT}; "
+                f"metadata of format {metadata.get('format')!r}, but this version reads {ARRAYS_FORMAT}; "
                 "train again, or sample with the version that trained"
             )
         self.metadata = metadata

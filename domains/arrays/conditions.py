@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jitkit.domains.arrays.coordinates import is_time, label
-from jitkit.domains.arrays.plan import Plan, as_channels, described
-from jitkit.domains.arrays.read import Variable, read_channels
+from jitkit.domains.arrays.plan import ArrayPlan, as_channels, described
+from jitkit.domains.arrays.read import ArrayVariable, read_channels
 from jitkit.errors import DataError, listed, nearest
 from jitkit.sections import Natural, Section
 from jitkit.utils.types import Array
@@ -132,7 +132,7 @@ class Classes:
 # Along sample dimensions
 
 
-def series(store: Readable, plan: Plan, name: str, key: str) -> Series:
+def series(store: Readable, plan: ArrayPlan, name: str, key: str) -> Series:
     """Values of a variable or coordinate at every place; text stays text, times stay times.
 
     Raises:
@@ -157,7 +157,7 @@ def series(store: Readable, plan: Plan, name: str, key: str) -> Series:
     return Series(kept, values.reshape([len(plan.entries[dim]) for dim in kept]))
 
 
-def find_number(store: Readable, plan: Plan, name: str, train: Array) -> tuple[Number, Series]:
+def find_number(store: Readable, plan: ArrayPlan, name: str, train: Array) -> tuple[Number, Series]:
     """A number of a recipe and its values; standardized over the training split.
 
     Args:
@@ -184,7 +184,7 @@ def find_number(store: Readable, plan: Plan, name: str, train: Array) -> tuple[N
     return standardized(name, found, plan, train), found
 
 
-def standardized(name: str, values: Series, plan: Plan, train: Array) -> Number:
+def standardized(name: str, values: Series, plan: ArrayPlan, train: Array) -> Number:
     """Mean and standard deviation of a series over the training split."""
     first = plan.sample[0]
     seen = values.values
@@ -200,7 +200,7 @@ def standardized(name: str, values: Series, plan: Plan, train: Array) -> Number:
     return Number(name, float(seen.mean()), float(seen.std()))
 
 
-def find_classes(store: Readable, plan: Plan, name: str) -> tuple[Classes, Series]:
+def find_classes(store: Readable, plan: ArrayPlan, name: str) -> tuple[Classes, Series]:
     """A category of a recipe and the class of every place, None where it is missing."""
     key = "domain.conditions.categories"
     found = series(store, plan, name, key)
@@ -233,7 +233,7 @@ CYCLES: dict[str, Callable[[Array], tuple[float, float]]] = {
 """Where a cycle begins and how long it is, for times of a calendar."""
 
 
-def _times(store: Readable, plan: Plan, name: str, key: str) -> Series:
+def _times(store: Readable, plan: ArrayPlan, name: str, key: str) -> Series:
     found = series(store, plan, name, key)
     if is_time(found.values):
         return found
@@ -271,8 +271,8 @@ def _of_cftime(times: Array) -> tuple[Array, Array, Array]:
 
 
 def find_maps(
-    store: Readable, plan: Plan, names: Sequence[str], *, key: str, sample: Sequence[str]
-) -> tuple[Variable, ...]:
+    store: Readable, plan: ArrayPlan, names: Sequence[str], *, key: str, sample: Sequence[str]
+) -> tuple[ArrayVariable, ...]:
     """Variables that are told as maps.
 
     Args:
@@ -303,7 +303,7 @@ def find_maps(
     return tuple(as_channels(store, name, plan.unroll, plan.entries) for name in names)
 
 
-def read_static(store: Readable, plan: Plan, variables: Sequence[Variable]) -> Array:
+def read_static(store: Readable, plan: ArrayPlan, variables: Sequence[ArrayVariable]) -> Array:
     """Static maps in physical units, (C, X1..Xn)."""
     return read_channels(store, variables, plan.cuts(), (), plan.axes)
 

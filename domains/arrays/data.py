@@ -21,8 +21,8 @@ from jitkit.domains.arrays.items import ArrayItems, Reading, block_places, read_
 from jitkit.domains.arrays.normalize.statistics import Statistics, load_or_measure
 from jitkit.domains.arrays.normalize.transforms import Transform
 from jitkit.domains.arrays.output import describe
-from jitkit.domains.arrays.plan import Plan, make_axes, make_plan
-from jitkit.domains.arrays.read import Variable
+from jitkit.domains.arrays.plan import ArrayPlan, make_axes, make_plan
+from jitkit.domains.arrays.read import ArrayVariable
 from jitkit.domains.arrays.section import ArraysSection
 from jitkit.domains.arrays.splits import Places, split, starts
 from jitkit.errors import DataError, RecipeError, listed, nearest
@@ -32,7 +32,7 @@ from jitkit.utils.types import Array
 if TYPE_CHECKING:
     from jitkit.stores.store import Readable, Store
 
-FORMAT = 1
+ARRAYS_FORMAT = 1
 MOST_VALUES = 2**33  # that statistics look at unless told: half an hour where a core reads 20 MB/s
 
 
@@ -51,10 +51,10 @@ class Data:
 
     section: ArraysSection
     store: Readable
-    plan: Plan
+    plan: ArrayPlan
     splits: Mapping[Split, Array]
-    static: tuple[Variable, ...]
-    grids: tuple[Variable, ...]
+    static: tuple[ArrayVariable, ...]
+    grids: tuple[ArrayVariable, ...]
     numbers: tuple[told.Number, ...]
     classes: tuple[told.Classes, ...]
     series: Mapping[str, told.Series]
@@ -194,7 +194,7 @@ def measure(data: Data) -> dict[str, Any]:
     axes = make_axes(plan.axes, plan.grid, (plan.along, section.window))
     missing = _missing(data, found, whole)
     return {
-        "format": FORMAT,
+        "format": ARRAYS_FORMAT,
         "axes": [{"name": a.name, "size": a.size, "kind": a.kind} for a in axes],
         "channels": channels,
         "window": section.window,
@@ -209,7 +209,7 @@ def measure(data: Data) -> dict[str, Any]:
     }
 
 
-def units_of(store: Readable, variables: Sequence[Variable]) -> dict[str, str]:
+def units_of(store: Readable, variables: Sequence[ArrayVariable]) -> dict[str, str]:
     """Units of the channels whose variables tell them."""
     told = {v: str(store.variables[v.name].attrs.get("units", "")) for v in variables}
     return {channel: unit for v, unit in told.items() if unit for channel in v.channels}
@@ -244,7 +244,9 @@ def _missing(data: Data, found: Statistics, whole: bool) -> bool:
     return bool(asked)
 
 
-def _statistics(data: Data, variables: Sequence[Variable], key: str) -> tuple[Statistics, bool]:
+def _statistics(
+    data: Data, variables: Sequence[ArrayVariable], key: str
+) -> tuple[Statistics, bool]:
     """Statistics of the training split, from the cache where they are there, and whether all of
     it was looked at."""
     section, plan = data.section, data.plan
@@ -274,7 +276,7 @@ def _statistics(data: Data, variables: Sequence[Variable], key: str) -> tuple[St
             )
 
     asked = {
-        "format": FORMAT,
+        "format": ARRAYS_FORMAT,
         "data": data.store.fingerprint(),
         "channels": channels,
         "axes": list(plan.axes),
@@ -295,7 +297,7 @@ def _digest(entries: Array) -> str:
     return hashlib.sha256(entries.astype("<i8").tobytes()).hexdigest()
 
 
-def _transforms(section: ArraysSection, variables: Sequence[Variable]) -> dict[str, Transform]:
+def _transforms(section: ArraysSection, variables: Sequence[ArrayVariable]) -> dict[str, Transform]:
     """Transforms by channel, of a variable's name for all of its channels."""
     found = {}
     for v in variables:

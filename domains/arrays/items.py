@@ -12,8 +12,8 @@ import numpy as np
 
 from jitkit.domains.arrays.conditions import Series
 from jitkit.domains.arrays.coordinates import label
-from jitkit.domains.arrays.plan import Plan
-from jitkit.domains.arrays.read import Cut, Variable, read_channels
+from jitkit.domains.arrays.plan import ArrayPlan
+from jitkit.domains.arrays.read import ArrayVariable, Cut, read_channels
 from jitkit.domains.arrays.splits import Places, shuffled_in_blocks
 from jitkit.stores.chunks import stretches
 from jitkit.utils.types import Array
@@ -59,8 +59,8 @@ class Reading:
     """
 
     store: Readable
-    plan: Plan
-    grids: tuple[Variable, ...]
+    plan: ArrayPlan
+    grids: tuple[ArrayVariable, ...]
     told: Mapping[str, Series]
     window: int
     past: int
@@ -127,7 +127,7 @@ class ArrayItems(Sequence[Sample]):
         return Sample(values, cond, entries, self._name(at))
 
     def _steps(
-        self, variables: Sequence[Variable], entries: Mapping[str, int], begin: int, count: int
+        self, variables: Sequence[ArrayVariable], entries: Mapping[str, int], begin: int, count: int
     ) -> Array:
         """Steps from a position on, (C, count, X1..Xn)."""
         plan, spacing = self._reading.plan, self._reading.spacing
@@ -137,7 +137,7 @@ class ArrayItems(Sequence[Sample]):
         return read_channels(self._reading.store, variables, cuts, (plan.along,), plan.axes)
 
     def _channels(
-        self, variables: Sequence[Variable], entries: Mapping[str, int], begin: int
+        self, variables: Sequence[ArrayVariable], entries: Mapping[str, int], begin: int
     ) -> Array:
         values = self._steps(variables, entries, begin, self._reading.window)
         return values[:, 0] if self._reading.window == 1 else values
@@ -185,7 +185,7 @@ class Chunks:
     starts: Array
 
     @classmethod
-    def of(cls, store: Readable, variables: Sequence[Variable], dim: str) -> Chunks:
+    def of(cls, store: Readable, variables: Sequence[ArrayVariable], dim: str) -> Chunks:
         """Along a dimension that at least one of the variables has."""
         return cls(min((store.starts(v.name, dim) for v in variables if dim in v.dims), key=len))
 
@@ -208,7 +208,10 @@ class Chunks:
 
 
 def decoded_bytes(
-    store: Readable, variables: Sequence[Variable], plan: Plan, together: Mapping[str, int]
+    store: Readable,
+    variables: Sequence[ArrayVariable],
+    plan: ArrayPlan,
+    together: Mapping[str, int],
 ) -> int:
     """Memory of the chunks that are read for some neighbouring ones along sample dimensions.
 
@@ -233,8 +236,8 @@ def decoded_bytes(
 
 def block_places(
     store: Readable,
-    plan: Plan,
-    variables: Sequence[Variable],
+    plan: ArrayPlan,
+    variables: Sequence[ArrayVariable],
     train: Array,
     most_values: int | None,
 ) -> list[dict[str, Array]]:
@@ -285,8 +288,8 @@ def _block_lengths(chunks: Mapping[str, int], item_bytes: int, most_bytes: int) 
 
 def read_blocks(
     store: Readable,
-    plan: Plan,
-    variables: Sequence[Variable],
+    plan: ArrayPlan,
+    variables: Sequence[ArrayVariable],
     places: Sequence[Mapping[str, Array]],
 ) -> Iterator[Array]:
     """Physical values (n, C, X1..Xn) of each block."""

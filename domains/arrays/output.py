@@ -14,7 +14,7 @@ import numpy as np
 
 from jitkit.domains.arrays.coordinates import in_seconds, is_time
 from jitkit.domains.arrays.items import Sample
-from jitkit.domains.arrays.plan import Plan
+from jitkit.domains.arrays.plan import ArrayPlan
 from jitkit.utils.types import Array
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def source_kind(path: str) -> str:
     return "hdf5" if suffix in (".h5", ".hdf5", ".hdf", ".he5") else "netcdf"
 
 
-def describe(store: Readable, plan: Plan, *, window: int) -> dict[str, Any]:
+def describe(store: Readable, plan: ArrayPlan, *, window: int) -> dict[str, Any]:
     """All that a file of samples needs from the data: plain JSON, and numpy arrays as leaves."""
     kept = {*plan.axes, *plan.unroll}
     variables = []
@@ -64,7 +64,7 @@ def describe(store: Readable, plan: Plan, *, window: int) -> dict[str, Any]:
     }
 
 
-def _coords(store: Readable, plan: Plan) -> dict[str, Any]:
+def _coords(store: Readable, plan: ArrayPlan) -> dict[str, Any]:
     """Coordinates that no item moves along, as they are stored, by name."""
     from xarray import conventions
 
@@ -102,7 +102,7 @@ def _leaf(values: Array) -> Any:
 HOUR = 3600.0
 
 
-def _relative(plan: Plan, window: int) -> dict[str, Any]:
+def _relative(plan: ArrayPlan, window: int) -> dict[str, Any]:
     """Coordinate of a window's steps, counted from its first."""
     values = plan.values[plan.along]
     offsets = [values[i] - values[0] for i in range(window)]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jitkit.domains.arrays.coordinates import Selection, coordinate, label, matching
-from jitkit.domains.arrays.read import Cut, Variable
+from jitkit.domains.arrays.read import ArrayVariable, Cut
 from jitkit.errors import DataError, RecipeError, listed, nearest
 from jitkit.fields import Axis, Kind
 from jitkit.stores.chunks import stretches
@@ -30,7 +30,7 @@ MOST_TOKENS = 512
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class ArrayPlan:
     """How items lie in a store.
 
     Attributes:
@@ -49,7 +49,7 @@ class Plan:
     unroll: tuple[str, ...]
     entries: Mapping[str, Array]
     values: Mapping[str, Array]
-    variables: tuple[Variable, ...]
+    variables: tuple[ArrayVariable, ...]
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -80,7 +80,7 @@ def make_plan(
     select: Mapping[str, Selection],
     variables: Sequence[str] | None,
     spoken_for: Iterable[str] = (),
-) -> Plan:
+) -> ArrayPlan:
     """Find what a recipe means in a store.
 
     Args:
@@ -111,7 +111,7 @@ def make_plan(
         )
     _check_dims(store, names, axes, drawn, unroll, entries)
     _check_circles(store, axes, sizes, entries)
-    return Plan(
+    return ArrayPlan(
         axes=axes,
         sample=drawn,
         along=along or drawn[0],
@@ -124,7 +124,7 @@ def make_plan(
 
 def as_channels(
     store: Readable, name: str, unroll: Sequence[str], entries: Mapping[str, Array]
-) -> Variable:
+) -> ArrayVariable:
     """A variable of a store and the channels that it makes."""
     dims, shape = described(store, name)
     unrolled = tuple(dim for dim in dims if dim in unroll)
@@ -139,7 +139,7 @@ def as_channels(
             f"domain.unroll: {listed(unrolled)} of {name!r} has entries of one name "
             f"({listed(channels)}); give the coordinate different values"
         )
-    return Variable(name, dims, unrolled, channels)
+    return ArrayVariable(name, dims, unrolled, channels)
 
 
 def described(store: Readable, name: str) -> tuple[tuple[str, ...], tuple[int, ...]]:

@@ -18,7 +18,7 @@ Cut = int | tuple[slice, ...]
 
 
 @dataclass(frozen=True)
-class Variable:
+class ArrayVariable:
     """A variable as channels.
 
     Attributes:
@@ -67,7 +67,7 @@ def _several(cut: Cut) -> bool:
 
 def read_channels(
     store: Readable,
-    variables: Sequence[Variable],
+    variables: Sequence[ArrayVariable],
     cuts: Mapping[str, Cut],
     leading: Sequence[str],
     axes: Iterable[str],

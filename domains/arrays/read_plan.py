@@ -17,16 +17,16 @@ from jitkit.domains.arrays.items import ArrayItems
 from jitkit.domains.arrays.splits import split
 from jitkit.errors import DataError
 from jitkit.sections import DomainSection, Section
-from jitkit.stores.download import Read
+from jitkit.stores.download import DownloadRequest
 from jitkit.utils.types import Array
 
-__all__ = ["Copyable", "Read", "check_alike", "copy_of", "reads"]
+__all__ = ["Copyable", "DownloadRequest", "check_alike", "copy_of", "reads"]
 
 S = TypeVar("S", bound=Section)
 PARTS_OF_DATA: tuple[Split, ...] = ("train", "val")
 
 
-def reads(data: Data) -> list[Read]:
+def reads(data: Data) -> list[DownloadRequest]:
     """What opened data are read for: both splits, and what lies between windows of one of them.
 
     A store of these entries alone has the same items, in the same order, under the same recipe.
@@ -43,7 +43,7 @@ def reads(data: Data) -> list[Read]:
         for name in _names(data)
     }
     others = (dim for dim in plan.sample if dim != plan.along)
-    return [Read("path", store, variables, (plan.along, *others))]
+    return [DownloadRequest("path", store, variables, (plan.along, *others))]
 
 
 def _names(data: Data) -> list[str]:
@@ -92,7 +92,7 @@ class Copyable(Protocol):
 
     @property
     def section(self) -> DomainSection: ...
-    def reads(self) -> list[Read]: ...
+    def reads(self) -> list[DownloadRequest]: ...
     def items(self, split: Split) -> ArrayItems: ...
 
 

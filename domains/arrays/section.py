@@ -28,8 +28,8 @@ def _without_null(given: Any) -> Any:
     return given
 
 
-Fill = Annotated[Finite | dict[str, Finite], BeforeValidator(_without_null)]
-Axes = Annotated[dict[str, Literal["line", "circle"]], BeforeValidator(_without_null)]
+FillSetting = Annotated[Finite | dict[str, Finite], BeforeValidator(_without_null)]
+AxesSetting = Annotated[dict[str, Literal["line", "circle"]], BeforeValidator(_without_null)]
 
 
 class ArraysSection(DomainSection):
@@ -51,7 +51,7 @@ class ArraysSection(DomainSection):
     variables: list[str] | None = None
     """What is predicted; every numeric variable that has all axes and a sample dimension, and is
     no condition, where not given, in the order of their names."""
-    axes: Axes | None = None
+    axes: AxesSetting | None = None
     """The grid of an item, one to four dimensions, each a line with two ends or a circle that
     closes on itself: `{latitude: line, longitude: circle}`. null takes one out again."""
     sample: list[str] | None = None
@@ -88,7 +88,7 @@ class ArraysSection(DomainSection):
     missing: Literal["auto"] | bool = "auto"
     """Whether cells may be missing (NaN, fill values); auto is whether some are in the training
     split. false passes over items with missing cells."""
-    fill: Fill | None = None
+    fill: FillSetting | None = None
     """A value that means "missing" though the file does not declare it, as it is read (unpacked):
     one for all variables, or one for each, `{rain: -999}`. null takes one out again."""
     val: Annotated[float, Limit(ge=0, lt=1)] = 0.1

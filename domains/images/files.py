@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 from PIL import Image
 
-from jitkit.domains.images.image_cache import Packed, pack
+from jitkit.domains.images.image_cache import ImageCache, pack
 from jitkit.errors import BadItem, DataError, listed
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's names
@@ -160,7 +160,7 @@ class ImageFiles(Sequence[ImageItem]):
         self._ends = np.cumsum([0, *map(len, encoded)])  # name i is _names[ends[i]:ends[i + 1]]
         self._labels = np.array(listing.labels, np.int32) if listing.classes else None
         self._size, self._mode, self.threads = size, mode, threads
-        self._packed: Packed | None = None
+        self._packed: ImageCache | None = None
 
     def __len__(self) -> int:
         return len(self._ends) - 1

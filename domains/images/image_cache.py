@@ -33,7 +33,7 @@ BLOCK = 1024  # pictures that are decoded between two writes
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 
-class Packed:
+class ImageCache:
     """Pictures of a packed file, mapped into memory. Safe for threads; pickles as the file's name.
 
     Attributes:
@@ -48,8 +48,8 @@ class Packed:
             file.seek(prod(shape), os.SEEK_CUR)
             self.unreadable = {int(index): why for index, why in json.load(file).items()}
 
-    def __reduce__(self) -> tuple[type[Packed], tuple[Path]]:
-        return Packed, (self._path,)  # a map would be pickled as what it maps
+    def __reduce__(self) -> tuple[type[ImageCache], tuple[Path]]:
+        return ImageCache, (self._path,)  # a map would be pickled as what it maps
 
     def __getitem__(self, index: int) -> Pixels:
         """(H, W, C), not to be written to; it is read when it is looked at."""
@@ -62,7 +62,7 @@ class Packed:
 
 def pack(
     path: Path, shape: tuple[int, ...], read: Callable[[int], Pixels], *, threads: int
-) -> Packed:
+) -> ImageCache:
     """The packed file at ``path``; where it is not there it is made, and that is said before.
 
     It is written aside and renamed. A process that finds another one at it waits for that.
@@ -77,7 +77,7 @@ def pack(
         DataError: the disk has no room, or the file cannot be written.
     """
     if path.is_file():
-        return Packed(path)
+        return ImageCache(path)
     aside = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,7 +97,7 @@ def pack(
         raise DataError(
             f"{path} cannot be written: {error.strerror}; domain.cache=FOLDER names another folder"
         ) from error
-    return Packed(path)
+    return ImageCache(path)
 
 
 @contextmanager

@@ -11,8 +11,8 @@ import numpy as np
 
 from jitkit.domain import Metric, Split
 from jitkit.domains.molecules.elements import SYMBOLS
-from jitkit.domains.molecules.metadata import Asked, find_facts, row_for
-from jitkit.domains.molecules.molecule import Molecule, Packed
+from jitkit.domains.molecules.metadata import RequestedConditions, find_facts, row_for
+from jitkit.domains.molecules.molecule import Molecule, PackedMolecules
 from jitkit.domains.molecules.section import MoleculesSection
 from jitkit.errors import ConditionError, DataError, listed, nearest
 from jitkit.fields import Axis, Condition, Field, Layout, Scalars
@@ -63,7 +63,7 @@ class Molecules:
         return self.found
 
     @cached_property
-    def _splits(self) -> dict[str, Packed]:
+    def _splits(self) -> dict[str, PackedMolecules]:
         from jitkit.domains.molecules.readers import read
 
         whole = read(self.section)
@@ -81,13 +81,13 @@ class Molecules:
         }
 
     @property
-    def _train(self) -> Packed:
+    def _train(self) -> PackedMolecules:
         return self._splits["train"]
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k != "_splits"}
 
-    def items(self, split: Split) -> Packed:
+    def items(self, split: Split) -> PackedMolecules:
         """Molecules of a split, drawn once and for all, in the order of the files."""
         return self._splits[split]
 
@@ -161,7 +161,7 @@ class Molecules:
         that has what is asked, or comes nearest to it."""
         import torch
 
-        asked = Asked.of(told, size, self.elements, self.section.properties)
+        asked = RequestedConditions.of(told, size, self.elements, self.section.properties)
         row = row_for(asked, self.found, rng)
         num_atoms = row.num_atoms
         if not 1 <= num_atoms <= self.found["most_atoms"]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jitkit.domains.molecules.molecule import Packed
+from jitkit.domains.molecules.molecule import PackedMolecules
 from jitkit.domains.molecules.section import MoleculesSection
 from jitkit.errors import ConditionError
 from jitkit.utils.types import Array
@@ -17,7 +17,7 @@ ROWS = 8192  # training molecules whose sizes and properties are kept, at most
 NEAREST = 64  # of them, among which a size is drawn for a property that is asked
 
 
-def find_facts(train: Packed, section: MoleculesSection) -> dict[str, Any]:
+def find_facts(train: PackedMolecules, section: MoleculesSection) -> dict[str, Any]:
     """The metadata of a domain from its training molecules."""
     elements = np.unique(train.numbers).astype(int).tolist()
     counts = train.counts(elements)  # (molecules, E)
@@ -42,7 +42,7 @@ def find_facts(train: Packed, section: MoleculesSection) -> dict[str, Any]:
     }
 
 
-def position_scale(molecules: Packed) -> float:
+def position_scale(molecules: PackedMolecules) -> float:
     """Root mean square of a coordinate about the mean of its molecule, angstrom."""
     starts, sizes = molecules.starts[:-1], molecules.sizes
     means = np.add.reduceat(molecules.positions.astype(np.float64), starts) / sizes[:, None]
@@ -57,7 +57,7 @@ def _scale(values: Array) -> dict[str, list[float]]:
 
 
 @dataclass(frozen=True)
-class Asked:
+class RequestedConditions:
     """What a user asked a molecule to be, in the file's own units.
 
     Attributes:
@@ -79,7 +79,7 @@ class Asked:
         size: int | None,
         elements: Sequence[int],
         names: Sequence[str],
-    ) -> Asked:
+    ) -> RequestedConditions:
         """What `Varying.outline` is given.
 
         Raises:
@@ -111,7 +111,7 @@ def _count(value: float, name: str) -> int:
 
 
 @dataclass(frozen=True)
-class Row:
+class MetadataRow:
     """What a sample is told: its size, and composition and properties where they are known."""
 
     num_atoms: int
@@ -119,7 +119,9 @@ class Row:
     properties: Mapping[str, float] = field(default_factory=dict)
 
 
-def row_for(asked: Asked, metadata: Mapping[str, Any], rng: np.random.Generator) -> Row:
+def row_for(
+    asked: RequestedConditions, metadata: Mapping[str, Any], rng: np.random.Generator
+) -> MetadataRow:
     """A training molecule that has what is asked; what is asked alone, where none has.
 
     Properties that are asked are met by drawing among the `NEAREST` molecules.
@@ -137,18 +139,18 @@ def row_for(asked: Asked, metadata: Mapping[str, Any], rng: np.random.Generator)
     whole = asked.counts.tolist() if np.isfinite(asked.counts).all() else None
     if len(found):
         i = _drawn(found, values, names, asked.properties, metadata, rng)
-        row = Row(
+        row = MetadataRow(
             int(counts[i].sum()), counts[i], dict(zip(names, values[i].tolist(), strict=True))
         )
     elif asked.num_atoms is not None:
-        row = Row(asked.num_atoms, whole)
+        row = MetadataRow(asked.num_atoms, whole)
     else:
         raise ConditionError("composition: none of the training molecules has it; give the atoms "
                              "of every element, or their number with --size")  # fmt: skip
     properties = {k: v for k, v in row.properties.items() if not asked.properties}
     properties = {k: v for k, v in properties.items() if k not in asked.untold}
     told = None if "composition" in asked.untold else row.counts
-    return Row(row.num_atoms, told, {**properties, **asked.properties})
+    return MetadataRow(row.num_atoms, told, {**properties, **asked.properties})
 
 
 def _drawn(

@@ -60,7 +60,7 @@ class Molecule:
 
 
 @dataclass(frozen=True, eq=False)
-class Packed(Sequence[Molecule]):
+class PackedMolecules(Sequence[Molecule]):
     """Many molecules, one after the other in arrays.
 
     Attributes:
@@ -101,11 +101,11 @@ class Packed(Sequence[Molecule]):
             self.names[i],
         )
 
-    def take(self, indices: Array) -> Packed:
+    def take(self, indices: Array) -> PackedMolecules:
         """Some of them, in an order of choice."""
         atoms = _joined([np.arange(self.starts[i], self.starts[i + 1]) for i in indices])
         sizes = self.sizes[indices]
-        return Packed(
+        return PackedMolecules(
             np.concatenate(([0], np.cumsum(sizes))),
             self.numbers[atoms],
             self.positions[atoms],
@@ -121,11 +121,11 @@ class Packed(Sequence[Molecule]):
         return ends[self.starts[1:]] - ends[self.starts[:-1]]
 
 
-def pack(molecules: Iterator[Molecule] | Sequence[Molecule]) -> Packed:
+def pack(molecules: Iterator[Molecule] | Sequence[Molecule]) -> PackedMolecules:
     """Molecules packed into arrays."""
     found = list(molecules)
     names = dict.fromkeys(name for molecule in found for name in molecule.properties)
-    return Packed(
+    return PackedMolecules(
         np.concatenate(([0], np.cumsum([len(m) for m in found]))).astype(np.int64),
         _joined([m.numbers for m in found]).astype(np.uint8),
         np.concatenate([np.empty((0, 3)), *(m.positions for m in found)]).astype(np.float32),
@@ -140,12 +140,12 @@ def _joined(parts: Sequence[Array]) -> Array:
     return np.concatenate([np.empty(0, np.int64), *parts])
 
 
-def joined(parts: Sequence[Packed]) -> Packed:
+def joined(parts: Sequence[PackedMolecules]) -> PackedMolecules:
     """Molecules of several parts, one after the other; a property that one lacks is NaN there."""
     names = dict.fromkeys(name for part in parts for name in part.properties)
     sizes = np.concatenate([np.empty(0, np.int64), *(part.sizes for part in parts)])
     missing = {id(part): np.full(len(part), np.nan) for part in parts}
-    return Packed(
+    return PackedMolecules(
         np.concatenate(([0], np.cumsum(sizes))).astype(np.int64),
         np.concatenate([np.empty(0, np.uint8), *(part.numbers for part in parts)]),
         np.concatenate([np.empty((0, 3), np.float32), *(part.positions for part in parts)]),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jitkit.domains.molecules.molecule import Molecule, Packed, joined, pack
+from jitkit.domains.molecules.molecule import Molecule, PackedMolecules, joined, pack
 from jitkit.domains.molecules.sdf import read_sdf
 from jitkit.domains.molecules.section import MoleculesSection
 from jitkit.domains.molecules.tables import is_table, read_table
@@ -26,10 +26,10 @@ SAME_PLACE = 0.005  # the same before the unit is known
 LOOKED_AT = 500  # molecules whose distances tell the unit
 PAIRS = 2_000_000  # of atoms whose distances are held at once
 
-Reader = Callable[[Path, MoleculesSection], Iterator[Packed | BadItem]]
+MoleculeReader = Callable[[Path, MoleculesSection], Iterator[PackedMolecules | BadItem]]
 
 
-def _each(molecules: Iterator[Molecule | BadItem]) -> Iterator[Packed | BadItem]:
+def _each(molecules: Iterator[Molecule | BadItem]) -> Iterator[PackedMolecules | BadItem]:
     good: list[Molecule] = []
     for molecule in molecules:
         if isinstance(molecule, BadItem):
@@ -40,30 +40,30 @@ def _each(molecules: Iterator[Molecule | BadItem]) -> Iterator[Packed | BadItem]
         yield pack(good)
 
 
-def _sdf(path: Path, section: MoleculesSection) -> Iterator[Packed | BadItem]:
+def _sdf(path: Path, section: MoleculesSection) -> Iterator[PackedMolecules | BadItem]:
     yield from _each(read_sdf(path, hydrogens=section.hydrogens == "explicit"))
 
 
-def _xyz(path: Path, section: MoleculesSection) -> Iterator[Packed | BadItem]:
+def _xyz(path: Path, section: MoleculesSection) -> Iterator[PackedMolecules | BadItem]:
     yield from _each(read_xyz(path))
 
 
-def _table(path: Path, section: MoleculesSection) -> Iterator[Packed | BadItem]:
+def _table(path: Path, section: MoleculesSection) -> Iterator[PackedMolecules | BadItem]:
     if is_table(path):
         yield from read_table(path)
 
 
-def _tensors(path: Path, section: MoleculesSection) -> Iterator[Packed | BadItem]:
+def _tensors(path: Path, section: MoleculesSection) -> Iterator[PackedMolecules | BadItem]:
     yield read_tensors(path)
 
 
-READERS: dict[str, Reader] = {
+READERS: dict[str, MoleculeReader] = {
     ".sdf": _sdf, ".sd": _sdf, ".mol": _sdf, ".xyz": _xyz, ".extxyz": _xyz, ".csv": _table,
     ".npz": _tensors, ".h5": _tensors, ".hdf5": _tensors,
 }  # fmt: skip
 
 
-def read(section: MoleculesSection) -> Packed:
+def read(section: MoleculesSection) -> PackedMolecules:
     """All molecules that a recipe names, in angstrom, those that cannot be read left out.
 
     Raises:
@@ -73,7 +73,7 @@ def read(section: MoleculesSection) -> Packed:
         raise DataError("domain.path is missing: SDF, XYZ, .npz, HDF5, QM9's CSV, or a folder of "
                         "these; domain.path=package:qm9pack/data is QM9")  # fmt: skip
     files = _files(located(section.path))
-    parts: list[Packed] = []
+    parts: list[PackedMolecules] = []
     bad: list[BadItem] = []
     with bar("reading molecules", len(files), unit="files") as show:
         for done, file in enumerate(files, start=1):
@@ -112,7 +112,7 @@ def _files(path: Path) -> list[Path]:
     return [path]
 
 
-def _in_angstrom(molecules: Packed, section: MoleculesSection) -> Packed:
+def _in_angstrom(molecules: PackedMolecules, section: MoleculesSection) -> PackedMolecules:
     """Positions in angstrom; where no unit is given, the nearest distances must look like it."""
     if section.units is None and len(molecules):
         some = np.linspace(0, len(molecules) - 1, min(LOOKED_AT, len(molecules))).astype(int)
@@ -132,7 +132,7 @@ def _nearest(molecule: Molecule) -> Array:
     return (molecule.distances + np.diag([np.inf] * len(molecule))).min(axis=1)
 
 
-def _without_hydrogens(molecules: Packed) -> Packed:
+def _without_hydrogens(molecules: PackedMolecules) -> PackedMolecules:
     heavy = molecules.numbers != 1
     sizes = np.add.reduceat(heavy, molecules.starts[:-1]) if len(molecules) else molecules.sizes
     return replace(
@@ -144,7 +144,7 @@ def _without_hydrogens(molecules: Packed) -> Packed:
     )
 
 
-def _sound(molecules: Packed, nearest: float, bad: list[BadItem]) -> Packed:
+def _sound(molecules: PackedMolecules, nearest: float, bad: list[BadItem]) -> PackedMolecules:
     """Molecules whose atoms lie at finite places, apart from one another; ``bad`` gets the rest."""
     least = _closest(molecules)
     sizes = molecules.sizes
@@ -160,7 +160,7 @@ def _sound(molecules: Packed, nearest: float, bad: list[BadItem]) -> Packed:
     return molecules.take(kept) if len(wrong) else molecules
 
 
-def _closest(molecules: Packed) -> Array:
+def _closest(molecules: PackedMolecules) -> Array:
     """The least distance of two atoms of each molecule; NaN where a position is not finite."""
     least = np.full(len(molecules), np.inf)
     sizes = molecules.sizes

@@ -15,18 +15,18 @@ import numpy as np
 from jitkit.domain import Metric, lower_is_better
 from jitkit.domains.molecules.bonds import bond_orders, stable_atoms
 from jitkit.domains.molecules.chemistry import check_rdkit, has_rdkit, smiles, written_smiles
-from jitkit.domains.molecules.molecule import Molecule, Packed
+from jitkit.domains.molecules.molecule import Molecule, PackedMolecules
 from jitkit.domains.molecules.regression import regressor
 from jitkit.metrics.frechet import jensen_shannon
 from jitkit.utils.types import Array
 
-Molecules = Sequence[Molecule]
-Known = Callable[[Molecule], bool]
+MoleculeSet = Sequence[Molecule]
+KnownMolecules = Callable[[Molecule], bool]
 
 LENGTH, ANGLE = 0.02, 3.0  # angstrom and degrees of a bin
 
 
-def measures(properties: Sequence[str], is_known: Known) -> Mapping[str, Metric]:
+def measures(properties: Sequence[str], is_known: KnownMolecules) -> Mapping[str, Metric]:
     """The measures, by name; those that need RDKit only where it is installed.
 
     Args:
@@ -45,23 +45,23 @@ def measures(properties: Sequence[str], is_known: Known) -> Mapping[str, Metric]
     return made
 
 
-def atom_stability(samples: Molecules, train: Molecules) -> float:
+def atom_stability(samples: MoleculeSet, train: MoleculeSet) -> float:
     """Share of atoms whose number of bonds suits their element (arXiv:2203.17003)."""
     return float(np.concatenate([stable_atoms(m) for m in samples]).mean())
 
 
-def molecule_stability(samples: Molecules, train: Molecules) -> float:
+def molecule_stability(samples: MoleculeSet, train: MoleculeSet) -> float:
     """Share of molecules all of whose atoms are stable."""
     return float(np.mean([stable_atoms(m).all() for m in samples]))
 
 
-def validity(samples: Molecules, train: Molecules) -> float:
+def validity(samples: MoleculeSet, train: MoleculeSet) -> float:
     """Share of molecules to which RDKit gives bonds that hold them together in one piece."""
     check_rdkit("validity")
     return float(np.mean([smiles(m) is not None for m in samples]))
 
 
-def valid_and_unique(samples: Molecules, train: Molecules) -> float:
+def valid_and_unique(samples: MoleculeSet, train: MoleculeSet) -> float:
     """Different valid molecules (by SMILES without stereochemistry) over all samples.
 
     It falls as samples grow more, since equal ones meet; compare at equal numbers.
@@ -69,7 +69,7 @@ def valid_and_unique(samples: Molecules, train: Molecules) -> float:
     return len({smiles(m) for m in samples} - {None}) / len(samples)
 
 
-def novelty(samples: Molecules, is_known: Known) -> float:
+def novelty(samples: MoleculeSet, is_known: KnownMolecules) -> float:
     """Share of the different valid molecules that are not in the training split."""
     different = {smiles(m): m for m in samples if smiles(m) is not None}
     if not different:
@@ -84,7 +84,7 @@ class Catalogue:
     training set is never looked at by RDKit.
     """
 
-    def __init__(self, molecules: Packed, elements: Sequence[int]) -> None:
+    def __init__(self, molecules: PackedMolecules, elements: Sequence[int]) -> None:
         self._molecules, self._elements = molecules, elements
         self._of: dict[bytes, list[int]] = {}
         for i, row in enumerate(np.ascontiguousarray(molecules.counts(elements), np.int32)):
@@ -148,9 +148,9 @@ class Divergence:
     def __init__(self, places: Callable[[Molecule], list[Any]]) -> None:
         self._places = places
         self._numbers: dict[Any, int] = {}
-        self._last: tuple[Molecules, Array] | None = None
+        self._last: tuple[MoleculeSet, Array] | None = None
 
-    def __call__(self, samples: Molecules, train: Molecules) -> float:
+    def __call__(self, samples: MoleculeSet, train: MoleculeSet) -> float:
         """The divergence; NaN where one side has nothing to count."""
         if self._last is None or self._last[0] is not train:
             self._last = (train, self._counted(train))
@@ -159,7 +159,7 @@ class Divergence:
         p, q = (np.pad(each, (0, length - len(each))) for each in counted)
         return jensen_shannon(p, q)
 
-    def _counted(self, molecules: Molecules) -> Array:
+    def _counted(self, molecules: MoleculeSet) -> Array:
         numbers = [self._numbered(molecule) for molecule in molecules]
         return np.bincount(np.concatenate([np.empty(0, np.int64), *numbers]))
 
@@ -181,9 +181,9 @@ class PropertyError:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._last: tuple[Molecules, Callable[[Molecule], float]] | None = None
+        self._last: tuple[MoleculeSet, Callable[[Molecule], float]] | None = None
 
-    def __call__(self, samples: Molecules, train: Molecules) -> float:
+    def __call__(self, samples: MoleculeSet, train: MoleculeSet) -> float:
         """The error; NaN where no sample was told the property."""
         if self._last is None or self._last[0] is not train:
             self._last = (train, regressor(train, self._name))

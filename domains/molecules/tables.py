@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from jitkit.domains.molecules.elements import number_of
-from jitkit.domains.molecules.molecule import Packed
+from jitkit.domains.molecules.molecule import PackedMolecules
 from jitkit.errors import DataError
 from jitkit.utils.types import Array
 
@@ -27,7 +27,7 @@ def is_table(path: Path) -> bool:
     return {ELEMENTS, POSITIONS} <= set(header)
 
 
-def read_table(path: Path) -> Iterator[Packed]:
+def read_table(path: Path) -> Iterator[PackedMolecules]:
     """Molecules of a CSV with columns ``Elements`` and ``XYZ_Ang`` (angstrom), packed in parts.
 
     Columns of numbers are properties. Powers of ten may be written as in QM9's own files,
@@ -51,7 +51,7 @@ def read_table(path: Path) -> Iterator[Packed]:
             first += len(rows)
 
 
-def _packed(path: Path, columns: Mapping[str, Sequence[str]], first: int) -> Packed:
+def _packed(path: Path, columns: Mapping[str, Sequence[str]], first: int) -> PackedMolecules:
     symbols = [cell.translate(_NO_LISTS).split(",") for cell in columns[ELEMENTS]]
     sizes = np.array([len(own) for own in symbols])
     known = {word: number_of(word) for own in symbols for word in own}
@@ -73,7 +73,7 @@ def _packed(path: Path, columns: Mapping[str, Sequence[str]], first: int) -> Pac
         if values is not None:
             properties[name] = values
     names = next((columns[name] for name in NAMES if name in columns), [""] * len(sizes))
-    return Packed(
+    return PackedMolecules(
         np.concatenate(([0], np.cumsum(sizes))),
         np.array([known[word] for own in symbols for word in own], np.uint8),
         positions.reshape(-1, 3).astype(np.float32),

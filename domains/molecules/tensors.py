@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from jitkit.domains.molecules.elements import SYMBOLS
-from jitkit.domains.molecules.molecule import Packed
+from jitkit.domains.molecules.molecule import PackedMolecules
 from jitkit.errors import DataError, listed
 from jitkit.utils.types import Array
 
@@ -22,7 +22,7 @@ NAMES = {
 """What an array may be called."""
 
 
-def read_tensors(path: Path) -> Packed:
+def read_tensors(path: Path) -> PackedMolecules:
     """Molecules of a file, in its own unit.
 
     ``positions`` is (molecules, atoms, 3) with ``numbers`` (molecules, atoms), 0 where a molecule
@@ -56,7 +56,7 @@ def read_tensors(path: Path) -> Packed:
     if len(numbers) and not (0 < numbers.min() and numbers.max() < len(SYMBOLS)):
         raise DataError(f"{path}: {numbers.min()} to {numbers.max()} are no atomic numbers")
     properties = {k: v.astype(np.float64) for k, v in arrays.items() if v.shape == sizes.shape}
-    return Packed(
+    return PackedMolecules(
         np.concatenate(([0], np.cumsum(sizes))),
         numbers.astype(np.uint8),
         positions.astype(np.float32),

@@ -47,7 +47,7 @@ class Chain:
         return Backbone(own.astype(np.float32), self.sequence, self.index, name)
 
 
-Key = tuple[int, str, str]  # number, insertion code, name
+ChainKey = tuple[int, str, str]  # number, insertion code, name
 
 
 @dataclass
@@ -55,7 +55,7 @@ class _Run:
     """Residues of one chain as they are met."""
 
     label: str
-    rows: dict[Key, list[int]] = field(default_factory=dict)
+    rows: dict[ChainKey, list[int]] = field(default_factory=dict)
 
 
 def chains_of(atoms: Any) -> list[Chain]:
@@ -77,7 +77,7 @@ def chains_of(atoms: Any) -> list[Chain]:
 def _runs(atoms: Any) -> Iterator[_Run]:
     """Residues with backbone atoms, by chain; where atoms come twice, another chain begins."""
     run: _Run | None = None
-    last: Key | None = None
+    last: ChainKey | None = None
     wanted = np.flatnonzero(np.isin(atoms.atom_name, list(PLACES)))
     columns = (atoms.chain_id, atoms.res_id, atoms.ins_code, atoms.res_name, atoms.atom_name)
     rows = zip(wanted.tolist(), *(c[wanted].tolist() for c in columns), strict=True)
@@ -120,14 +120,16 @@ def _split(run: _Run, atoms: Any) -> Iterator[Chain]:
             yield Chain(run.label, rows[own], "".join(letters[own]), index.astype(np.int64))
 
 
-def _is_residue(key: Key, row: list[int]) -> bool:
+def _is_residue(key: ChainKey, row: list[int]) -> bool:
     """Whether there is a CA, in an amino acid or in what has the rest of a backbone too."""
     return row[1] >= 0 and (letter(key[2]) is not None or min(row[:3]) >= 0)
 
 
-def _one_reading(kept: list[tuple[Key, list[int]]], coord: Array) -> list[tuple[Key, list[int]]]:
+def _one_reading(
+    kept: list[tuple[ChainKey, list[int]]], coord: Array
+) -> list[tuple[ChainKey, list[int]]]:
     """Without second readings of a place: another amino acid at the same number and place."""
-    once: list[tuple[Key, list[int]]] = []
+    once: list[tuple[ChainKey, list[int]]] = []
     for key, row in kept:
         if once and once[-1][0][:2] == key[:2]:
             apart = coord[row[1]] - coord[once[-1][1][1]]

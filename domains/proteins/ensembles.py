@@ -12,7 +12,7 @@ from jitkit.domains.proteins.backbone import Backbone
 from jitkit.utils.rotations import superposed
 from jitkit.utils.types import Array
 
-Frames = Sequence[Backbone]
+FrameSequence = Sequence[Backbone]
 
 PAIRS = 2_000  # pairs of residues whose distances are compared, spread over all
 LEVELS = (np.arange(50) + 0.5) / 50  # of quantiles
@@ -33,7 +33,7 @@ def ensemble_measures(reference: Array) -> dict[str, Metric]:
 def _best(measure: Metric, best: Best) -> Metric:
     """A measure that says which of its values is the best; a method has no place to say it."""
 
-    def made(samples: Frames, train: Frames) -> float:
+    def made(samples: FrameSequence, train: FrameSequence) -> float:
         return measure(samples, train)
 
     made.best = best  # type: ignore[attr-defined]
@@ -58,16 +58,16 @@ class Compared:
         i, j = np.triu_indices(count, 2)
         some = np.linspace(0, len(i) - 1, min(PAIRS, len(i))).round().astype(int)
         self._pairs = i[some], j[some]
-        self._last: tuple[Frames, Array, Array, Array] | None = None
+        self._last: tuple[FrameSequence, Array, Array, Array] | None = None
 
-    def _placed(self, frames: Frames) -> Array:
+    def _placed(self, frames: FrameSequence) -> Array:
         """CA of frames, superposed, (frames, L, 3)."""
         for frame in frames:
             if "placed" not in frame.kept:
                 frame.kept["placed"] = superposed(frame.alphas, self._reference)
         return np.stack([frame.kept["placed"] for frame in frames])
 
-    def _train(self, train: Frames) -> tuple[Array, Array, Array]:
+    def _train(self, train: FrameSequence) -> tuple[Array, Array, Array]:
         """CA of the trajectory, its fluctuations, and the quantiles of its distances."""
         if self._last is None or self._last[0] is not train:
             placed = self._placed(train[:])
@@ -79,31 +79,33 @@ class Compared:
         apart = np.sqrt(((alphas[:, i] - alphas[:, j]) ** 2).sum(axis=2))
         return np.quantile(apart, LEVELS, axis=0)
 
-    def fluctuation_correlation(self, samples: Frames, train: Frames) -> float:
+    def fluctuation_correlation(self, samples: FrameSequence, train: FrameSequence) -> float:
         """Pearson correlation over residues of fluctuations with those of the trajectory."""
         own, other = fluctuations(self._placed(samples)), self._train(train)[1]
         return float(np.corrcoef(own, other)[0, 1]) if own.std() and other.std() else np.nan
 
-    def fluctuation_error(self, samples: Frames, train: Frames) -> float:
+    def fluctuation_error(self, samples: FrameSequence, train: FrameSequence) -> float:
         """Root mean square difference of fluctuations over residues, angstrom."""
         own, other = fluctuations(self._placed(samples)), self._train(train)[1]
         return float(np.sqrt(((own - other) ** 2).mean()))
 
-    def pair_distance_error(self, samples: Frames, train: Frames) -> float:
+    def pair_distance_error(self, samples: FrameSequence, train: FrameSequence) -> float:
         """Wasserstein distance of the distributions of the distance of two CA, angstrom, the mean
         over pairs."""
         off = self._quantiles(self._placed(samples)) - self._train(train)[2]
         return float(np.abs(off).mean())
 
-    def nearest_tm_score(self, samples: Frames, train: Frames) -> float:
+    def nearest_tm_score(self, samples: FrameSequence, train: FrameSequence) -> float:
         """Mean TM-score with the nearest frame of the trajectory (Zhang & Skolnick 2004)."""
         return self._mean_over_nearest("tm", samples, train, _tm_score)
 
-    def nearest_lddt(self, samples: Frames, train: Frames) -> float:
+    def nearest_lddt(self, samples: FrameSequence, train: FrameSequence) -> float:
         """Mean lDDT of CA with the nearest frame of the trajectory (Mariani et al. 2013)."""
         return self._mean_over_nearest("lddt", samples, train, _lddt)
 
-    def _mean_over_nearest(self, name: str, samples: Frames, train: Frames, score: Any) -> float:
+    def _mean_over_nearest(
+        self, name: str, samples: FrameSequence, train: FrameSequence, score: Any
+    ) -> float:
         frames = self._train(train)[0]
         for frame, own in zip(samples, self._placed(samples), strict=True):
             if "nearest" not in frame.kept:  # and itself laid upon it

@@ -20,7 +20,7 @@ from jitkit.utils.console import bar, warn
 from jitkit.utils.paths import located
 from jitkit.utils.types import Array
 
-Reader = Callable[[IO[Any], int | None, list[str]], Any]
+ChainReader = Callable[[IO[Any], int | None, list[str]], Any]
 
 
 def _pdb(file: IO[Any], model: int | None, fields: list[str]) -> Any:
@@ -47,7 +47,7 @@ def _gro(file: IO[Any], model: int | None, fields: list[str]) -> Any:
     return GROFile.read(file).get_structure(model=model)
 
 
-READERS: dict[str, Reader] = {
+READERS: dict[str, ChainReader] = {
     ".pdb": _pdb, ".ent": _pdb, ".cif": _cif, ".mmcif": _cif, ".bcif": _bcif, ".gro": _gro,
 }  # fmt: skip
 

@@ -20,7 +20,7 @@ from jitkit.domains.proteins.torsions import (
 from jitkit.metrics.frechet import jensen_shannon
 from jitkit.utils.types import Array
 
-Chains = Sequence[Backbone]
+ChainSet = Sequence[Backbone]
 
 TRANS = (3.7, 3.9)  # angstrom between CA of neighbours
 RADII = np.array([1.55, 1.70, 1.70, 1.52])  # angstrom, N, CA, C, O (Bondi 1964)
@@ -62,12 +62,12 @@ def _root(sums: Sequence[Array]) -> float:
     return float(np.sqrt(squares / count)) if count else float("nan")
 
 
-def bond_length_error(samples: Chains, train: Chains) -> float:
+def bond_length_error(samples: ChainSet, train: ChainSet) -> float:
     """Root mean square difference of bond lengths from `torsions.LENGTHS`, angstrom."""
     return _root([_kept(c, "lengths", lambda c: _off(bond_lengths(c), LENGTHS)) for c in samples])
 
 
-def bond_angle_error(samples: Chains, train: Chains) -> float:
+def bond_angle_error(samples: ChainSet, train: ChainSet) -> float:
     """Root mean square difference of bond angles from `torsions.ANGLES`, degrees."""
     return _root([_kept(c, "angles", lambda c: _off(bond_angles(c), ANGLES)) for c in samples])
 
@@ -78,13 +78,13 @@ def neighbour_distances(chain: Backbone) -> Array:
     return np.sqrt((apart**2).sum(axis=1))
 
 
-def ca_distance(samples: Chains, train: Chains) -> float:
+def ca_distance(samples: ChainSet, train: ChainSet) -> float:
     """Share of neighbours whose CA are 3.7 to 3.9 angstrom apart, as over a trans peptide bond."""
     apart = np.concatenate([_kept(c, "neighbours", neighbour_distances) for c in samples])
     return float(((apart >= TRANS[0]) & (apart <= TRANS[1])).mean()) if len(apart) else np.nan
 
 
-def clashes(samples: Chains, train: Chains) -> float:
+def clashes(samples: ChainSet, train: ChainSet) -> float:
     """Pairs of atoms that overlap, for each thousand atoms.
 
     Atoms of residues three or more places apart in the chain, nearer than the sum of their radii
@@ -117,16 +117,16 @@ class RamachandranDivergence:
     """
 
     def __init__(self) -> None:
-        self._last: tuple[Chains, Array] | None = None
+        self._last: tuple[ChainSet, Array] | None = None
 
-    def __call__(self, samples: Chains, train: Chains) -> float:
+    def __call__(self, samples: ChainSet, train: ChainSet) -> float:
         """The divergence; NaN where one side has no torsions."""
         if self._last is None or self._last[0] is not train:
             self._last = (train, _counted(train))
         return jensen_shannon(_counted(samples), self._last[1])
 
 
-def _counted(chains: Chains) -> Array:
+def _counted(chains: ChainSet) -> Array:
     return np.sum([_kept(chain, "ramachandran", _histogram) for chain in chains], axis=0)
 
 
@@ -139,12 +139,12 @@ def _histogram(chain: Backbone) -> Array:
     return np.bincount(bins[0] * across + bins[1], minlength=across**2)
 
 
-def helix(samples: Chains, train: Chains) -> float:
+def helix(samples: ChainSet, train: ChainSet) -> float:
     """Mean share of residues in helices (P-SEA)."""
     return float(np.mean([_kept(c, "contents", contents)[0] for c in samples]))
 
 
-def strand(samples: Chains, train: Chains) -> float:
+def strand(samples: ChainSet, train: ChainSet) -> float:
     """Mean share of residues in strands (P-SEA)."""
     return float(np.mean([_kept(c, "contents", contents)[1] for c in samples]))
 
@@ -155,7 +155,7 @@ def gyration(chain: Backbone) -> float:
     return float(np.sqrt((about**2).sum(axis=1).mean()))
 
 
-def radius_of_gyration(samples: Chains, train: Chains) -> float:
+def radius_of_gyration(samples: ChainSet, train: ChainSet) -> float:
     """Mean radius of gyration over 2.2 N^0.38 angstrom, that of a globular protein of N residues
     (Skolnick et al. 1997, J. Mol. Biol. 265:217)."""
     radii = [_kept(chain, "gyration", gyration) for chain in samples]

@@ -19,15 +19,15 @@ from jitkit.domain import Metric, Split
 from jitkit.domains.arrays import ArrayItems, Arrays, Data, Sample, part_of_time, write_items
 from jitkit.domains.weather.derived import sky
 from jitkit.domains.weather.forecasts import Forecasts, recorded
-from jitkit.domains.weather.metadata import Known, measure
-from jitkit.domains.weather.open import Weather as Opened
+from jitkit.domains.weather.metadata import WeatherMetadata, measure
+from jitkit.domains.weather.open import OpenedWeather as Opened
 from jitkit.domains.weather.open import open_weather
 from jitkit.domains.weather.section import WeatherSection
 from jitkit.domains.weather.states import States
 from jitkit.domains.weather.timedelta import duration
 from jitkit.errors import BadItem, DataError, RecipeError, listed
 from jitkit.fields import Condition, Field, Layout
-from jitkit.protocols import RollOut
+from jitkit.protocols import RollOutFunction
 from jitkit.sections import DomainSection
 from jitkit.utils.types import Array
 
@@ -46,7 +46,9 @@ class Weather:
         self.section = section
         self._opened: Opened | None = None
         self._cached: States | None = None
-        self._known: Known | None = None if metadata is None else Known(metadata)
+        self._known: WeatherMetadata | None = (
+            None if metadata is None else WeatherMetadata(metadata)
+        )
         if self._known is not None:
             self._known.check(section)
         arrays = None if metadata is None else metadata["arrays"]
@@ -168,7 +170,7 @@ class Weather:
 
         return copy_of(self, folder, threads=self.items("train").threads)
 
-    def verify(self, roll_out: RollOut, folder: Path, *, seed: int) -> Mapping[str, Any]:
+    def verify(self, roll_out: RollOutFunction, folder: Path, *, seed: int) -> Mapping[str, Any]:
         """Roll out ensembles from held-out starts, score them and draw pictures."""
         from jitkit.domains.weather.verify import verify
 
@@ -324,8 +326,10 @@ class Weather:
     def _data(self) -> Data:
         return self.opened().data
 
-    def _learned(self) -> Known:
+    def _learned(self) -> WeatherMetadata:
         if self._known is None:
             arrays = self._arrays.known()
-            self._known = Known(measure(self.opened(), self._arrays.metadata(), arrays.statistics))
+            self._known = WeatherMetadata(
+                measure(self.opened(), self._arrays.metadata(), arrays.statistics)
+            )
         return self._known

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jitkit.domains.arrays import label, matching, part_of
-from jitkit.domains.weather.derived import Accumulated, Plain, Source
+from jitkit.domains.weather.derived import Accumulated, DerivedSource, Plain
 from jitkit.domains.weather.geography import Dims, by_level, coordinate_of
 from jitkit.domains.weather.section import WeatherSection
 from jitkit.domains.weather.timedelta import in_words
@@ -122,7 +122,7 @@ def _first_of(store: Readable, dim: str) -> Any:
     return values[0] if len(values) else 0
 
 
-def summed(channel: Channel, sums: Mapping[str, int], step: float) -> Source:
+def summed(channel: Channel, sums: Mapping[str, int], step: float) -> DerivedSource:
     """A channel's source, summed over time where that is asked."""
     steps = sums.get(channel.variable)
     return Accumulated(channel.source, steps, in_words(step)) if steps else channel.source

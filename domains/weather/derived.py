@@ -1,6 +1,6 @@
 """What items are made of, as variables of one store: levels apart, sums over time, forcings.
 
-A `View` reads like a store. Its variables lie on (time, y, x), with the times that a recipe uses,
+A `DerivedStore` reads like a store. Its variables lie on (time, y, x), with the times that a recipe uses,
 and are made of those of one or two stores when they are read; nothing is kept but the stores'
 chunks.
 """
@@ -32,7 +32,7 @@ Need = tuple["Readable", str, dict[str, Array]]
 """A store, a variable of it, and the entries that are read along its dimensions."""
 
 
-class Source(Protocol):
+class DerivedSource(Protocol):
     """A variable of a view."""
 
     @property
@@ -216,7 +216,7 @@ class Coarse:
         shape: cells along y and x of the view.
     """
 
-    source: Source
+    source: DerivedSource
     way: Blocks | Between
     grid: tuple[tuple[str, str], tuple[str, str]]
     shape: tuple[int, int]
@@ -256,7 +256,7 @@ class Coarse:
         return f"{self.source.mark()} by {type(self.way).__name__} {digest.hexdigest()}"
 
 
-class View:
+class DerivedStore:
     """Variables made of those of stores; reads like a `Store`.
 
     Attributes:
@@ -266,7 +266,7 @@ class View:
     """
 
     def __init__(
-        self, store: Readable, sources: Mapping[str, Source], time: str, entries: Array
+        self, store: Readable, sources: Mapping[str, DerivedSource], time: str, entries: Array
     ) -> None:
         """A view of a store.
 
@@ -324,7 +324,7 @@ class View:
             digest.update(store.fingerprint(sorted(names), times=times).encode())
         return digest.hexdigest()
 
-    def _found(self, variable: str) -> Source:
+    def _found(self, variable: str) -> DerivedSource:
         if variable not in self.sources:
             raise DataError(
                 f"{self.path}: no variable {variable!r}; it has {listed(self.sources, 20)}"

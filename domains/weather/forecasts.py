@@ -34,7 +34,7 @@ MANY_FILES = 100_000
 
 
 @dataclass(frozen=True, eq=False)
-class Field:
+class ForecastField:
     """A variable of the file.
 
     Attributes:
@@ -51,7 +51,7 @@ class Field:
 
 
 @dataclass(frozen=True, eq=False)
-class Frame:
+class ForecastFrame:
     """What all states of a file have in common.
 
     Attributes:
@@ -62,7 +62,7 @@ class Frame:
         attrs: global attributes.
     """
 
-    fields: Sequence[Field]
+    fields: Sequence[ForecastField]
     grid: Mapping[str, int]
     level: tuple[str, Array, Mapping[str, Any]] | None
     coords: Mapping[str, Any]
@@ -75,7 +75,7 @@ class Forecasts:
     def __init__(
         self,
         path: Path,
-        frame: Frame,
+        frame: ForecastFrame,
         starts: Mapping[str, Any],
         valid: Array,
         leads: Array,
@@ -126,7 +126,7 @@ class Forecasts:
 
         return zarr.open_group(self.path, mode="r+", zarr_format=2, use_consolidated=False)
 
-    def _part(self, field: Field, state: Sample) -> Array:
+    def _part(self, field: ForecastField, state: Sample) -> Array:
         values = state.values[list(field.channels)]
         if field.levels is None or self._frame.level is None:
             return values[0]

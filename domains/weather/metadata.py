@@ -19,15 +19,15 @@ from jitkit.domains.arrays import (
     read_blocks,
 )
 from jitkit.domains.weather import sphere
-from jitkit.domains.weather.forecasts import Field, Frame
-from jitkit.domains.weather.open import MAPS, Weather
+from jitkit.domains.weather.forecasts import ForecastField, ForecastFrame
+from jitkit.domains.weather.open import MAPS, OpenedWeather
 from jitkit.domains.weather.section import WeatherSection
 from jitkit.domains.weather.timedelta import in_words
 from jitkit.errors import DataError, RecipeError
 from jitkit.utils.console import bar
 from jitkit.utils.types import Array
 
-FORMAT = 1
+WEATHER_FORMAT = 1
 ASKED = ("task", "inputs", "target", "forcings", "static", "accumulate")
 """Keys of the section that a trained model cannot do otherwise."""
 
@@ -59,7 +59,7 @@ def _beside(numbers: Array, values: Array) -> Array:
     return numbers.reshape(-1, *[1] * (values.ndim - 1))
 
 
-class Known:
+class WeatherMetadata:
     """What a model needs, made from metadata alone.
 
     Attributes:
@@ -71,9 +71,9 @@ class Known:
     """
 
     def __init__(self, metadata: Mapping[str, Any]) -> None:
-        if metadata.get("format") != FORMAT:
+        if metadata.get("format") != WEATHER_FORMAT:
             raise DataError(
-                f"metadata of format {metadata.get('format')!r}, but this version reads {FORMAT}; "
+                f"metadata of format {metadata.get('format')!r}, but this version reads {WEATHER_FORMAT}; "
                 "train again, or sample with the version that trained"
             )
         self.metadata = metadata
@@ -102,7 +102,7 @@ class Known:
                     f"{trained!r}"
                 )
 
-    def check_data(self, opened: Weather) -> None:
+    def check_data(self, opened: OpenedWeather) -> None:
         """Whether opened data follow one another as those that the model was trained on.
 
         Raises:
@@ -116,13 +116,13 @@ class Known:
                 f"{in_words(self.seconds)}; domain.lead says how far apart they are"
             )
 
-    def frame(self) -> Frame:
+    def frame(self) -> ForecastFrame:
         """What all states of a file of forecasts have in common."""
         arrays = self.metadata["arrays"]
         level = self.metadata["level"]
-        return Frame(
+        return ForecastFrame(
             fields=[
-                Field(
+                ForecastField(
                     v["name"],
                     v["channels"],
                     None if v["levels"] is None else self._places_of(v["levels"]),
@@ -183,7 +183,9 @@ class _Together:
         return whole
 
 
-def measure(opened: Weather, arrays: Mapping[str, Any], statistics: Statistics) -> dict[str, Any]:
+def measure(
+    opened: OpenedWeather, arrays: Mapping[str, Any], statistics: Statistics
+) -> dict[str, Any]:
     """The metadata of opened data; reads the training split where changes are sampled.
 
     Args:
@@ -195,7 +197,7 @@ def measure(opened: Weather, arrays: Mapping[str, Any], statistics: Statistics) 
     places, areas = opened.places(), opened.areas()
     changes = section.task == "forecast" and section.target == "change"
     return {
-        "format": FORMAT,
+        "format": WEATHER_FORMAT,
         "asked": {key: getattr(section, key) for key in ASKED},
         "arrays": dict(arrays),
         "seconds": opened.data.spacing * opened.step,
@@ -210,7 +212,7 @@ def measure(opened: Weather, arrays: Mapping[str, Any], statistics: Statistics) 
     }
 
 
-def _level(opened: Weather) -> dict[str, Any] | None:
+def _level(opened: OpenedWeather) -> dict[str, Any] | None:
     values = {c.level for c in opened.channels if c.level is not None}
     if not values:
         return None
@@ -229,7 +231,7 @@ def _plain(value: Any) -> bool:
     return isinstance(value, str | int | float) and value == value
 
 
-def _variables(opened: Weather, arrays: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _variables(opened: OpenedWeather, arrays: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The variables that channels belong to, and their attributes."""
     attrs = {v["name"]: v["attrs"] for v in arrays["output"]["variables"]}
     found: dict[str, dict[str, Any]] = {}
@@ -249,7 +251,7 @@ def _variables(opened: Weather, arrays: Mapping[str, Any]) -> list[dict[str, Any
     return list(found.values())
 
 
-def _changes(opened: Weather, statistics: Statistics) -> dict[str, Any]:
+def _changes(opened: OpenedWeather, statistics: Statistics) -> dict[str, Any]:
     """Mean and standard deviation of changes of the normalized state, over the training items."""
     data = opened.data
     plan, spacing = data.plan, data.spacing
@@ -275,7 +277,7 @@ def _changes(opened: Weather, statistics: Statistics) -> dict[str, Any]:
                 done(number)
 
     asked = {
-        "changes": FORMAT,
+        "changes": WEATHER_FORMAT,
         "data": data.store.fingerprint(),
         "statistics": hashlib.sha256(_told(statistics)).hexdigest(),
         "positions": hashlib.sha256(positions.astype("<i8").tobytes()).hexdigest(),

@@ -1,6 +1,6 @@
 """From section ``domain`` of a recipe for weather to opened data: dimensions, variables, times.
 
-store ── dimensions found ── channels, forcings, static and coarse maps: a `View` ── arrays' data
+store ── dimensions found ── channels, forcings, static and coarse maps: a `DerivedStore` ── arrays' data
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from jitkit.domains.arrays import (
 )
 from jitkit.domains.weather.anemoi import Anemoi, is_anemoi
 from jitkit.domains.weather.channels import Channel, find_channels, others_of, summed
-from jitkit.domains.weather.derived import Coarse, Plain, Sky, Source, View
+from jitkit.domains.weather.derived import Coarse, DerivedSource, DerivedStore, Plain, Sky
 from jitkit.domains.weather.geography import (
     Dims,
     areas,
@@ -49,7 +49,7 @@ COARSE = "coarse."
 
 
 @dataclass(frozen=True, eq=False)
-class Weather:
+class OpenedWeather:
     """Opened data.
 
     Attributes:
@@ -66,7 +66,7 @@ class Weather:
     section: WeatherSection
     store: Readable
     dims: Dims
-    view: View
+    view: DerivedStore
     channels: Sequence[Channel]
     level: str | None
     step: float
@@ -101,7 +101,7 @@ class Weather:
         return found[np.ix_(rows, columns)]
 
 
-def open_weather(section: WeatherSection) -> Weather:
+def open_weather(section: WeatherSection) -> OpenedWeather:
     """Find what a section says in the data that it names.
 
     Raises:
@@ -123,7 +123,7 @@ def open_weather(section: WeatherSection) -> Weather:
     maps = _forcings(store, dims, times[entries], section)
     maps |= _coarse(store, coarse, dims, times[entries], sources, section)
     static = _static(store, dims, section, times, entries)
-    view = View(store, {**sources, **maps, **static}, dims.time, entries)
+    view = DerivedStore(store, {**sources, **maps, **static}, dims.time, entries)
     step = step_of(times[entries])
     spacing = duration(section.lead).in_steps(step, "domain.lead") if section.lead else 1
     asked = _as_arrays(section, store, dims, sources, list(maps))
@@ -131,7 +131,7 @@ def open_weather(section: WeatherSection) -> Weather:
     if coarse is not None:
         _check_covered(coarse, store, dims, data)
     tell_gaps(data, dims.time, section.path)
-    return Weather(section, store, dims, view, channels, level, step, data)
+    return OpenedWeather(section, store, dims, view, channels, level, step, data)
 
 
 def _of_store(section: Any) -> ArraysSection:
@@ -145,7 +145,7 @@ def _as_arrays(
     section: WeatherSection,
     store: Readable,
     dims: Dims,
-    predicted: Mapping[str, Source],
+    predicted: Mapping[str, DerivedSource],
     maps: list[str],
 ) -> ArraysSection:
     """What the domain for arrays is asked, of the view."""
@@ -203,7 +203,7 @@ def _transforms(section: WeatherSection, names: Sequence[str]) -> dict[str, Any]
 
 def _forcings(
     store: Readable, dims: Dims, times: Array, section: WeatherSection
-) -> dict[str, Source]:
+) -> dict[str, DerivedSource]:
     wanted = [name for name in section.forcings if name in MAPS]
     if not wanted:
         return {}
@@ -219,9 +219,9 @@ def _forcings(
 
 def _static(
     store: Readable, dims: Dims, section: WeatherSection, times: Array, entries: Array
-) -> dict[str, Source]:
+) -> dict[str, DerivedSource]:
     """Maps without time; of one that has it all the same, as ARCO-ERA5's, the first trained on."""
-    found: dict[str, Source] = {}
+    found: dict[str, DerivedSource] = {}
     for name in section.static:
         if name not in store.variables:
             if name not in store.coords.variables:
@@ -293,9 +293,9 @@ def _coarse(
     coarse: _CoarseStore | None,
     dims: Dims,
     times: Array,
-    fine: Mapping[str, Source],
+    fine: Mapping[str, DerivedSource],
     section: WeatherSection,
-) -> dict[str, Source]:
+) -> dict[str, DerivedSource]:
     """Coarse fields on the fine grid."""
     if section.coarse is None:
         return {}

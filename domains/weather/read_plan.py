@@ -9,14 +9,14 @@ import numpy as np
 from jitkit.domains.arrays import positions
 from jitkit.domains.weather.anemoi import DATA, DATES, LATITUDES, LONGITUDES, Anemoi
 from jitkit.domains.weather.derived import Need
-from jitkit.domains.weather.open import Weather
-from jitkit.stores.download import Read
+from jitkit.domains.weather.open import OpenedWeather
+from jitkit.stores.download import DownloadRequest
 from jitkit.stores.store import Store
 from jitkit.utils.types import Array
 
 
-def reads(opened: Weather) -> list[Read]:
-    """A `Read` for each store; a copy of these entries gives the same items, under the same recipe.
+def reads(opened: OpenedWeather) -> list[DownloadRequest]:
+    """One `DownloadRequest` for each store; a copy of them gives the same items under the recipe.
 
     Of anemoi-datasets all variables are read: they lie in one array, and are named in its
     attributes by their place.
@@ -36,7 +36,7 @@ def reads(opened: Weather) -> list[Read]:
     first = opened.store.store if isinstance(opened.store, Anemoi) else opened.store
     keys = {key: "path" if key == id(first) else "coarse.path" for key in found}
     return [
-        Read(
+        DownloadRequest(
             keys[key],
             store,
             {

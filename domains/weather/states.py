@@ -11,7 +11,7 @@ import numpy as np
 
 from jitkit.domain import Split
 from jitkit.domains.arrays import Cut, edges, extent, in_seconds, label, read_channels, runs
-from jitkit.domains.weather.open import Weather
+from jitkit.domains.weather.open import OpenedWeather
 from jitkit.domains.weather.timedelta import duration
 from jitkit.errors import DataError, RecipeError
 from jitkit.utils.types import Array
@@ -28,7 +28,7 @@ class States:
         inputs: states that a model is told.
     """
 
-    def __init__(self, opened: Weather, *, inputs: int = 1) -> None:
+    def __init__(self, opened: OpenedWeather, *, inputs: int = 1) -> None:
         self._opened, self.inputs = opened, inputs
         data = opened.data
         self.times = opened.times

@@ -19,14 +19,14 @@ from jitkit.fields import Layout
 from jitkit.metrics.fields.spectra import bands
 from jitkit.metrics.fields.summaries import spaced
 from jitkit.metrics.forecasts.baselines import System, baselines
-from jitkit.metrics.forecasts.ensemble_scores import Frame
+from jitkit.metrics.forecasts.ensemble_scores import ScoreFrame
 from jitkit.metrics.forecasts.forecast_files import ForecastFile
 from jitkit.metrics.forecasts.tables import dataset, table, write_dataset
-from jitkit.metrics.forecasts.verify import MODEL, Plan, Verification
+from jitkit.metrics.forecasts.verify import MODEL, Verification, VerificationPlan
 from jitkit.metrics.forecasts.verify import verify as verified
 from jitkit.plots import forecasts
 from jitkit.plots.forecasts import Shown
-from jitkit.protocols import RollOut
+from jitkit.protocols import RollOutFunction
 from jitkit.utils.types import Array
 
 if TYPE_CHECKING:
@@ -43,7 +43,9 @@ class RolledOut:
 
     name = MODEL
 
-    def __init__(self, states: States, roll_out: RollOut, members: int, longest: int) -> None:
+    def __init__(
+        self, states: States, roll_out: RollOutFunction, members: int, longest: int
+    ) -> None:
         """Prepare.
 
         Args:
@@ -105,7 +107,7 @@ class Watched:
 def verify(
     states: States,
     section: VerifySection,
-    roll_out: RollOut,
+    roll_out: RollOutFunction,
     folder: Path,
     *,
     layout: Layout,
@@ -143,9 +145,9 @@ def verify(
             told = f"{left} of {len(file.starts)} initial times in {section.forecasts} are left out"
             notes.append(f"{told}: they or what came after are not held out")
     labels = [in_words(k * states.step_seconds) for k in leads]
-    plan = Plan(starts, leads, labels, seed)
+    plan = VerificationPlan(starts, leads, labels, seed)
     axes = [(axis.name, axis.kind) for axis in layout.axes]
-    frame = Frame(states.channels, axes, areas_of(layout, weights, states))
+    frame = ScoreFrame(states.channels, axes, areas_of(layout, weights, states))
     against, lacking = baselines(
         states,
         kinds=[kind for _, kind in axes],

@@ -14,7 +14,7 @@ from jitkit.diffusion.denoiser import Denoiser
 from jitkit.diffusion.sampler import fitting_batch
 from jitkit.domain import Domain, section_of
 from jitkit.errors import JitkitError
-from jitkit.evaluation.scoring import Drawn, Scoring, row
+from jitkit.evaluation.scoring import DrawnSamples, Scoring, row
 from jitkit.protocols import EvaluationProtocol, ScoresFeatures, VerifiesForecasts
 from jitkit.runs.run_dir import write_text
 from jitkit.sampling.generate import generate, guide_of, summarised
@@ -23,7 +23,7 @@ from jitkit.sampling.rollout import RollOut
 from jitkit.sections import EvaluateSection, SampleSection
 from jitkit.utils.distributed import ALONE, Team
 
-FORMAT = 2
+EVALUATION_FORMAT = 2
 LARGEST_BATCH = 256  # so that machines with more memory than that need draw the same samples
 
 
@@ -65,7 +65,7 @@ def evaluate(
     judged = judge(denoiser, sampling, guide_of(denoiser, sampling))
     result: dict[str, Any] = {}
     if team.is_main:
-        result = {"format": FORMAT, "model": dict(model or {}), **judged.record}
+        result = {"format": EVALUATION_FORMAT, "model": dict(model or {}), **judged.record}
         result |= {
             "scores": judged.scores,
             "seconds": round(time.monotonic() - began, 1),
@@ -183,13 +183,15 @@ class _Samples:
         }
         return EvaluationResult(scores, {name: found[0][name].resampled for name in scores}, record)
 
-    def _drawn(self, denoiser: Denoiser, sampling: SampleSection, guide: Denoiser | None) -> Drawn:
+    def _drawn(
+        self, denoiser: Denoiser, sampling: SampleSection, guide: Denoiser | None
+    ) -> DrawnSamples:
         """One seed's samples, as far as the scores look at them."""
         n, scorer, team = self.section.samples, self.scoring.scorer, self.team
         told = conditioning_for(denoiser, n, seed=sampling.seed)
         if scorer is None:
             made = generate(denoiser, n, told, sampling, guide=guide, progress=True, team=team)
-            return Drawn(n, list(made))
+            return DrawnSamples(n, list(made))
         kept = frozenset(self.scoring.kept(n))
         rows, items = summarised(
             denoiser,
@@ -202,7 +204,7 @@ class _Samples:
             progress=True,
             team=team,
         )
-        return Drawn(n, items, rows)
+        return DrawnSamples(n, items, rows)
 
 
 @dataclass(frozen=True)

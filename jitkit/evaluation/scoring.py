@@ -32,7 +32,7 @@ ROWS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
-class Drawn:
+class DrawnSamples:
     """One seed's samples, as far as they are needed.
 
     Attributes:
@@ -108,7 +108,7 @@ class Scoring:
         count = min(n, KEPT) if self.scorer else n
         return [i * n // count for i in range(count)]
 
-    def scores(self, drawn: Drawn) -> dict[str, Score]:
+    def scores(self, drawn: DrawnSamples) -> dict[str, Score]:
         """Every score of one seed's samples."""
         found = {}
         if self.scorer and drawn.rows is not None:

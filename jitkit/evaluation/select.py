@@ -13,11 +13,13 @@ import numpy as np
 
 from jitkit.errors import RecipeError
 from jitkit.evaluation.scoring import LARGEST_RESAMPLE, cost
-from jitkit.evaluation.sweep_axes import Axes
+from jitkit.evaluation.sweep_axes import SweepAxes
 from jitkit.utils.types import Array
 
 
-def select_best(points: Sequence[Mapping[str, Any]], by: str, axes: Axes, n: int) -> dict[str, Any]:
+def select_best(
+    points: Sequence[Mapping[str, Any]], by: str, axes: SweepAxes, n: int
+) -> dict[str, Any]:
     """The points with how often each is the best, and the best of them.
 
     Settings are compared on the same halves of samples from the same noise. One is tied with the

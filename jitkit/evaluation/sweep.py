@@ -44,7 +44,7 @@ from jitkit.sampling.generate import guide_of
 from jitkit.sections import EvaluateSection, SampleSection
 from jitkit.utils.distributed import Team, team
 
-FORMAT = 1
+SWEEP_FORMAT = 1
 
 
 def sweep(
@@ -127,7 +127,7 @@ def _verdict(result: Mapping[str, Any]) -> list[str]:
 
 def _recipes(
     found: Checkpoint,
-    axes: sweep_axes.Axes,
+    axes: sweep_axes.SweepAxes,
     overrides: Overrides,
     ema: float | str | None,
     domain: Domain | None,
@@ -172,7 +172,7 @@ class _Sweep:
     def __init__(
         self,
         found: Checkpoint,
-        axes: sweep_axes.Axes,
+        axes: sweep_axes.SweepAxes,
         recipes: Sequence[tuple[dict[str, Any], Recipe, str]],
         samples: int | None,
         by: str | None,
@@ -259,7 +259,7 @@ class _Sweep:
     ) -> dict[str, Any]:
         guide = self._guide(model.denoiser, sampling)
         guide_key = None if guide is None else guide.key
-        about = [FORMAT, model.key, guide_key, judge.key, sampling.model_dump(mode="json")]
+        about = [SWEEP_FORMAT, model.key, guide_key, judge.key, sampling.model_dump(mode="json")]
         about.append(section.model_dump(mode="json", exclude={"after_training", "seeds"}))
         path = self.folder / "sweeps" / "points" / f"{_hash(about)}.json"
         known = path.is_file() if self.team.is_main else False
@@ -313,7 +313,7 @@ class _Sweep:
     ) -> dict[str, Any]:
         shown = [{k: v for k, v in point.items() if k != "resampled"} for point in points]
         return {
-            "format": FORMAT,
+            "format": SWEEP_FORMAT,
             "model": {"step": self.found.step},
             "axes": self.axes,
             "samples": section.samples,

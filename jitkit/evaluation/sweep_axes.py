@@ -9,17 +9,17 @@ from math import floor
 from typing import Any
 
 from jitkit.errors import RecipeError, listed, nearest
-from jitkit.recipe.yaml import Draft, Place, parsed
+from jitkit.recipe.yaml import Draft, YamlPosition, parsed
 from jitkit.sections import SampleSection
 
 MOST_POINTS = 1_000
 FIXED = {"seed": "evaluate.seed is the samples' seed", "batch_size": "it changes no sample"}
 
-Axes = dict[str, list[Any]]
+SweepAxes = dict[str, list[Any]]
 """Values of each swept key, ``sample.KEY`` or ``ema``, in the order in which they were given."""
 
 
-def axes_of(words: Sequence[str]) -> Axes:
+def axes_of(words: Sequence[str]) -> SweepAxes:
     """Values of each key, from ``"sample.guidance=1:4:0.3"`` or ``"ema=0.9996,0.9999"``.
 
     ``first:last:step`` has both ends. Anything else is a list of YAML values.
@@ -30,7 +30,7 @@ def axes_of(words: Sequence[str]) -> Axes:
     Raises:
         RecipeError: a key that cannot be swept, values that cannot be meant, or too many.
     """
-    axes: Axes = {}
+    axes: SweepAxes = {}
     for word in words:
         key, sign, text = word.partition("=")
         if not sign or not text.strip():
@@ -93,7 +93,7 @@ def _values(word: str, text: str) -> list[Any]:
         if count > MOST_POINTS:
             raise RecipeError(f"--sweep {word!r}: {count:,} values; ask for fewer")
         return [_tidy(first + i * step) for i in range(count)]
-    draft = Draft(places={(): Place(None)})
+    draft = Draft(places={(): YamlPosition(None)})
     values = parsed(f"[{text}]", draft)
     if draft.mistakes or not values or None in values:
         why = f": {draft.mistakes[0].text}" if draft.mistakes else ""

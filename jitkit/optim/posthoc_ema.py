@@ -28,7 +28,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -37,10 +36,9 @@ from jitkit.errors import CheckpointError, listed
 from jitkit.optim.ema import SIGMA, WIDEST, gamma_of, sigma_name
 from jitkit.utils.atomic import flush
 from jitkit.utils.console import bar, warn
+from jitkit.utils.types import Floats
 
-Floats = NDArray[np.float64]
-
-FORMAT = 1
+SNAPSHOT_FORMAT = 1
 LIMIT = 0.075
 """Largest residual of a profile. Up to it the weights of small networks in training, and random
 walks, came out within 1 % (benchmarks/posthoc_ema.py); above it some walks did not."""
@@ -65,7 +63,7 @@ class Snapshot:
 
 
 @dataclass(frozen=True)
-class Plan:
+class EmaCombination:
     """How a mean is put together from snapshots.
 
     Attributes:
@@ -162,7 +160,7 @@ def forget_after(run: Path, step: int) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def plan(run: Path, sigma_rel: float, step: int | None = None) -> Plan:
+def plan(run: Path, sigma_rel: float, step: int | None = None) -> EmaCombination:
     """How the mean of a relative width at the last snapshot up to a step (the newest) is made.
 
     Raises:
@@ -186,7 +184,7 @@ def plan(run: Path, sigma_rel: float, step: int | None = None) -> Plan:
     factors, residual = fit(steps, widths, at, sigma_rel)
     if residual > LIMIT:
         raise CheckpointError(_too_far(run, steps, widths, at, sigma_rel, residual))
-    return Plan(at, sigma_rel, list(zip(paths, factors.tolist(), strict=True)), residual)
+    return EmaCombination(at, sigma_rel, list(zip(paths, factors.tolist(), strict=True)), residual)
 
 
 def reconstruct(run: Path, sigma_rel: float, step: int | None = None) -> dict[str, Tensor]:
@@ -309,7 +307,7 @@ def _too_far(
     )
 
 
-def _combined(chosen: Plan) -> dict[str, Tensor]:
+def _combined(chosen: EmaCombination) -> dict[str, Tensor]:
     """The sum of stored means times their factors, one tensor read at a time."""
     total: dict[str, Tensor] = {}
     with bar("reading snapshots", len(chosen.parts), unit="files") as show:
@@ -373,9 +371,9 @@ def _header(path: Path) -> dict[str, str]:
         header = json.loads((file.metadata() or {}).get("mean", "{}"))
     if not {"format", "step", "sigma_rel"} <= set(header):
         raise ValueError(f"{path.name} does not say which mean it holds")
-    if int(header["format"]) > FORMAT:
+    if int(header["format"]) > SNAPSHOT_FORMAT:
         raise CheckpointError(
-            f"{path}: format {header['format']} is newer than this jitkit reads ({FORMAT}); "
+            f"{path}: format {header['format']} is newer than this jitkit reads ({SNAPSHOT_FORMAT}); "
             "update jitkit"
         )
     return header
@@ -384,7 +382,7 @@ def _header(path: Path) -> dict[str, str]:
 def _save(tensors: dict[str, Tensor], path: Path, header: Mapping[str, object]) -> None:
     path.touch()
     mode = stat.S_IMODE(path.stat().st_mode)
-    told = {"format": FORMAT, **header}
+    told = {"format": SNAPSHOT_FORMAT, **header}
     about = json.dumps({key: str(value) for key, value in told.items()})
     save_file(tensors, path, metadata={"mean": about})  # one entry: several come in any order
     path.chmod(mode)  # not for us alone, as safetensors makes it

@@ -9,8 +9,8 @@ from itertools import product
 import numpy as np
 
 from jitkit.plots.views import (
+    FieldView,
     Ruler,
-    View,
     compass,
     contours,
     degrees,
@@ -31,7 +31,7 @@ def views(
     shape: Sequence[int],
     coords: Mapping[str, Array],
     units: Mapping[str, str],
-) -> dict[tuple[int, int], View]:
+) -> dict[tuple[int, int], FieldView]:
     """The view of every plane of a grid of two to four axes, by its two axes."""
     rulers = [
         ruler(name, size, coords.get(name), units.get(name, ""))
@@ -59,7 +59,7 @@ def _grids(
     return (which["NS"], which["EW"]) if {"NS", "EW"} <= set(which) else None
 
 
-def curved(latitude: Array, longitude: Array) -> View | None:
+def curved(latitude: Array, longitude: Array) -> FieldView | None:
     """A grid whose cells have latitudes and longitudes of their own, (Xa, Xb) each.
 
     Drawn on latitude and longitude, each pixel from the cell that covers it. A grid round a pole,
@@ -79,7 +79,7 @@ def curved(latitude: Array, longitude: Array) -> View | None:
     return _drawn(at_y, at_x)
 
 
-def _drawn(at_y: Array, at_x: Array) -> View:
+def _drawn(at_y: Array, at_x: Array) -> FieldView:
     """A grid on latitude and longitude."""
     steps_y, steps_x = _steps(at_y, None), _steps(at_x, 360.0)
     steps_x = np.where(np.abs(steps_x).max(axis=0) > 90, 0, steps_x)  # none beside a pole
@@ -94,7 +94,7 @@ def _drawn(at_y: Array, at_x: Array) -> View:
     aspect = (top - bottom) / max(right - left, 1e-6)
     extent = (left, right, bottom, top)
     index = _mended(_splashed(at_y, at_x, steps_y, steps_x, extent))
-    return View(index, extent, aspect, x, y)
+    return FieldView(index, extent, aspect, x, y)
 
 
 def _splashed(
@@ -151,7 +151,7 @@ def _mended(index: Array, passes: int = 2) -> Array:
     return index
 
 
-def _native(at_y: Array, at_x: Array) -> View:
+def _native(at_y: Array, at_x: Array) -> FieldView:
     """A grid along its own axes, under parallels and meridians."""
     height, width = at_y.shape
     x, y = np.arange(float(width)), np.arange(float(height))

@@ -13,10 +13,10 @@ from jitkit.errors import DataError, JitkitError, listed
 from jitkit.metrics.fields.summaries import spaced
 from jitkit.plots.grids import views
 from jitkit.plots.scales import Colours, number, ticks
-from jitkit.plots.sheet import DPI, Block, Sheet
+from jitkit.plots.sheet import DPI, Sheet, SheetBlock
 from jitkit.plots.views import (
+    FieldView,
     Lines,
-    View,
     counted,
     degrees,
     labelled,
@@ -105,7 +105,7 @@ def panels(
     shape = _shape([*real, *sampled], channels, axes)
     most = most_items if len(axes) < 3 else min(2, most_items)
     sides = [("real", real, REAL), ("sampled", sampled, SAMPLED)]
-    blocks: list[Block] = [
+    blocks: list[SheetBlock] = [
         (name, [np.asarray(item) for item in items[:most]], colour)
         for name, items, colour in sides
         if len(items)
@@ -175,7 +175,7 @@ class _About:
         return f"{name} = {number(along.values[i], 4)}{'' if unit == '°' else ' '}{unit}".rstrip()
 
 
-def _planes(blocks: Sequence[Block], shown: Sequence[int], about: _About) -> Sheet:
+def _planes(blocks: Sequence[SheetBlock], shown: Sequence[int], about: _About) -> Sheet:
     """Maps and slices, in colours."""
     planes = about.planes()
     seen = [about.views[plane.axes] for plane in planes]
@@ -229,7 +229,7 @@ def _always(items: Sequence[Array], plane: Plane) -> Array:
 def _paint(
     axes: Axes,
     plane: Array,
-    view: View,
+    view: FieldView,
     colours: Colours,
     coast: Lines,
     inches: tuple[float, float],
@@ -246,7 +246,9 @@ def _paint(
         axes.add_collection(ink, autolim=False)
 
 
-def _dress(axes: Axes, view: View, bottom: bool, first: bool, inches: tuple[float, float]) -> None:
+def _dress(
+    axes: Axes, view: FieldView, bottom: bool, first: bool, inches: tuple[float, float]
+) -> None:
     """Ticks and labels, on outer panels alone."""
     left, right, low, high = view.extent
     axes.set_xlim(left, right)
@@ -258,7 +260,7 @@ def _dress(axes: Axes, view: View, bottom: bool, first: bool, inches: tuple[floa
         axes.text(x, y, text, size=6, ha="center", va="center", color="#202020", bbox=box)
 
 
-def _lines(blocks: Sequence[Block], shown: Sequence[int], about: _About) -> Sheet:
+def _lines(blocks: Sequence[SheetBlock], shown: Sequence[int], about: _About) -> Sheet:
     """Arrays of one axis as lines, one item a panel, on one range a channel."""
     along = about.rulers[0]
     columns = min(2, max(len(items) for _, items, _ in blocks))

@@ -14,7 +14,7 @@ from jitkit.utils.types import Array
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Ends = tuple[float, float]
+ScaleEnds = tuple[float, float]
 
 ROBUST = (0.5, 99.5)  # per cent of real values: colours run from the first to the last
 SIGNED = 0.2  # the smaller side of zero over the larger one, from which colours are about zero
@@ -93,7 +93,7 @@ def _known(items: Sequence[Array]) -> Array:
 
 
 def ticks(
-    axes: Axes, which: Literal["x", "y"], along: Ruler, ends: Ends, labelled: bool, room: float
+    axes: Axes, which: Literal["x", "y"], along: Ruler, ends: ScaleEnds, labelled: bool, room: float
 ) -> None:
     """Ticks along an axis, as many as there is room for.
 
@@ -119,7 +119,7 @@ def ticks(
         side.set_label_text(label, size=8, color=GREY, parse_math=False)
 
 
-def _inside(mark: tuple[float, str], ends: Ends, inches: float, which: str) -> bool:
+def _inside(mark: tuple[float, str], ends: ScaleEnds, inches: float, which: str) -> bool:
     """Whether a tick's text stays clear of that of the next panel."""
     at, text = mark
     half = len(text) * LETTER if which == "x" else 0.06
@@ -127,7 +127,7 @@ def _inside(mark: tuple[float, str], ends: Ends, inches: float, which: str) -> b
     return gap >= half - REACH
 
 
-def _marks(along: Ruler, ends: Ends, room: int) -> list[tuple[float, str]]:
+def _marks(along: Ruler, ends: ScaleEnds, room: int) -> list[tuple[float, str]]:
     """Where ticks stand, and their text."""
     from matplotlib.ticker import MaxNLocator
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from PIL.Image import Image
 
-Block = tuple[str, list[Array], str]  # heading, items (C, X1..Xn), colour of the heading
+SheetBlock = tuple[str, list[Array], str]  # heading, items (C, X1..Xn), colour of the heading
 
 DPI = 120
 WIDTH = 13.0  # inches of the picture, at most
@@ -30,7 +30,7 @@ class Sheet:
 
     def __init__(
         self,
-        blocks: Sequence[Block],
+        blocks: Sequence[SheetBlock],
         num_rows: int,
         columns: int,
         lines: int,
@@ -98,7 +98,7 @@ class Sheet:
         how = {"rotation": 90, "ha": "center", "va": "center", "size": 10, "weight": "bold"}
         self.text(0.17, y, short(text, max(6, int(self.row / LETTER))), **how)
 
-    def _head(self, blocks: Sequence[Block], titles: Sequence[str]) -> None:
+    def _head(self, blocks: Sequence[SheetBlock], titles: Sequence[str]) -> None:
         """Names of the sides, and titles of the panels beside each other."""
         from matplotlib.lines import Line2D
 

@@ -77,7 +77,7 @@ class Ruler:
 
 
 @dataclass(frozen=True)
-class View:
+class FieldView:
     """A plane of an array as a picture.
 
     Attributes:
@@ -228,7 +228,7 @@ def wrapped(longitude: Array) -> Array:
     return np.where(moved > 360 - 1e-4, 0, moved) + start
 
 
-def plane(y: Ruler, x: Ruler, *, turned: bool = False) -> View:
+def plane(y: Ruler, x: Ruler, *, turned: bool = False) -> FieldView:
     """The plane of two axes; ``turned`` where the array has x before y."""
     rows, columns = y.cells, x.cells
     if turned:
@@ -242,7 +242,7 @@ def plane(y: Ruler, x: Ruler, *, turned: bool = False) -> View:
         aspect = (top - bottom) / (right - left) if same else float(np.clip(aspect, *UNLIKE))
     elif x.values is not None or y.values is not None:
         aspect = float(np.clip(aspect, *UNLIKE))
-    return View(index, (left, right, bottom, top), aspect, x, y)
+    return FieldView(index, (left, right, bottom, top), aspect, x, y)
 
 
 def _numbers(coord: Array | None, unit: str) -> tuple[Array | None, str]:

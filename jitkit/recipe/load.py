@@ -25,7 +25,17 @@ from jitkit.domain import Domain, domain_class, installed
 from jitkit.errors import RecipeError, listed, nearest
 from jitkit.recipe.messages import error_text, phrased, quoted
 from jitkit.recipe.renamed import RENAMED, with_new_names
-from jitkit.recipe.yaml import Draft, KeyPath, Place, dotted, dumped, laid, leaves, parsed, plain
+from jitkit.recipe.yaml import (
+    Draft,
+    KeyPath,
+    YamlPosition,
+    dotted,
+    dumped,
+    laid,
+    leaves,
+    parsed,
+    plain,
+)
 from jitkit.sections import (
     DiffusionSection,
     DomainSection,
@@ -94,7 +104,7 @@ def load_recipe(
     """
     if isinstance(source, Mapping):
         name, shown = None, "recipe"
-        draft = _extended(Draft(_tidied(plain(source)), {(): Place(shown)}), Path())
+        draft = _extended(Draft(_tidied(plain(source)), {(): YamlPosition(shown)}), Path())
     else:
         path = _found(source)
         name, shown = path.stem.lstrip(".") or None, _shown(path)
@@ -167,7 +177,7 @@ def _shown(path: Path) -> str:
 
 def _read(path: Path, chain: tuple[Path, ...] = ()) -> Draft:
     """A file, laid over what it extends; ``chain`` holds the files that extend it."""
-    draft = Draft(places={(): Place(_shown(path))})
+    draft = Draft(places={(): YamlPosition(_shown(path))})
     try:
         values = parsed(path.read_text(encoding="utf-8-sig"), draft, file=_shown(path))
     except (OSError, UnicodeDecodeError) as error:
@@ -211,7 +221,7 @@ def _overrides(given: Mapping[str, Any] | Sequence[str]) -> Iterator[Draft]:
     for override in given:
         key, equals, written = override.partition("=")
         path = tuple(key.split("."))
-        draft = Draft(places={path: Place(None)})
+        draft = Draft(places={path: YamlPosition(None)})
         if isinstance(given, Mapping):
             value = plain(given[override])
         elif equals:
@@ -310,7 +320,7 @@ def _unknown(section: KeyPath, path: KeyPath, known: Iterable[str]) -> str:
     return "unknown" + (f"; did you mean {' or '.join(likely)}?" if likely else "")
 
 
-def _blamed(draft: Draft, path: KeyPath) -> Place:
+def _blamed(draft: Draft, path: KeyPath) -> YamlPosition:
     """Where to mend a mistake: for one of a section as a whole, the override that touched it."""
     touched = [place for key, place in draft.places.items() if key[: len(path)] == path]
     overrides = [place for place in touched if place.file is None]

@@ -32,7 +32,7 @@ def dotted(path: KeyPath) -> str:
 
 
 @dataclass(frozen=True)
-class Place:
+class YamlPosition:
     """Where something was written: in a file, or (None) in an override. Line 0 is unknown."""
 
     file: str | None
@@ -49,7 +49,7 @@ class Place:
 class Problem:
     """One thing to mend, at a key; at the root () where a whole file cannot be read."""
 
-    place: Place
+    place: YamlPosition
     path: KeyPath
     text: str
 
@@ -67,15 +67,15 @@ class Draft:
     """Values that were read, where each was written, and what is wrong with them so far."""
 
     values: dict[str, Any] = field(default_factory=dict)
-    places: dict[KeyPath, Place] = field(default_factory=dict)
+    places: dict[KeyPath, YamlPosition] = field(default_factory=dict)
     mistakes: list[Problem] = field(default_factory=list)
 
-    def place(self, path: KeyPath) -> Place:
+    def place(self, path: KeyPath) -> YamlPosition:
         """Where the value at ``path`` was written, or else the nearest mapping around it."""
         above = (path[:n] for n in range(len(path), -1, -1))
         return next(self.places[p] for p in above if p in self.places)
 
-    def wrong(self, path: KeyPath, text: str, place: Place | None = None) -> None:
+    def wrong(self, path: KeyPath, text: str, place: YamlPosition | None = None) -> None:
         """Note a mistake, at the place of its key where no other is given."""
         self.mistakes.append(Problem(place or self.place(path), path, text))
 
@@ -153,7 +153,7 @@ def parsed(text: str, draft: Draft, path: KeyPath = (), file: str | None = None)
         node = yaml.compose(text, _Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        place = Place(file, mark.line + 1, mark.column + 1) if mark else None
+        place = YamlPosition(file, mark.line + 1, mark.column + 1) if mark else None
         draft.wrong(path, f"not YAML: {error.problem or error.context}", place)
     except (yaml.YAMLError, RecursionError) as error:
         draft.wrong(path, f"not YAML: {str(error).splitlines()[0]}")
@@ -162,7 +162,7 @@ def parsed(text: str, draft: Draft, path: KeyPath = (), file: str | None = None)
 
 
 def _value(node: yaml.Node, draft: Draft, path: KeyPath, file: str | None) -> Any:
-    place = Place(file, node.start_mark.line + 1)
+    place = YamlPosition(file, node.start_mark.line + 1)
     if not re.fullmatch("tag:yaml.org,2002:(str|seq|map)", node.tag):
         tag = node.tag.replace("tag:yaml.org,2002:", "!!")
         draft.wrong(path, f"a recipe holds plain values, not the tag {tag}", place)
@@ -183,7 +183,7 @@ def _mapping(
 ) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key, value in node.value:
-        place = Place(file, key.start_mark.line + 1)
+        place = YamlPosition(file, key.start_mark.line + 1)
         here = (*path, key.value)
         if not isinstance(key, yaml.ScalarNode):
             draft.wrong(path, "a key is a word, not a list or a mapping", place)

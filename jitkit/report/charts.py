@@ -44,7 +44,7 @@ class Tick:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class DrawnChart:
     """A line of a chart as SVG paths."""
 
     name: str
@@ -65,7 +65,7 @@ class Chart:
     x_label: str
     summary: str
     """What a reader without eyes is told in place of the drawing."""
-    lines: list[Drawn]
+    lines: list[DrawnChart]
     x_ticks: list[Tick]
     y_ticks: list[Tick]
     values: dict[str, Any]
@@ -75,7 +75,7 @@ class Chart:
 
 
 @dataclass(frozen=True)
-class Axis:
+class ChartAxis:
     """From values to percent of an axis."""
 
     low: float
@@ -139,7 +139,7 @@ def chart(
     )
 
 
-def linear(values: Sequence[float], *, tight: bool = False) -> Axis:
+def linear(values: Sequence[float], *, tight: bool = False) -> ChartAxis:
     """An axis with up to six ticks at 1, 2 or 5 times a power of ten.
 
     With ``tight`` it ends where the values end, and ticks lie inside.
@@ -160,10 +160,12 @@ def linear(values: Sequence[float], *, tight: bool = False) -> Axis:
         first, last = ceil(low / step - 1e-9), floor(high / step + 1e-9)
     digits = max(0, -floor(log10(step)))
     ticks = [round(step * k, digits) for k in range(first, last + 1)]
-    return Axis(low, high, ticks=ticks) if tight else Axis(ticks[0], ticks[-1], ticks=ticks)
+    return (
+        ChartAxis(low, high, ticks=ticks) if tight else ChartAxis(ticks[0], ticks[-1], ticks=ticks)
+    )
 
 
-def logarithmic(values: Sequence[float]) -> Axis:
+def logarithmic(values: Sequence[float]) -> ChartAxis:
     """A logarithmic axis: ticks at powers of ten, and at 2 and 5 times these where there are few.
 
     >>> logarithmic([0.3, 4]).ticks
@@ -181,10 +183,10 @@ def logarithmic(values: Sequence[float]) -> Axis:
     marks = [float(f"{f}e{p}") for p in range(first, last + 1, every) for f in factors]
     start = max(mark for mark in marks if mark <= low * 1.0001)
     end = min(mark for mark in marks if mark >= high * 0.9999 and mark > start)
-    return Axis(start, end, log=True, ticks=[mark for mark in marks if start <= mark <= end])
+    return ChartAxis(start, end, log=True, ticks=[mark for mark in marks if start <= mark <= end])
 
 
-def drawn(line: Line, x_axis: Axis, y_axis: Axis) -> Drawn:
+def drawn(line: Line, x_axis: ChartAxis, y_axis: ChartAxis) -> DrawnChart:
     """A line as paths; its band ends at the edges of the chart."""
 
     def points(values: Sequence[float]) -> list[tuple[float, float]]:
@@ -197,7 +199,7 @@ def drawn(line: Line, x_axis: Axis, y_axis: Axis) -> Drawn:
     band = _path(points(line.high) + points(line.low)[::-1]) + "Z" if len(line.low) else ""
     dots = "".join(f"M{x:g} {y:g}h0" for x, y in centre) if line.dots else ""
     faint = _path(points(line.faint)) if len(line.faint) else ""
-    return Drawn(line.name, line.colour, _path(centre), faint, band, dots)
+    return DrawnChart(line.name, line.colour, _path(centre), faint, band, dots)
 
 
 def hovered(lines: Sequence[Line]) -> dict[str, Any]:

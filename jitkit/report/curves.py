@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from jitkit.utils.types import Floats
+
 Show = Callable[[int], None]
 
 BINS = 10  # of t, in the logged losses (`validation`, which loads torch, has the same)
@@ -52,7 +53,7 @@ class Point(NamedTuple):
 
 
 @dataclass
-class History:
+class TrainingCurves:
     """What a file of one JSON object a line says, as `read` leaves it."""
 
     curves: Buckets
@@ -120,7 +121,7 @@ class Buckets:
             values[: BUCKETS // 2], values[BUCKETS // 2 :] = joined, empty
 
 
-def read(path: Path, names: Sequence[str], show: Show = lambda done: None) -> History:
+def read(path: Path, names: Sequence[str], show: Show = lambda done: None) -> TrainingCurves:
     """Read ``metrics.jsonl`` or ``speed.jsonl``, also while it is being written.
 
     A missing file is an empty one. Lines that hold no object with a step are passed over and
@@ -130,7 +131,7 @@ def read(path: Path, names: Sequence[str], show: Show = lambda done: None) -> Hi
         names: of the series; ``loss_bins/3`` is the fourth number of list ``loss_bins``.
         show: is told now and then how many bytes have been read.
     """
-    history = History(Buckets(names))
+    history = TrainingCurves(Buckets(names))
     if not path.is_file():
         return history
     pairs = [(name, *_place(name)) for name in names]
@@ -204,7 +205,7 @@ def _row(
         yield float(value) if isinstance(value, int | float) else nan
 
 
-def _note(history: History, record: Mapping[str, Any]) -> None:
+def _note(history: TrainingCurves, record: Mapping[str, Any]) -> None:
     """Keep what is said of a line as a whole: its step, and that it was passed over."""
     history.last_step = max(history.last_step, record["step"])
     if "skipped" in record:
@@ -213,7 +214,7 @@ def _note(history: History, record: Mapping[str, Any]) -> None:
             history.reasons.append((record["step"], str(record["skipped"])))
 
 
-def _take(history: History, steps: NDArray[np.int64], values: Floats) -> None:
+def _take(history: TrainingCurves, steps: NDArray[np.int64], values: Floats) -> None:
     """Put lines into the buckets, and keep the least and the last value of each series."""
     history.curves.add(steps, values)
     for k, name in enumerate(history.curves.names):

@@ -22,7 +22,7 @@ from jitkit.domain import domain_class
 from jitkit.errors import JitkitError, RecipeError
 from jitkit.recipe.load import SECTIONS, bundled, load_recipe
 from jitkit.recipe.yaml import Draft, dotted, leaves, parsed
-from jitkit.report.curves import LOSSES, SPEEDS, History, Show, read
+from jitkit.report.curves import LOSSES, SPEEDS, Show, TrainingCurves, read
 from jitkit.runs.defaults import read_best
 from jitkit.sections import Section
 
@@ -32,7 +32,7 @@ ADDRESS = re.compile(r"([a-z][a-z0-9+.-]*://)([^\s/@]+@)?([^\s?#]*)(\?\S*)?", re
 
 
 @dataclass(frozen=True)
-class Key:
+class RecipeKey:
     """A key of a recipe."""
 
     name: str
@@ -59,7 +59,7 @@ class Run:
     """What a run's folder says."""
 
     folder: Path
-    recipe: list[Key]
+    recipe: list[RecipeKey]
     recipe_name: str
     environment: dict[str, Any]
     status: dict[str, Any]
@@ -70,8 +70,8 @@ class Run:
     sweeps: list[dict[str, Any]]
     defaults: list[tuple[str, str]]
     """Keys that a sweep set for samples of the run, with their values (``best.yaml``)."""
-    losses: History
-    speed: History
+    losses: TrainingCurves
+    speed: TrainingCurves
     written: datetime
     """When the run last wrote of its training."""
     notes: list[str]
@@ -204,7 +204,7 @@ def _weights(path: Path) -> int | None:
 # The recipe
 
 
-def _recipe(folder: Path, notes: list[str]) -> tuple[str, list[Key]]:
+def _recipe(folder: Path, notes: list[str]) -> tuple[str, list[RecipeKey]]:
     """Its name, and every key beside its default and beside the bundled recipe of that name."""
     draft = Draft()
     try:
@@ -223,7 +223,7 @@ def _recipe(folder: Path, notes: list[str]) -> tuple[str, list[Key]]:
         key = dotted(path)
         default, meaning = described.get(key, (None, ""))
         other = None if base is None else base.get(key, "absent")
-        keys.append(Key(key, _shown(key, value), default, other, meaning))
+        keys.append(RecipeKey(key, _shown(key, value), default, other, meaning))
     return name, keys
 
 

@@ -20,7 +20,7 @@ from jitkit import __version__
 from jitkit.errors import RecipeError
 from jitkit.report.charts import Chart, Line, chart, short
 from jitkit.report.curves import BINS, Curve, smoothed
-from jitkit.report.folder import Key, Run, metrics_bytes, open_run, without_secrets
+from jitkit.report.folder import RecipeKey, Run, metrics_bytes, open_run, without_secrets
 from jitkit.report.pictures import Picture, pictures
 from jitkit.report.scores import attached, score_groups, sweep_views
 from jitkit.report.words import figures, machine_facts, sentence, state_text
@@ -33,7 +33,7 @@ COLOURS = 6  # of runs, before they are drawn once more in dashes
 
 
 @dataclass(frozen=True, kw_only=True)
-class View:
+class PageView:
     """A run, and what the page says of it."""
 
     run: Run
@@ -133,7 +133,7 @@ def _check_free(path: Path) -> None:
             raise RecipeError(f"--out {path} is there already and no report; choose another name")
 
 
-def _title(views: Sequence[View]) -> str:
+def _title(views: Sequence[PageView]) -> str:
     if len(views) == 1:
         return views[0].label
     names = [view.label for view in views]
@@ -152,13 +152,13 @@ def _labelled(runs: Sequence[Run]) -> Iterator[tuple[Run, str]]:
         yield run, str(path.relative_to(base)) if path != Path(base) else path.name
 
 
-def _view(run: Run, place: int, label: str, total: int) -> View:
+def _view(run: Run, place: int, label: str, total: int) -> PageView:
     lowest = run.losses.lowest.get("val_loss")
     budget = PICTURES // total
     shown, notes = pictures(run.folder, lowest.step if lowest else None, budget * 3 // 4)
     extra, more_notes = attached(run.folder, run.evaluation, budget // 4)
     state = str(run.status.get("state", "unknown"))
-    return View(
+    return PageView(
         run=run,
         label=label,
         colour=f"c{place % COLOURS}" + (" dashed" if place >= COLOURS else ""),
@@ -173,13 +173,13 @@ def _view(run: Run, place: int, label: str, total: int) -> View:
     )
 
 
-def _differing(views: Sequence[View]) -> list[tuple[str, str, list[str]]]:
+def _differing(views: Sequence[PageView]) -> list[tuple[str, str, list[str]]]:
     """Keys whose values differ between the runs: name, meaning, and a value for each run."""
     recipes = [{key.name: key for key in view.run.recipe} for view in views]
     names = dict.fromkeys(name for recipe in recipes for name in recipe)
     found = []
     for name in names:
-        keys: list[Key | None] = [recipe.get(name) for recipe in recipes]
+        keys: list[RecipeKey | None] = [recipe.get(name) for recipe in recipes]
         values = ["absent" if key is None else key.value for key in keys]
         if len(set(values)) > 1:
             found.append((name, next(key.meaning for key in keys if key), values))
@@ -189,7 +189,7 @@ def _differing(views: Sequence[View]) -> list[tuple[str, str, list[str]]]:
 # Charts
 
 
-def _loss_charts(views: Sequence[View]) -> Iterator[Chart]:
+def _loss_charts(views: Sequence[PageView]) -> Iterator[Chart]:
     """Held-out loss and training loss of all runs, and how the held-out loss depends on t."""
     smoothing: list[int] = []
     held_out = [_measured(view, "val_loss") for view in views]
@@ -212,7 +212,7 @@ def _loss_charts(views: Sequence[View]) -> Iterator[Chart]:
     )
 
 
-def _other_charts(views: Sequence[View]) -> Iterator[Chart]:
+def _other_charts(views: Sequence[PageView]) -> Iterator[Chart]:
     """Losses for each bin of t, gradient, learning rate and speed."""
     for view in views:
         of = f" of {view.label}" if len(views) > 1 else ""
@@ -268,11 +268,11 @@ def _points(curve: Curve, label: str, colour: str) -> Line:
     return Line(label, colour, curve.step.tolist(), curve.mean.tolist(), dots=dots)
 
 
-def _measured(view: View, name: str) -> Line:
+def _measured(view: PageView, name: str) -> Line:
     return _points(view.run.losses.curves.curve(name), view.label, view.colour)
 
 
-def _smooth(view: View, name: str, smoothing: list[int]) -> Line:
+def _smooth(view: PageView, name: str, smoothing: list[int]) -> Line:
     """A series of every step, smoothed, over its own means and extremes."""
     curve = view.run.losses.curves.curve(name)
     means, window = smoothed(curve, view.run.losses.last_step)
@@ -289,12 +289,12 @@ def _smooth(view: View, name: str, smoothing: list[int]) -> Line:
     )
 
 
-def _plain(view: View, name: str, *, speed: bool = False) -> Line:
+def _plain(view: PageView, name: str, *, speed: bool = False) -> Line:
     curve = (view.run.speed if speed else view.run.losses).curves.curve(name)
     return Line(view.label, view.colour, curve.step.tolist(), curve.mean.tolist())
 
 
-def _profile(view: View) -> Line:
+def _profile(view: PageView) -> Line:
     """The last held-out loss for each bin of t."""
     final = view.run.losses.final
     bins = [
@@ -304,7 +304,7 @@ def _profile(view: View) -> Line:
     return Line(view.label, view.colour, x, y, dots=True)
 
 
-def _profiles(view: View) -> list[Line]:
+def _profiles(view: PageView) -> list[Line]:
     """The held-out loss for each bin of t at the first, a middle and the last validation."""
     curves = [view.run.losses.curves.curve(f"val_loss_bins/{k}") for k in range(BINS)]
     shortest = min(len(curve.step) for curve in curves)

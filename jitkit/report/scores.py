@@ -42,7 +42,7 @@ class Mark:
 
 
 @dataclass(frozen=True)
-class Score:
+class ScoreRow:
     """A score of one run or several, on one axis."""
 
     name: str
@@ -87,7 +87,7 @@ def score_groups(runs: Sequence[tuple[str, str, Mapping[str, Any]]]) -> dict[str
     }
 
 
-def _score(name: str, runs: Sequence[tuple[str, str, Mapping[str, Any]]]) -> Score:
+def _score(name: str, runs: Sequence[tuple[str, str, Mapping[str, Any]]]) -> ScoreRow:
     rows = [
         (label, colour, mapping(mapping(found, "scores"), name)) for label, colour, found in runs
     ]
@@ -109,13 +109,13 @@ def _score(name: str, runs: Sequence[tuple[str, str, Mapping[str, Any]]]) -> Sco
     ]
     first = next((row for _, _, row in rows if row), {})
     told = [BETTER.get(str(first.get("best")), ""), str(first.get("unit") or "")]
-    return Score(name.replace("_", " "), ", ".join(filter(None, told)), marks)
+    return ScoreRow(name.replace("_", " "), ", ".join(filter(None, told)), marks)
 
 
-Ends = tuple[float | None, float | None, float | None]
+IntervalEnds = tuple[float | None, float | None, float | None]
 
 
-def _values(label: str, colour: str, row: Mapping[str, Any]) -> Iterator[tuple[Mark, Ends]]:
+def _values(label: str, colour: str, row: Mapping[str, Any]) -> Iterator[tuple[Mark, IntervalEnds]]:
     """A run's value, those of its baselines, and that of real items."""
     if not row:
         return
@@ -128,7 +128,9 @@ def _values(label: str, colour: str, row: Mapping[str, Any]) -> Iterator[tuple[M
         yield Mark("real items", "", short(floor), kind="floor"), (floor, None, None)
 
 
-def _marked(label: str, colour: str, row: Mapping[str, Any], kind: str) -> tuple[Mark, Ends]:
+def _marked(
+    label: str, colour: str, row: Mapping[str, Any], kind: str
+) -> tuple[Mark, IntervalEnds]:
     value, (low, high) = finite(row.get("value")), interval(row)
     text = "says nothing here" if value is None else short(value)
     if low is not None and high is not None:

@@ -56,7 +56,7 @@ from jitkit.utils.console import warn
 from jitkit.utils.distributed import ALONE, Team, put
 from jitkit.utils.json_arrays import changes, with_arrays, without_arrays
 
-FORMAT = 1
+CHECKPOINT_FORMAT = 1
 FACTS = "facts.safetensors"
 
 
@@ -148,7 +148,7 @@ def _save_model(folder: Path, denoiser: Denoiser, domain: DomainRecord | None) -
         record = asdict(replace(domain, metadata={})) | {"facts": metadata}
         if arrays:
             save_file({k: torch.from_numpy(v) for k, v in arrays.items()}, folder / FACTS)
-    model = {"format": FORMAT, **denoiser.describe(), "domain": record}
+    model = {"format": CHECKPOINT_FORMAT, **denoiser.describe(), "domain": record}
     (folder / "model.json").write_text(json.dumps(model, indent=1))
 
 
@@ -305,9 +305,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise _Torn(f"{path}: torn: no {Path(error.filename).name}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _Torn(f"{path}: torn: {error}") from None
-    if version > FORMAT:
+    if version > CHECKPOINT_FORMAT:
         raise CheckpointError(
-            f"{path}: format {version} is newer than this jitkit reads ({FORMAT}); update jitkit"
+            f"{path}: format {version} is newer than this jitkit reads ({CHECKPOINT_FORMAT}); update jitkit"
         )
     for name, size in files.items():
         file = path / name

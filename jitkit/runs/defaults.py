@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jitkit.errors import RecipeError
-from jitkit.recipe.yaml import Draft, Place, dumped, parsed
+from jitkit.recipe.yaml import Draft, YamlPosition, dumped, parsed
 from jitkit.runs.run_dir import write_text
 from jitkit.utils.console import remark
 
@@ -52,7 +52,7 @@ def read_best(folder: Path) -> tuple[dict[str, Any], str | None, int | None]:
     path = folder / FILE
     if not path.is_file():
         return {}, None, None
-    draft = Draft(places={(): Place(str(path))})
+    draft = Draft(places={(): YamlPosition(str(path))})
     try:
         values = parsed(path.read_text(encoding="utf-8"), draft, file=str(path))
         sample, mean = values.get("sample") or {}, values.get("ema")

@@ -151,7 +151,7 @@ def fitting_members(denoiser: Denoiser) -> int:
 
 
 @dataclass(frozen=True)
-class Asked:
+class ForecastRequest:
     """What forecasts are asked.
 
     Attributes:
@@ -185,7 +185,7 @@ class Forecast:
 def forecast(
     denoiser: Denoiser,
     section: SampleSection,
-    asked: Asked,
+    asked: ForecastRequest,
     out: Path,
     *,
     team: Team = ALONE,

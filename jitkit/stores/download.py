@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from jitkit.stores.store import Store
 
-FORMAT = 1
+COPY_FORMAT = 1
 CHUNK_BYTES = 2**21  # of the largest variable, before compression: a few steps of a coarse grid
 MOST_CHUNK_BYTES = 2**25  # of one step, above which its levels are chunks of their own
 BLOCK_BYTES = 2**26  # that a thread reads at once, so that each chunk of the source is read once
@@ -44,7 +44,7 @@ KEPT = ("units", "calendar", "dtype", "_FillValue", "missing_value", "scale_fact
 
 
 @dataclass(frozen=True, eq=False)
-class Read:
+class DownloadRequest:
     """What a recipe reads of one store.
 
     Attributes:
@@ -64,7 +64,11 @@ class Read:
 
 
 def fetch(
-    read: Read, folder: Path, *, threads: int, check: Callable[[Path], None] = lambda _: None
+    read: DownloadRequest,
+    folder: Path,
+    *,
+    threads: int,
+    check: Callable[[Path], None] = lambda _: None,
 ) -> None:
     """Copy what is read of a store into a folder, or go on with it, or mend it.
 
@@ -99,7 +103,7 @@ def fetch(
         copy.finish()
 
 
-def copied(read: Read) -> list[Copied]:
+def copied(read: DownloadRequest) -> list[Copied]:
     """The numeric variables of a copy and their chunks.
 
     An entry that one variable asks for along a dimension is copied for all that have it, as one
@@ -125,7 +129,7 @@ def _copied(store: Store, name: str, entries: Mapping[str, Array]) -> Copied:
     return Copied(name, d, where, tuple(map(len, where)), dtype, encoding, raw)
 
 
-def _entries(read: Read) -> dict[str, Array]:
+def _entries(read: DownloadRequest) -> dict[str, Array]:
     """By dimension, the entries that any variable reads; dimensions read whole are left out."""
     asked: dict[str, list[Array]] = {}
     sizes: dict[str, int] = {}
@@ -161,10 +165,10 @@ def _chunked(v: Copied, sampled: Sequence[str], steps: int) -> Copied:
     return replace(v, chunks=tuple(chunks))
 
 
-def _asked(read: Read, variables: Sequence[Copied]) -> dict[str, Any]:
+def _asked(read: DownloadRequest, variables: Sequence[Copied]) -> dict[str, Any]:
     """What a folder is a copy of: JSON that differs where the copies would."""
     return {
-        "format": FORMAT,
+        "format": COPY_FORMAT,
         "source": read.store.path,
         "group": read.store.group,
         "data": read.store.fingerprint(read.variables),
@@ -182,10 +186,10 @@ def _digest(entries: Array) -> str:
 
 
 def _announce(
-    read: Read,
+    read: DownloadRequest,
     copy: Copy,
     variables: Sequence[Copied],
-    missing: Sequence[tuple[Copied, Block, Sequence[Index]]],
+    missing: Sequence[tuple[Copied, CopyBlock, Sequence[Index]]],
 ) -> None:
     """Say how much there is to do and whether the disk has room for it.
 
@@ -238,11 +242,11 @@ def _source_bytes(store: Store, v: Copied) -> int:
 Index = tuple[int, ...]
 """A chunk of a variable: its number along each dimension."""
 
-Block = tuple[range, ...]
+CopyBlock = tuple[range, ...]
 """Chunks that are read at once: their numbers along each dimension."""
 
 
-def _blocks(v: Copied, sampled: Sequence[str]) -> Iterator[Block]:
+def _blocks(v: Copied, sampled: Sequence[str]) -> Iterator[CopyBlock]:
     """All chunks of a variable in blocks that hold whole chunks of the source, where they can."""
     parts = []
     most = BLOCK_BYTES // max(1, _step_bytes(v, sampled))  # steps
@@ -260,7 +264,7 @@ def _key(v: Copied, index: Index) -> str:
     return f"{v.name}/{'.'.join(map(str, index)) or '0'}"
 
 
-def _cut(v: Copied, block: Block) -> list[Array]:
+def _cut(v: Copied, block: CopyBlock) -> list[Array]:
     """The source's entries of a block along each dimension."""
     return [
         entries[part.start * chunk : part.stop * chunk]
@@ -268,7 +272,7 @@ def _cut(v: Copied, block: Block) -> list[Array]:
     ]
 
 
-def _block_bytes(v: Copied, block: Block) -> int:
+def _block_bytes(v: Copied, block: CopyBlock) -> int:
     return prod(len(entries) for entries in _cut(v, block)) * v.dtype.itemsize
 
 
@@ -279,7 +283,7 @@ def _chunk_bytes(v: Copied, index: Index) -> int:
 def _fill(
     store: Store,
     copy: Copy,
-    missing: Sequence[tuple[Copied, Block, Sequence[Index]]],
+    missing: Sequence[tuple[Copied, CopyBlock, Sequence[Index]]],
     threads: int,
 ) -> None:
     """Fetch the chunks that are not there, several blocks at once."""
@@ -310,7 +314,7 @@ def _source_chunk_bytes(v: Copied) -> int:
 
 
 def _fetch_block(
-    store: Store, copy: Copy, v: Copied, block: Block, lacking: Sequence[Index]
+    store: Store, copy: Copy, v: Copied, block: CopyBlock, lacking: Sequence[Index]
 ) -> int:
     """Read a block and write those of its chunks that are lacking; bytes that were written."""
     cells = _cells(store, v, block)
@@ -326,7 +330,7 @@ def _fetch_block(
     return written
 
 
-def _cells(store: Store, v: Copied, block: Block) -> Array:
+def _cells(store: Store, v: Copied, block: CopyBlock) -> Array:
     """The cells of a block as the copy stores them."""
     cuts = [stretches(entries) for entries in _cut(v, block)]
     take = store.read_raw if v.raw else store.read
@@ -352,7 +356,7 @@ def _gathered(
 # Coordinates, attributes, metadata
 
 
-def _write_frame(read: Read, variables: Sequence[Copied], folder: Path) -> None:
+def _write_frame(read: DownloadRequest, variables: Sequence[Copied], folder: Path) -> None:
     """Write all of a copy but its cells: coordinates, what holds no numbers, and metadata."""
     import zarr
 
@@ -363,7 +367,7 @@ def _write_frame(read: Read, variables: Sequence[Copied], folder: Path) -> None:
     zarr.consolidate_metadata(folder, zarr_format=2)
 
 
-def _small(read: Read) -> xarray.Dataset:
+def _small(read: DownloadRequest) -> xarray.Dataset:
     """Coordinates cut to the entries, and variables of text or times, in memory.
 
     A dimension that is cut and has no coordinate gets one, its entries' numbers in the source: a

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from jitkit.errors import DataError, listed
 from jitkit.stores.chunks import Source
 from jitkit.stores.hdf5files import hdf5_file, opened_hdf5
-from jitkit.stores.locations import File, Folder, Place, Zip
+from jitkit.stores.locations import File, Folder, Location, Zip
 from jitkit.stores.opened import Opened, as_variable, of_sources
 from jitkit.stores.raw import npy_source, npz_sources, one_piece
 from jitkit.stores.well import is_well, opened_well
@@ -54,7 +54,7 @@ REFUSED: tuple[tuple[bytes, str, str], ...] = (
 
 
 @contextmanager
-def opened_file(place: Place, path: str, group: str | None) -> Iterator[Opened]:
+def opened_file(place: Location, path: str, group: str | None) -> Iterator[Opened]:
     """The contents of a single file, wherever it lies."""
     size = int(place.stamp("").split()[0])
     head = place.read("", 0, min(HEAD, size)) or b""
@@ -102,7 +102,7 @@ def refusal(head: bytes) -> str:
 
 
 @contextmanager
-def _opened_hdf5(place: Place, path: str, group: str | None) -> Iterator[Opened]:
+def _opened_hdf5(place: Location, path: str, group: str | None) -> Iterator[Opened]:
     with hdf5_file(place) as file:
         if group is None and is_well(file):
             yield opened_well(file, place)
@@ -127,7 +127,7 @@ def opened_folder(where: Path, group: str | None) -> Iterator[Opened]:
 
 
 @contextmanager
-def _opened_zip(place: Place, path: str, group: str | None) -> Iterator[Opened]:
+def _opened_zip(place: Location, path: str, group: str | None) -> Iterator[Opened]:
     if not isinstance(place, File):
         raise DataError(f"{path}: archives are read on disk alone; copy it there")
     archive = Zip(place.path)
@@ -152,7 +152,7 @@ def _opened_zip(place: Place, path: str, group: str | None) -> Iterator[Opened]:
         )
 
 
-def _netcdf3(place: Place) -> Opened:
+def _netcdf3(place: Location) -> Opened:
     import xarray
 
     from jitkit.stores.netcdf3 import read_header

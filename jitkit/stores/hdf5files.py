@@ -18,7 +18,7 @@ import numpy as np
 from jitkit.errors import DataError, listed, nearest
 from jitkit.stores.chunks import Source, as_box, block, regular
 from jitkit.stores.codecs import Decoder, of_hdf5
-from jitkit.stores.locations import File, KeptOpen, Lazy, Place
+from jitkit.stores.locations import File, KeptOpen, Lazy, Location
 from jitkit.stores.opened import Opened
 from jitkit.stores.raw import one_piece
 from jitkit.utils.types import Array
@@ -30,7 +30,7 @@ handles: KeptOpen[Any] = KeptOpen(32)
 """Files open in h5py for chunks that only it can read, of all stores of a process."""
 
 
-def hdf5_file(place: Place) -> Any:
+def hdf5_file(place: Location) -> Any:
     """The file of a place in h5py, for reading.
 
     It is closed by who opened it, or with its last reference: HDF5 opens no file in two ways at
@@ -51,7 +51,7 @@ def hdf5_file(place: Place) -> Any:
 class _PlaceFile(io.RawIOBase):
     """A place as a Python file, for libraries that read metadata from one."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Location) -> None:
         self._place, self._at = place, 0
         self._size = int(place.stamp("").split()[0])
 
@@ -76,7 +76,7 @@ class _PlaceFile(io.RawIOBase):
         return length
 
 
-def as_file(place: Place) -> Any:
+def as_file(place: Location) -> Any:
     """A place as a buffered Python file."""
     return io.BufferedReader(_PlaceFile(place), 2**18)
 
@@ -84,7 +84,7 @@ def as_file(place: Place) -> Any:
 class HdfChunks:
     """A dataset in chunks, read past HDF5."""
 
-    def __init__(self, place: Place, name: str, dataset: Any, decoder: Decoder) -> None:
+    def __init__(self, place: Location, name: str, dataset: Any, decoder: Decoder) -> None:
         self.shape, self.dtype = tuple(dataset.shape), decoder.dtype
         self.starts = regular(self.shape, decoder.shape)
         self._place, self._name, self._decoder = place, name, decoder
@@ -105,7 +105,7 @@ class HdfChunks:
         return self._decoder(data, skip)
 
 
-def _chunk_places(place: Place, name: str, chunk: tuple[int, ...]) -> Array:
+def _chunk_places(place: Location, name: str, chunk: tuple[int, ...]) -> Array:
     """First byte, length and mask of filters of every chunk, (chunks along each axis, 3).
 
     Asking HDF5 for one chunk at a time takes 200 µs among 20,000, for all of them 1.5 µs each.
@@ -129,7 +129,7 @@ def _noted(dataset: Any, chunk: tuple[int, ...]) -> Array:
 class HdfDataset:
     """A dataset read by h5py, whole chunks at a time."""
 
-    def __init__(self, place: Place, name: str, dataset: Any) -> None:
+    def __init__(self, place: Location, name: str, dataset: Any) -> None:
         self.shape, self.dtype = tuple(dataset.shape), np.dtype(dataset.dtype)
         chunk = dataset.chunks or block(self.shape, self.dtype.itemsize)
         self.starts = regular(self.shape, chunk)
@@ -146,7 +146,7 @@ class HdfDataset:
         return np.asarray(file[self._name][as_box(self, index)])
 
 
-def hdf5_source(place: Place, dataset: Any) -> Source:
+def hdf5_source(place: Location, dataset: Any) -> Source:
     """The source of a numeric dataset of an open file."""
     import h5py
 
@@ -169,7 +169,7 @@ def hdf5_source(place: Place, dataset: Any) -> Source:
 
 
 @contextmanager
-def opened_hdf5(file: Any, place: Place, path: str, group: str | None) -> Iterator[Opened]:
+def opened_hdf5(file: Any, place: Location, path: str, group: str | None) -> Iterator[Opened]:
     """The contents of a group of an HDF5 or NetCDF 4 file that is open in h5py.
 
     Raises:

@@ -1,6 +1,6 @@
 """Where bytes lie: folders, single files and zip archives on disk.
 
-A `Place` hands out the bytes of a key. It holds no open file of its own, so that it crosses forks
+A `Location` hands out the bytes of a key. It holds no open file of its own, so that it crosses forks
 and pickles; files that are read again and again stay open in `descriptors`. Nothing is written.
 """
 
@@ -18,7 +18,7 @@ from typing import Any, Generic, Protocol, TypeVar
 T = TypeVar("T")
 
 
-class Place(Protocol):
+class Location(Protocol):
     """Bytes by key. Safe for threads; pickles."""
 
     def read(self, key: str, start: int = 0, length: int | None = None) -> bytes | None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from jitkit.errors import DataError
-from jitkit.stores.locations import Place
+from jitkit.stores.locations import Location
 
 TYPES = dict(
     enumerate(["i1", "S1", ">i2", ">i4", ">f4", ">f8", "u1", ">u2", ">u4", ">i8", ">u8"], 1)
@@ -50,7 +50,7 @@ class Header3:
 class _Reader:
     """The header's numbers and names, one after the other."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Location) -> None:
         self._place, self._at = place, 4
         self._size = int(place.stamp("").split()[0])
         self._data = place.read("", 0, min(FIRST, self._size)) or b""
@@ -110,7 +110,7 @@ class _Reader:
         return self._size
 
 
-def read_header(place: Place) -> Header3:
+def read_header(place: Location) -> Header3:
     """The header of a NetCDF 3 file.
 
     Raises:

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from jitkit.stores.chunks import Direct, Source, read_box
-from jitkit.stores.locations import Place
+from jitkit.stores.locations import Location
 
 if TYPE_CHECKING:
     import xarray
@@ -26,10 +26,10 @@ class Opened:
 
     raw: xarray.Dataset
     sources: Mapping[str, Source]
-    place: Place
+    place: Location
 
 
-def of_sources(sources: Mapping[str, Source], place: Place) -> Opened:
+def of_sources(sources: Mapping[str, Source], place: Location) -> Opened:
     """Arrays without named axes: dim_0, dim_1 and so on, by size where sizes differ."""
     import xarray
 

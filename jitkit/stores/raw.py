@@ -16,14 +16,14 @@ import numpy as np
 
 from jitkit.errors import DataError
 from jitkit.stores.chunks import Box, Source, as_box, block, regular
-from jitkit.stores.locations import File, Lazy, Place, Zip
+from jitkit.stores.locations import File, Lazy, Location, Zip
 from jitkit.utils.types import Array
 
 
 class Mapped:
     """An array mapped from a file, or any other that costs nothing to cut."""
 
-    def __init__(self, make: Any, shape: tuple[int, ...], dtype: Any, stamped: Place) -> None:
+    def __init__(self, make: Any, shape: tuple[int, ...], dtype: Any, stamped: Location) -> None:
         self.shape, self.dtype = shape, np.dtype(dtype)
         self.starts = regular(shape, block(shape, self.dtype.itemsize))
         self._array, self._place = Lazy(make), stamped
@@ -47,7 +47,7 @@ class Ranges:
     """An array in one piece, or one piece for each first index, read in blocks."""
 
     def __init__(
-        self, place: Place, offset: int, shape: tuple[int, ...], dtype: Any, stride: int
+        self, place: Location, offset: int, shape: tuple[int, ...], dtype: Any, stride: int
     ) -> None:
         self.shape, self.dtype = shape, np.dtype(dtype)
         self._row = prod(shape[1:]) * self.dtype.itemsize
@@ -73,7 +73,7 @@ class Ranges:
 
 
 def one_piece(
-    place: Place,
+    place: Location,
     offset: int,
     shape: tuple[int, ...],
     dtype: Any,
@@ -134,7 +134,7 @@ class Whole:
     """An array that can only be read whole: a compressed entry of an .npz, a variable of text."""
 
     def __init__(
-        self, make: Any, shape: tuple[int, ...], dtype: Any, name: str, stamped: Place
+        self, make: Any, shape: tuple[int, ...], dtype: Any, name: str, stamped: Location
     ) -> None:
         self.shape, self.dtype = shape, np.dtype(dtype)
         self.starts = regular(shape, shape)
@@ -151,7 +151,7 @@ class Whole:
         return values
 
 
-def npy_source(place: Place, start: int, name: str) -> Source:
+def npy_source(place: Location, start: int, name: str) -> Source:
     """The source of NumPy's format, which begins at byte ``start`` of a file.
 
     Raises:

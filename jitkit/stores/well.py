@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from jitkit.stores.hdf5files import hdf5_source
-from jitkit.stores.locations import Place
+from jitkit.stores.locations import Location
 from jitkit.stores.opened import Opened, as_variable
 
 FIELDS = ("t0_fields", "t1_fields", "t2_fields")
@@ -24,7 +24,7 @@ def is_well(file: Any) -> bool:
     return "n_spatial_dims" in file.attrs and "dimensions" in file and "t0_fields" in file
 
 
-def opened_well(file: Any, place: Place) -> Opened:
+def opened_well(file: Any, place: Location) -> Opened:
     """Fields as variables, dimensions and parameters as coordinates."""
     import xarray
 

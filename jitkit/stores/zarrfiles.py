@@ -19,7 +19,7 @@ import numpy as np
 from jitkit.errors import DataError, listed, nearest
 from jitkit.stores.chunks import ChunkCache, Source, as_box, regular
 from jitkit.stores.codecs import Decoder, of_zarr_v2, of_zarr_v3
-from jitkit.stores.locations import Folder, Lazy, Place
+from jitkit.stores.locations import Folder, Lazy, Location
 from jitkit.stores.opened import Opened, of_sources
 from jitkit.utils.types import Array
 
@@ -48,7 +48,7 @@ class ZarrChunks:
     """An array with a key for each chunk."""
 
     def __init__(
-        self, place: Place, keys: Keys, shape: tuple[int, ...], decoder: Decoder, fill: Any
+        self, place: Location, keys: Keys, shape: tuple[int, ...], decoder: Decoder, fill: Any
     ) -> None:
         self.shape, self.dtype = shape, decoder.dtype
         self.starts = regular(shape, decoder.shape)
@@ -72,7 +72,7 @@ class ShardChunks:
 
     def __init__(
         self,
-        place: Place,
+        place: Location,
         keys: Keys,
         shape: tuple[int, ...],
         shard: tuple[int, ...],
@@ -144,7 +144,7 @@ class ZarrArray:
         return np.asarray(self._array()[as_box(self, index)])
 
 
-def zarr_source(array: Any, place: Place, make: Callable[[], Any]) -> Source:
+def zarr_source(array: Any, place: Location, make: Callable[[], Any]) -> Source:
     """The source of an open Zarr array.
 
     Args:
@@ -159,7 +159,7 @@ def zarr_source(array: Any, place: Place, make: Callable[[], Any]) -> Source:
     return source or ZarrArray(make, array, path)
 
 
-def _v2(array: Any, meta: Mapping[str, Any], path: str, place: Place) -> Source | None:
+def _v2(array: Any, meta: Mapping[str, Any], path: str, place: Location) -> Source | None:
     dtype = np.dtype(array.dtype)
     stored = meta["dtype"]
     if not isinstance(stored, str) or dtype.kind not in "iufb":
@@ -171,7 +171,7 @@ def _v2(array: Any, meta: Mapping[str, Any], path: str, place: Place) -> Source 
     return ZarrChunks(place, keys, tuple(meta["shape"]), decoder, _fill(array))
 
 
-def _v3(array: Any, meta: Mapping[str, Any], path: str, place: Place) -> Source | None:
+def _v3(array: Any, meta: Mapping[str, Any], path: str, place: Location) -> Source | None:
     dtype = np.dtype(array.dtype)
     grid, naming = meta["chunk_grid"], meta["chunk_key_encoding"]
     if grid["name"] != "regular" or meta.get("storage_transformers") or dtype.kind not in "iufb":
@@ -197,7 +197,7 @@ def _v3(array: Any, meta: Mapping[str, Any], path: str, place: Place) -> Source 
 def _sharded(
     array: Any,
     settings: Mapping[str, Any],
-    place: Place,
+    place: Location,
     keys: Keys,
     shard: tuple[int, ...],
     dtype: np.dtype[Any],
@@ -225,7 +225,7 @@ def _fill(array: Any) -> Array:
 
 @contextmanager
 def opened_zarr(
-    path: str, place: Place, make_store: Callable[[], Any], group: str | None
+    path: str, place: Location, make_store: Callable[[], Any], group: str | None
 ) -> Iterator[Opened]:
     """The contents of a Zarr group, or of a lone array, which is then called ``values``.
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from jitkit.data import Plan
+from jitkit.data import BatchPlan
 from jitkit.errors import Stopped, listed
 from jitkit.nn.flops import macs
 from jitkit.nn.memory import GIB, free_bytes, training_bytes
@@ -249,7 +249,7 @@ class RunLog:
                 write_text(self.folder / f"passed_over{own}.txt", lines)
 
 
-def introduce(recipe: Recipe, learner: Learner, plan: Plan, ours: Team) -> None:
+def introduce(recipe: Recipe, learner: Learner, plan: BatchPlan, ours: Team) -> None:
     """Say in a few lines what is about to be trained, and warn where memory may not do."""
     denoiser, section = learner.denoiser, recipe.train
     network, layout = denoiser.network, denoiser.layout

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jitkit.data import Plan, batches
+from jitkit.data import BatchPlan, batches
 from jitkit.diffusion.build import assemble, choose_device, choose_precision
 from jitkit.diffusion.denoiser import Denoiser
 from jitkit.diffusion.flow import logit_normal_t, uniform_t
@@ -280,7 +280,7 @@ def rehearse(recipe: Recipe, domain: Domain) -> dict[str, Any]:
     with peak_of(device) as peak:
         learner = Learner(recipe, domain, ALONE)
         learner.denoiser.train()
-        plan = Plan.over(
+        plan = BatchPlan.over(
             items, section.batch_size, section.seed, stop=2, accumulate=section.accumulate
         )
         parts = batches(domain, items, plan)

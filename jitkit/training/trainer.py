@@ -14,7 +14,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from jitkit.data import Plan, batches
+from jitkit.data import BatchPlan, batches
 from jitkit.domain import Domain, check_has_items, check_instance, open_domain, section_of
 from jitkit.errors import CheckpointError, JitkitError, RecipeError, Stopped, listed
 from jitkit.evaluation.evaluate import check_ready, evaluate, score_table
@@ -217,9 +217,9 @@ class Trainer:
 
     # One step
 
-    def _planned(self, start: int) -> Plan:
+    def _planned(self, start: int) -> BatchPlan:
         section = self.recipe.train
-        return Plan.over(
+        return BatchPlan.over(
             self.items,
             section.batch_size,
             section.seed,

@@ -21,7 +21,7 @@ from jitkit.domains.arrays.data import Data, open_data
 from jitkit.domains.arrays.inspect.dimensions import hours_of_step
 from jitkit.domains.arrays.inspect.guess import Guess, candidates, guess
 from jitkit.domains.arrays.inspect.model_size import settings
-from jitkit.domains.arrays.inspect.proposal import Proposal, Row, as_yaml
+from jitkit.domains.arrays.inspect.proposal import Proposal, ProposalRow, as_yaml
 from jitkit.domains.arrays.inspect.value_scan import Look, look
 from jitkit.domains.arrays.items import decoded_bytes
 from jitkit.domains.arrays.section import ArraysSection
@@ -101,10 +101,10 @@ class _Told:
         return open_data(ArraysSection.model_validate_json(text, strict=True))
 
 
-def _row(name: str, variable: Described, looks: Mapping[str, Look], found: Guess) -> Row:
+def _row(name: str, variable: Described, looks: Mapping[str, Look], found: Guess) -> ProposalRow:
     seen = looks.get(name)
     low, high = (seen.range if seen else None) or (None, None)
-    return Row(
+    return ProposalRow(
         name=name,
         dims=dict(zip(variable.dims, variable.shape, strict=True)),
         chunks=tuple(variable.chunks),

@@ -10,7 +10,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Row:
+class ProposalRow:
     """A variable, in a line of the table.
 
     Attributes:
@@ -44,7 +44,7 @@ class Proposal:
     """
 
     path: str
-    rows: tuple[Row, ...]
+    rows: tuple[ProposalRow, ...]
     recipe: Mapping[str, Any]
     reasons: tuple[str, ...]
     unsure: tuple[tuple[str, str], ...]

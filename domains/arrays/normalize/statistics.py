@@ -23,7 +23,7 @@ from jitkit.utils.types import Array
 
 TransformLike = Transform | str | Mapping[str, float]
 
-FORMAT = 1  # of metadata
+STATISTICS_FORMAT = 1  # of metadata
 EXACT = 1e-12  # shares of counts are no further apart by rounding
 
 
@@ -181,7 +181,7 @@ class Statistics:
 
     def metadata(self) -> dict[str, Any]:
         """Everything, as plain JSON; arrays of cells, where there are any, are numpy arrays."""
-        metadata: dict[str, Any] = {"format": FORMAT}
+        metadata: dict[str, Any] = {"format": STATISTICS_FORMAT}
         for field in fields(self):
             value = getattr(self, field.name)
             is_list = isinstance(value, np.ndarray) and field.name not in _CELLS
@@ -197,9 +197,9 @@ class Statistics:
         Raises:
             DataError: they are of another format, or do not fit together.
         """
-        if metadata.get("format") != FORMAT:
+        if metadata.get("format") != STATISTICS_FORMAT:
             raise DataError(
-                f"statistics of format {metadata.get('format')!r}, this version reads {FORMAT}; "
+                f"statistics of format {metadata.get('format')!r}, this version reads {STATISTICS_FORMAT}; "
                 "measure them again"
             )
         try:

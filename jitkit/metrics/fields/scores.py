@@ -47,7 +47,7 @@ from jitkit.metrics.fields.summaries import (
 )
 from jitkit.utils.types import Array
 
-Numbers = dict[str, Array]
+FieldSummaries = dict[str, Array]
 
 LISTED = 8  # lines of one kind of score that a table can show
 REFERENCE = 1000  # real items that make up the reference's distributions
@@ -203,7 +203,7 @@ class _Against:
         self.nearest = Nearest(values, scale)
         self._rows: dict[int, int] = {}
         self._held: list[Any] = []
-        self._summaries: Numbers = {}
+        self._summaries: FieldSummaries = {}
         sums = [self._summarise(block) for block in _blocks(real)]
         self.num_real = len(real)
         self._real = {k: np.sum([s[k].sum(axis=0) for s in sums], axis=0) for k in sums[0]}
@@ -290,7 +290,7 @@ class _Against:
         self._rows |= {id(item): len(self._held) + i for i, item in enumerate(items)}
         self._held += items
 
-    def _summarise(self, items: Sequence[Array]) -> Numbers:
+    def _summarise(self, items: Sequence[Array]) -> FieldSummaries:
         drawn = self.scale.of(items)
         return {
             "marginals": self.marginals.of_values(drawn),

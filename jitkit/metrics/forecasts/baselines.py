@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from jitkit.errors import DataError
-from jitkit.metrics.forecasts.climatology import Climatology, States, chosen, year_and_hour
+from jitkit.metrics.forecasts.climatology import Climatology, StateSeries, chosen, year_and_hour
 from jitkit.utils.console import bar
 from jitkit.utils.types import Array
 
@@ -43,7 +43,7 @@ class Persistence:
 
     name, members = "persistence", 1
 
-    def __init__(self, states: States) -> None:
+    def __init__(self, states: StateSeries) -> None:
         self._states = states
         self._held: tuple[int, Array] | None = None
 
@@ -59,7 +59,7 @@ class MeanOfSeason:
 
     name, members = "climatology", 1
 
-    def __init__(self, states: States, climatology: Climatology) -> None:
+    def __init__(self, states: StateSeries, climatology: Climatology) -> None:
         self._states, self._climatology = states, climatology
 
     def forecast(self, start: int, steps: int) -> Array:
@@ -77,7 +77,7 @@ class OtherYears:
 
     name = "climatological_ensemble"
 
-    def __init__(self, states: States, members: int, longest: int, seed: int) -> None:
+    def __init__(self, states: StateSeries, members: int, longest: int, seed: int) -> None:
         """Prepare to draw.
 
         Args:
@@ -132,7 +132,7 @@ class LinearRegression:
     name, members = "linear_regression", 1
 
     def __init__(
-        self, states: States, climatology: Climatology, weights: Array, kinds: Sequence[str]
+        self, states: StateSeries, climatology: Climatology, weights: Array, kinds: Sequence[str]
     ) -> None:
         self._states, self._climatology, self._kinds = states, climatology, kinds
         self.weights = weights  # (neighbours, C, X1..Xn)
@@ -140,7 +140,7 @@ class LinearRegression:
 
     @classmethod
     def fit(
-        cls, states: States, climatology: Climatology, positions: Array, kinds: Sequence[str]
+        cls, states: StateSeries, climatology: Climatology, positions: Array, kinds: Sequence[str]
     ) -> LinearRegression:
         """From the pairs that begin at ``positions``.
 
@@ -266,7 +266,7 @@ def neighbourhood(anomaly: Array, kinds: Sequence[str]) -> Array:
     return np.stack([values[:, *cut] for cut in cuts])
 
 
-def _anomaly(states: States, climatology: Climatology, position: int) -> Array:
+def _anomaly(states: StateSeries, climatology: Climatology, position: int) -> Array:
     """In standard deviations of the channel's anomalies, (C, X1..Xn)."""
     mean = climatology.of(position)
     return (states.read(position) - mean) / _beside(climatology.deviation, mean)
@@ -277,14 +277,14 @@ def _beside(numbers: Array, values: Array) -> Array:
     return np.where(numbers > 0, numbers, 1).reshape(-1, *[1] * (values.ndim - 1))
 
 
-def _target(states: States, start: int, steps: int) -> int:
+def _target(states: StateSeries, start: int, steps: int) -> int:
     position = states.after(start, steps)
     assert position is not None, "a lead without truth is not scored"
     return position
 
 
 def baselines(
-    states: States,
+    states: StateSeries,
     *,
     kinds: Sequence[str],
     members: int,

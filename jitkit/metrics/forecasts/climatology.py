@@ -22,7 +22,7 @@ DAYS = 365.2425  # of a year
 HOURS = 24
 
 
-class States(Protocol):
+class StateSeries(Protocol):
     """Fields that follow one another in time; positions are their numbers in order."""
 
     @property
@@ -95,7 +95,7 @@ class Climatology:
     deviation: Array
 
     @classmethod
-    def fit(cls, states: States, positions: Array) -> Climatology:
+    def fit(cls, states: StateSeries, positions: Array) -> Climatology:
         """By least squares over the states at ``positions``; each is read once.
 
         Raises:

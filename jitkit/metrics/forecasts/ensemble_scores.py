@@ -29,7 +29,7 @@ from jitkit.errors import DataError
 from jitkit.metrics.fields.spectra import bands, power_spectrum
 from jitkit.utils.types import Array
 
-Numbers = dict[str, Array]
+ScoreSums = dict[str, Array]
 
 SUMS = ("weight", "lacking", "square", "error", "crps", "variance")
 RESAMPLES = 400  # of the initial times
@@ -67,7 +67,7 @@ def ranks(ensemble: Array, truth: Array, rng: np.random.Generator) -> Array:
 
 
 @dataclass(frozen=True, eq=False)
-class Frame:
+class ScoreFrame:
     """What is scored: where, along which axes, of how much weight.
 
     Attributes:
@@ -102,14 +102,14 @@ class Tally:
         members: M.
     """
 
-    def __init__(self, frame: Frame, inits: int, leads: int, members: int) -> None:
+    def __init__(self, frame: ScoreFrame, inits: int, leads: int, members: int) -> None:
         self.frame, self.members = frame, members
         shape = (inits, leads, len(frame.channels))
-        self.sums: Numbers = {name: np.zeros(shape) for name in SUMS}
+        self.sums: ScoreSums = {name: np.zeros(shape) for name in SUMS}
         self.histogram: Array = np.zeros((*shape, members + 1))
-        self.power: Numbers = {}
-        self.true_power: Numbers = {}
-        self.rows: Numbers = {}
+        self.power: ScoreSums = {}
+        self.true_power: ScoreSums = {}
+        self.rows: ScoreSums = {}
         for i in frame.spectral:
             name, count = frame.axes[i][0], len(bands(frame.grid[i])[0])
             self.power[name] = np.zeros((*shape, count))
@@ -180,7 +180,7 @@ class Tally:
 
     # Numbers, by lead and channel, of all initial times or of those that are drawn
 
-    def scores(self, drawn: Array | None = None) -> Numbers:
+    def scores(self, drawn: Array | None = None) -> ScoreSums:
         """Every score, (L, C) each.
 
         Args:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from jitkit.errors import DataError, listed
-from jitkit.metrics.forecasts.climatology import States
+from jitkit.metrics.forecasts.climatology import StateSeries
 from jitkit.utils.types import Array
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ TIME, NUMBER, LEAD = "time", "number", "prediction_timedelta"
 CLOSE = 1e-2  # of the truth's smallest step that a coordinate may be off
 
 
-class Stepped(States, Protocol):
+class Stepped(StateSeries, Protocol):
     """States of known step."""
 
     @property

@@ -18,11 +18,11 @@ import numpy as np
 from jitkit.errors import DataError
 from jitkit.metrics.fields.summaries import spaced
 from jitkit.metrics.forecasts.baselines import System
-from jitkit.metrics.forecasts.climatology import States
+from jitkit.metrics.forecasts.climatology import StateSeries
 from jitkit.metrics.forecasts.ensemble_scores import (
     RESAMPLES,
-    Frame,
     Numbers,
+    ScoreFrame,
     Tally,
     block_length,
     drawn_blocks,
@@ -39,7 +39,7 @@ WITH_UNIT = ("rmse", "crps", "bias", "spread")  # those of the data
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class VerificationPlan:
     """Which forecasts are scored.
 
     Attributes:
@@ -77,8 +77,8 @@ class Verification:
         tallies: of each system by name, the model first.
     """
 
-    plan: Plan
-    frame: Frame
+    plan: VerificationPlan
+    frame: ScoreFrame
     tallies: Mapping[str, Tally]
 
     @property
@@ -202,7 +202,12 @@ class _Gathered:
 
 
 def verify(
-    systems: Sequence[System], states: States, frame: Frame, plan: Plan, *, shown: bool = True
+    systems: Sequence[System],
+    states: StateSeries,
+    frame: ScoreFrame,
+    plan: VerificationPlan,
+    *,
+    shown: bool = True,
 ) -> Verification:
     """Score systems on the same starts and leads.
 
