@@ -1,18 +1,18 @@
-"""How fast jitkit is, against a plain reference and the limits of the machine, in one run.
+"""Speed of jitkit against a plain reference and the limits of the machine, in one run.
 
     python -m benchmarks [step] [sample] [loader] [start] [memory] [scaling] [--quick] [--threads N]
 
-Prints tables, writes the numbers as JSON, and says which demands are met. Exit codes: 0 all are,
-1 one is not, 2 a name is unknown. Names:
+Prints tables, writes results as JSON, and reports which requirements are met. Exit codes: 0 all
+are met, 1 one is not, 2 a name is unknown. Names:
 
-    step     a training step against the reference's, and the share of the best matrix product
+    step     a training step against the reference, and its share of the best matrix product
     sample   a guided trajectory against the reference's
-    loader   arrays and pictures, against raw reads and plain decoding
-    start    from a command to its answer, and to the first step
-    memory   peak of a training step beside the estimate
+    loader   arrays and images, against raw reads and plain decoding
+    start    time to the answer of a command, and to the first step
+    memory   peak memory of a training step beside the estimate
     scaling  cost against axes, tokens, width, depth, and resolution with patch
 
-All where none is given.
+All if none is given.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jitkit.utils.cpu import settle
+from jitkit.utils.cpu import configure_process
 
-settle()  # as the command line does, before torch
+configure_process()  # as the command line does, before torch
 
 from benchmarks.speed.results import Plan, Result, Size  # noqa: E402
 
 NAMES = ("step", "sample", "loader", "start", "memory", "scaling")
 
 
-def asked(words: Sequence[str] | None) -> argparse.Namespace:
-    """The words of the command line; ends the program with 2 where they mean nothing."""
+def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line; exit with code 2 on an error."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description=__doc__,
@@ -58,7 +58,7 @@ def asked(words: Sequence[str] | None) -> argparse.Namespace:
 
 
 def run(name: str, plan: Plan) -> Result:
-    """One benchmark, its module loaded now: some take seconds to load."""
+    """Run one benchmark; its module is imported here, as some take seconds to import."""
     result: Result = importlib.import_module(f"benchmarks.speed.{name}").run(plan)
     return result
 
@@ -70,34 +70,36 @@ def where(plan: Plan) -> dict[str, Any]:
     return environment() | {"threads": plan.threads, "size": plan.size}
 
 
-def write(path: Path, place: dict[str, Any], results: Sequence[Result]) -> None:
-    """All numbers of a run, as JSON."""
+def write(path: Path, machine: dict[str, Any], results: Sequence[Result]) -> None:
+    """Write all results of a run as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    plain = {"environment": place, "results": {each.name: each.plain() for each in results}}
+    plain = {"environment": machine, "results": {each.name: each.plain() for each in results}}
     path.write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Measure what is asked for; the exit code."""
-    given = asked(words)
+    """Run the requested benchmarks; returns the exit code."""
+    given = parse_arguments(words)
     import torch
 
     if given.threads:
         torch.set_num_threads(given.threads)
     size: Size = "tiny" if given.tiny else "quick" if given.quick else "full"
     plan = Plan(size, torch.get_num_threads())
-    place = where(plan)
-    machine, versions = place["machine"], place["versions"]
+    about = where(plan)
+    machine, versions = about["machine"], about["versions"]
     print(
         f"{machine['processor']}, {machine['cores']} cores, threads of torch: {plan.threads}, "
-        f"torch {versions['torch']}, commit {place['commit']}\n"
+        f"torch {versions['torch']}, commit {about['commit']}\n"
     )
     results = []
     for name in given.names or NAMES:
         results.append(run(name, plan))
         print(results[-1].markdown(), flush=True)
-        write(given.json, place, results)  # after each, so that a long run leaves what it found
-    print(f"numbers: {given.json}")
+        write(
+            given.json, about, results
+        )  # after each one, so that an interrupted run leaves results
+    print(f"results: {given.json}")
     return 0 if all(result.met for result in results) else 1
 
 

@@ -1,12 +1,12 @@
-"""How good the digits are, and how long they take: trains the bundled recipe and scores it.
+"""Quality and training time of the digits recipe: trains it and scores samples.
 
     python -m benchmarks.digits [--seeds 3] [section.key=value ...]
 
-100 guided samples of each class, beside the 297 held-out digits. What it must show, on two cores:
-under 3 minutes of training; a 3-nearest-neighbour classifier of the 1,500 training digits finds the
-asked class of at least 98 %; the mean distance to the nearest training digit is 0.8 to 1.2 times
-that of held-out digits (less would be copies, more would be mush); the Fréchet distance of the
-pixels is no larger than that of the held-out digits.
+100 guided samples of each class, beside the 297 held-out digits. Requirements on two cores: under 3
+minutes of training; a 3-nearest-neighbour classifier of the 1,500 training digits recognises the
+conditioning class of at least 98 %; the mean distance to the nearest training digit is 0.8 to 1.2
+times that of held-out digits (lower means copies, higher poor samples); the Fréchet distance of
+pixels is at most that of the held-out digits.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from jitkit.utils.cpu import settle
+from jitkit.utils.cpu import configure_process
 
-settle()  # as the command line does, before torch
+configure_process()  # as the command line does, before torch
 
 import jitkit  # noqa: E402
-from jitkit.evaluation.evaluate import evaluate  # noqa: E402
+from jitkit.evaluation.evaluate import evaluate_model  # noqa: E402
 
 MOST_SECONDS = 180
 LEAST_AGREEMENT = 0.98
@@ -31,13 +31,13 @@ DISTANCE = (0.8, 1.2)
 
 
 def measure(overrides: list[str], seed: int, folder: Path) -> dict[str, Any]:
-    """Train and score once; ``met`` says which of the demands it meets."""
-    asked = ["evaluate.samples=1000", "evaluate.after_training=false", f"train.seed={seed}"]
-    recipe = jitkit.load_recipe("digits", [*asked, *overrides])
+    """Train and score once; ``met`` is whether all requirements are met."""
+    settings = ["evaluate.samples=1000", "evaluate.after_training=false", f"train.seed={seed}"]
+    recipe = jitkit.load_recipe("digits", [*settings, *overrides])
     began = time.monotonic()
     run = jitkit.train(recipe, run=folder / f"seed-{seed}")
-    seconds = time.monotonic() - began  # with building the model, pictures and checkpoints
-    result = evaluate(jitkit.load(run), recipe.sample, recipe.evaluate, run)
+    seconds = time.monotonic() - began  # includes building the model, previews and checkpoints
+    result = evaluate_model(jitkit.load(run), recipe.sample, recipe.evaluate, run)
     scores = result["scores"]
     agreement, nearest, frechet = (
         scores[name] for name in ("label_agreement", "nearest_distance", "frechet_pixels")
@@ -62,7 +62,7 @@ def measure(overrides: list[str], seed: int, folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print a line for each seed; exit code 1 where a demand is not met."""
+    """Print a line for each seed; exit code 1 if a requirement is not met."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("overrides", nargs="*")

@@ -1,4 +1,4 @@
-"""The picture of `benchmarks.fields`: true fields beside samples, spectra, jumps at the seam."""
+"""Figure of `benchmarks.fields`: true and sampled fields, spectra, jumps at the periodic edge."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.gaussian import CHANNELS, MEANS, STDS, UNITS, Estimate, GaussianFields, standardized
-from jitkit.utils.atomic import written_aside
+from jitkit.utils.atomic import atomic_write
 from jitkit.utils.types import Array
 
 SHOWN = 2  # fields of each kind
@@ -20,7 +20,7 @@ COLORS = ("tab:red", "tab:blue")
 def draw_picture(
     fields: GaussianFields, true: Array, exact: Array, sampled: Array, path: Path
 ) -> None:
-    """Write the picture as PNG.
+    """Write the figure as PNG.
 
     Args:
         fields: the distribution.
@@ -44,7 +44,7 @@ def draw_picture(
     found = fields.line_power_of(standardized(sampled))
     _draw_spectrum(line, k, np.stack([fields.line_power] * 2), found, "line (latitude), Hann taper")
     _draw_jumps(seam, fields, sampled)
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         figure.savefig(aside, format="png", dpi=80)
 
 

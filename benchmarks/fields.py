@@ -14,9 +14,9 @@ What it must show, on two cores and in under 5 minutes of training:
 - mean and standard deviation within 3 % of the known standard deviation, correlation within 0.03;
 - data missing on the island and nowhere else.
 
-Beside the samples stand as many true fields, which show what chance alone does, and where the exact
-sampler ends (all of the distribution is known, so it can be written down) from the samples' own
-noise. ``--as-line`` tells the model that the circle is a line, to see what a seam looks like.
+Beside the samples there are as many true fields, which show the effect of chance, and the results
+of the exact sampler (in closed form, as the distribution is known) from the same noise.
+``--as-line`` declares the circle axis as a line, to see what a seam looks like.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jitkit.utils.cpu import settle
+from jitkit.utils.cpu import configure_process
 
-settle()  # as the command line does, before torch
+configure_process()  # as the command line does, before torch
 
 import numpy as np  # noqa: E402
 
@@ -82,7 +82,7 @@ RECIPE: dict[str, Any] = {
         "validate_every_steps": 500,
         "validate_items": 1024,
     },
-    # The last step goes all the way: held at 0.05, as in training, it would lose 3 % of variance.
+    # The last step ends at t = 1: clamped at 0.05, as in training, it would lose 3 % of variance.
     "sample": {"steps": 30, "t_eps": 0.033},
 }
 
@@ -204,7 +204,7 @@ def _seam_rows(fields: GaussianFields, three: Sequence[Array]) -> list[Row]:
 
 
 def losses(run: Path, fields: GaussianFields) -> tuple[float, float]:
-    """Last held-out loss of a run, and the least that any network could have."""
+    """Last validation loss of a run, and the minimum for any network."""
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     found = [line["val_loss"] for line in map(json.loads, lines) if "val_loss" in line]
     least = fields.least_loss((np.arange(BINS) + 0.5) / BINS)
@@ -212,11 +212,11 @@ def losses(run: Path, fields: GaussianFields) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Print the table and write the picture; exit code 1 where a demand is not met."""
+    """Print the table and write the figure; exit code 1 if a requirement is not met."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--items", type=int, default=64_000)
-    parser.add_argument("--as-line", action="store_true", help="tell the model of no circle")
+    parser.add_argument("--as-line", action="store_true", help="declare the circle axis as a line")
     parser.add_argument("--picture", type=Path, default=Path("docs/fields.png"))
     parser.add_argument("overrides", nargs="*")
     arguments = parser.parse_args()
@@ -239,7 +239,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|", *rows, sep="\n")
     apart = np.nanmean(np.square(standardized(sampled) - standardized(exact)))
     print(f"\nsamples differ from the exact sampler's, noise for noise, by {apart:.2%} of variance")
-    print(f"held-out loss {loss:.4f}; {least:.4f} is the least there is (the conditional mean)")
+    print(f"validation loss {loss:.4f}; {least:.4f} is the minimum (the conditional mean)")
     where = environment()
     machine, commit = where["machine"], where["commit"]
     print(f"training {seconds:.0f} s, sampling {took:.0f} s; {machine['processor']}", end=", ")

@@ -1,15 +1,15 @@
-"""Forecasts of a system whose forecasts are known: `python -m benchmarks.forecast [overrides]`.
+"""Forecasts of a system with a known forecast distribution: `python -m benchmarks.forecast`.
 
 Writes a series of `benchmarks.forecastsystem` as a Zarr store, trains a small model of one step
-(`jitkit train`), rolls out ensembles (`jitkit forecast`), scores them (`jitkit evaluate`), and
-holds them against the exact ensemble from the same states and the baselines, all by the same code.
-What it must show, with no more than 30 minutes of training on two cores, in both channels:
+(`jitkit train [overrides]`), forecasts ensembles (`jitkit forecast`), scores them (`jitkit
+evaluate`), and compares them with the exact ensemble from the same states and the baselines, with
+the same code. Requirements, with at most 30 minutes of training on two cores, in both channels:
 
 - one step ahead: CRPS within 5 % of the exact ensemble's, spread over RMSE from 0.95 to 1.05, power
   of the members at every wavenumber down to the length of a patch within 10 % of the exact one's;
 - ten steps ahead: CRPS within 10 %, spread over RMSE from 0.9 to 1.1.
 
-``--write`` puts the table into docs/results.md and the picture into docs/forecast.png.
+``--write`` puts the table into docs/results.md and the figure into docs/forecast.png.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from benchmarks.forecastsystem import (
     standardised,
     write_zarr,
 )
-from jitkit.domains.weather.verify import grid_of
+from jitkit.domains.weather.verify import grid_coordinates
 from jitkit.metrics.forecasts.baselines import baselines
 from jitkit.metrics.forecasts.climatology import StateSeries
 from jitkit.metrics.forecasts.ensemble_scores import ScoreFrame
@@ -46,7 +46,7 @@ from jitkit.metrics.forecasts.forecast_files import ForecastFile
 from jitkit.metrics.forecasts.verify import MODEL, Verification, VerificationPlan, verify
 from jitkit.plots.forecasts import draw_scores
 from jitkit.runs.run_dir import environment, write_text
-from jitkit.utils.atomic import written_aside
+from jitkit.utils.atomic import atomic_write
 from jitkit.utils.types import Array
 
 PATCH, STEPS = 4, 10
@@ -83,7 +83,7 @@ RECIPE: dict[str, Any] = {
         "validate_every_steps": 1000,
         "validate_items": 1024,
     },
-    # The last step goes all the way: held at 0.05, as in training, it would lose 3 % of variance.
+    # The last step ends at t = 1: clamped at 0.05, as in training, it would lose 3 % of variance.
     "sample": {"steps": 25, "t_eps": 0.04},
 }
 
@@ -110,10 +110,10 @@ class Row:
     """A line of the table.
 
     Attributes:
-        name: of the measure.
-        numbers: of every system, the model first; NaN where it says nothing.
-        reach: 95 % of the model's interval to each side; NaN where there is none.
-        demand: in words; empty where nothing is demanded.
+        name: of the score.
+        numbers: of every system, the model first; NaN where undefined.
+        reach: half the model's 95 % interval; NaN without one.
+        demand: requirement as text; empty without one.
         met: whether the model meets it.
     """
 
@@ -142,13 +142,13 @@ def scored(run: Path, file: Path, fields: DriftingFields) -> Verification:
     """The file's forecasts, exact ones from the same states and the baselines, side by side."""
     domain: Any = jitkit.load(run).domain
     states = domain.states()
-    model = ForecastFile(file, states, MODEL, grid_of(domain.layout, domain.metadata()))
+    model = ForecastFile(file, states, MODEL, grid_coordinates(domain.layout, domain.metadata()))
     axes = [(axis.name, axis.kind) for axis in domain.layout.axes]
     frame = ScoreFrame(states.channels, axes, np.asarray(domain.weights, np.float64))
     exact = ExactEnsemble(fields, states, model.members)
     kinds = [kind for _, kind in axes]
     others, _ = baselines(
-        states, kinds=kinds, members=model.members, longest=STEPS, most=2000, seed=0
+        states, kinds=kinds, members=model.members, max_steps=STEPS, max_states=2000, seed=0
     )
     labels = [f"{HOURS * step}h" for step in model.leads]
     plan = VerificationPlan(model.starts, model.leads, labels)
@@ -158,7 +158,7 @@ def scored(run: Path, file: Path, fields: DriftingFields) -> Verification:
 def compare(found: Verification) -> list[Row]:
     """The table: what is demanded of the model beside what all systems have."""
     values, rows = found.scores(), list[Row]()
-    deviations = found.deviations.own[MODEL]
+    deviations = found.deviations.score[MODEL]
     for step, crps, skill in CHECKED:
         lead = list(found.plan.leads).index(step)
         for c, (channel, unit) in enumerate(zip(CHANNELS, UNITS, strict=True)):
@@ -186,7 +186,7 @@ def _spectrum_row(found: Verification, axis: str, at: tuple[int, int], where: st
     """The wavenumber at which the members' power is farthest from the exact ensemble's."""
     sizes = dict(zip((name for name, _ in found.frame.axes), found.frame.grid, strict=True))
     resolved = sizes[axis] // PATCH
-    power = {name: tally.power_ratio(axis)[at] for name, tally in found.tallies.items()}
+    power = {name: sums.power_ratio(axis)[at] for name, sums in found.accumulators.items()}
     ratio = {name: p[:resolved] / power[EXACT][:resolved] for name, p in power.items()}
     k = int(np.abs(ratio[MODEL] - 1).argmax())
     name = f"{where}: power along {axis} over the optimum's, worst of k = 1 to {resolved}: {k + 1}"
@@ -195,9 +195,11 @@ def _spectrum_row(found: Verification, axis: str, at: tuple[int, int], where: st
     return Row(name, [float(r[k]) for r in ratio.values()], np.nan, demand, met)
 
 
-def told(found: Verification, rows: Sequence[Row], fields: DriftingFields, about: str) -> str:
+def section_text(
+    found: Verification, rows: Sequence[Row], fields: DriftingFields, about: str
+) -> str:
     """The section of docs/results.md."""
-    names = [name.replace("_", " ") for name in found.tallies]
+    names = [name.replace("_", " ") for name in found.accumulators]
     head = ["measure", *names, "demand", "met"]
     known = optimum(fields, [step for step, _, _ in CHECKED])[..., ~fields.island].mean(axis=-1)
     closed = "; ".join(
@@ -208,9 +210,9 @@ def told(found: Verification, rows: Sequence[Row], fields: DriftingFields, about
         [
             HEADING,
             "",
-            "`python -m benchmarks.forecast --write`: two correlated channels that drift round a "
-            "circle of 32 cells at\ndifferent speeds, fade and are stirred by noise of a steep "
-            "spectrum, with an island without data; domain `weather`\nfrom a Zarr store. The "
+            "`python -m benchmarks.forecast --write`: two correlated channels that are advected "
+            "around a circle of 32 cells at\ndifferent speeds, with damping and noise of a steep "
+            "spectrum, and an island without data; domain `weather`\nfrom a Zarr store. The "
             "*optimum* is an ensemble of the exact forecast distribution from the same states, "
             f"scored by\nthe same code. {about}",
             "",
@@ -219,7 +221,7 @@ def told(found: Verification, rows: Sequence[Row], fields: DriftingFields, about
             *map(str, rows),
             "",
             "`±` is half a 95 % interval by block bootstrap over initial times. The closed form of "
-            f"the optimum's CRPS, σ / √π\naveraged over all states and cells alike: {closed}.",
+            f"the optimum's CRPS, σ / √π\naveraged over all states and cells: {closed}.",
             "",
             "![Forecasts: truth, members, mean, spread; scores against lead](forecast.png)",
             "",
@@ -237,7 +239,7 @@ def filled(text: str, section: str) -> str:
     return text[:at] + section + "\n" + text[at:]
 
 
-def picture(maps: Path, scores: Path, path: Path) -> None:
+def join_figures(maps: Path, scores: Path, path: Path) -> None:
     """Maps above scores in one PNG."""
     from PIL import Image
 
@@ -246,7 +248,7 @@ def picture(maps: Path, scores: Path, path: Path) -> None:
     both = Image.new("RGB", (above.width, above.height + below.height), "white")
     both.paste(above, (0, 0))
     both.paste(below, (0, above.height))
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         both.quantize(256).save(aside, format="PNG", optimize=True)
 
 
@@ -288,12 +290,12 @@ def measured(folder: Path, arguments: argparse.Namespace) -> tuple[float, list[R
         f"steps {took:.0f} s;\n{where['machine']['processor']}, {where['machine']['cores']} cores, "
         f"torch {where['versions']['torch']}, commit {where['commit']}."
     )
-    text = told(found, rows, fields, about)
-    pictures = run / "verification"
+    text = section_text(found, rows, fields, about)
+    figures = run / "verification"
     units, hours = dict(zip(CHANNELS, UNITS, strict=True)), [HOURS * s for s in found.plan.leads]
-    draw_scores(found, units=units, hours=hours, path=pictures / "with_optimum.png")
+    draw_scores(found, units=units, hours=hours, path=figures / "with_optimum.png")
     target = DOCS if arguments.write else folder
-    picture(pictures / "maps.png", pictures / "with_optimum.png", target / "forecast.png")
+    join_figures(figures / "maps.png", figures / "with_optimum.png", target / "forecast.png")
     if arguments.write:
         results = DOCS / "results.md"
         write_text(results, filled(results.read_text(encoding="utf-8"), text))

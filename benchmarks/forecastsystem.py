@@ -36,7 +36,7 @@ BLOCK = 4096  # steps whose noise is drawn at once
 
 @dataclass(frozen=True)
 class DriftingFields:
-    """The system; states are (..., 2, rows, columns), in standard deviations unless said.
+    """The system; states are (..., 2, rows, columns), in standard deviations unless stated.
 
     Attributes:
         rows, columns: cells of latitude and of longitude; both even.

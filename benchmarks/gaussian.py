@@ -2,7 +2,7 @@
 
 Two channels: T = mean + std G1 and p = mean + std (r G1 + sqrt(1 - r²) G2), G1 and G2 independent,
 of unit variance and of covariance c(longitudes) x C(latitudes). The circle is sampled exactly by
-FFT, the line by Cholesky. An island that lies across the seam of the circle has no data.
+FFT, the line by Cholesky. An island across the periodic edge has no data.
 """
 
 from __future__ import annotations

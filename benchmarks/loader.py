@@ -4,7 +4,7 @@
 
 A synthetic reanalysis (time, 13 levels, 181 x 360 cells, float32 rounded to two digits) is written
 once, raw and as Zarr 3 with zstd in chunks of 1 and of 24 steps. An item is one step of all levels,
-3.4 MB. Each case reads the items in a random order, batches of 8, in a process of its own, with the
+3.4 MB. Each case reads the items in a random order, batches of 8, in its own process, with the
 files in the page cache:
 
     memmap   one thread copies steps out of the raw file: what the machine can do
@@ -218,7 +218,7 @@ def own_peak(status: Path = Path("/proc/self/status")) -> int:
 
 
 def apart(case: str, folder: Path, chunk: int, threads: int, buffer_bytes: int) -> dict[str, Any]:
-    """`measure` in a process of its own."""
+    """`measure` in a separate process."""
     words = [case, str(folder), str(chunk), str(threads), str(buffer_bytes)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     done = subprocess.run(

@@ -2,11 +2,11 @@
 
     python -m benchmarks.memory
 
-Each case runs in a process of its own, on the CPU with one thread: three steps with AdamW and two
-running means, on pictures of 256 x 256 cells in patches of 16. What is measured is the largest
+Each case runs in its own process, on the CPU with one thread: three steps with AdamW and two EMAs,
+on images of 256 x 256 cells in patches of 16. What is measured is the largest
 resident set of the process, less what it held once torch and jitkit were imported and the batch was
 made: the model and all that training adds, with what the C library keeps for itself. Cases in
-bfloat16 are left out where the processor does not have it in hardware.
+bfloat16 are skipped where the CPU does not have it in hardware.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import subprocess
 import sys
 from dataclasses import asdict, dataclass
 
-from jitkit.utils.cpu import settle
+from jitkit.utils.cpu import configure_process
 
 GIB = 2**30
 STEPS = 3  # the first makes the optimizer's means; after the third the peak grows by less than 5 %
@@ -60,12 +60,12 @@ CASES = (
 
 def measure(case: Case) -> tuple[int, int]:
     """Estimate and peak in bytes."""
-    settle()  # as the command line does, before torch
+    configure_process()  # as the command line does, before torch
     import torch
 
     from jitkit.diffusion.denoiser import Denoiser
     from jitkit.fields import Axis, Category, Layout
-    from jitkit.nn.memory import peak_of, training_bytes
+    from jitkit.nn.memory import measure_peak, training_bytes
     from jitkit.nn.transformer import Sizes
     from jitkit.optim.ema import EMA
     from jitkit.optim.optimizers import adamw
@@ -76,7 +76,7 @@ def measure(case: Case) -> tuple[int, int]:
     x, t = torch.randn(case.batch, 3, 256, 256), torch.rand(case.batch)
     label = {"label": torch.zeros(case.batch, dtype=torch.long)}
     sizes = Sizes(**ModelSection(width=case.width, depth=case.depth).resolved())
-    with peak_of(torch.device("cpu")) as peak:
+    with measure_peak(torch.device("cpu")) as peak:
         denoiser = Denoiser(layout, {"label": Category(1000)}, sizes)
         denoiser.network.checkpoint_activations = case.checkpointing
         denoiser.autocast = torch.bfloat16 if case.half else None
@@ -100,7 +100,7 @@ def measure(case: Case) -> tuple[int, int]:
 
 
 def measure_aside(case: Case) -> tuple[int, int]:
-    """The same in a process of its own."""
+    """The same in a separate process."""
     command = [sys.executable, "-m", "benchmarks.memory", json.dumps(asdict(case))]
     calm = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=calm)

@@ -1,4 +1,4 @@
-"""How stable molecules become in an hour on two cores, and by what the network says: x, v or eps.
+"""Stability of molecules after an hour on two cores, with x-, v- and eps-prediction.
 
     python -m benchmarks.molecules [--minutes 60] [--compare 10] [section.key=value ...]
 
@@ -24,9 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jitkit.utils.cpu import settle
+from jitkit.utils.cpu import configure_process
 
-settle()  # as the command line does, before torch
+configure_process()  # as the command line does, before torch
 
 import jitkit  # noqa: E402
 from jitkit.diffusion.build import assemble  # noqa: E402
@@ -48,7 +48,7 @@ COLOURS = {"x": "#1f6fb4", "v": "#d95f02", "eps": "#7a7a7a"}
 
 @dataclass(frozen=True)
 class Training:
-    """One training: what the network says, and for how many minutes of the machine."""
+    """One training: the prediction, and its minutes on the machine."""
 
     prediction: str
     minutes: float
@@ -88,7 +88,7 @@ def trained(overrides: Sequence[str], training: Training, steps: int, run: Path)
 
 def checkpoints(run: Path) -> list[Path]:
     """The checkpoints of a run, in the order of their steps."""
-    return sorted(run.glob("checkpoints/step-*"), key=lambda place: int(place.name[5:]))
+    return sorted(run.glob("checkpoints/step-*"), key=lambda path: int(path.name[5:]))
 
 
 def scored(run: Path, domain: Domain, samples: int, *, guided: bool = False) -> dict[str, Any]:
@@ -104,16 +104,16 @@ def scored(run: Path, domain: Domain, samples: int, *, guided: bool = False) -> 
 def curve(run: Path, domain: Domain, samples: int) -> list[dict[str, float]]:
     """Stability of samples of each checkpoint of a run but the last."""
     rows, measures = [], domain.scores()
-    for place in checkpoints(run)[:-1]:
-        kept = run / f"curve-{place.name}-{samples}.json"
+    for path in checkpoints(run)[:-1]:
+        kept = run / f"curve-{path.name}-{samples}.json"
         if not kept.is_file():
-            denoiser = jitkit.load(place)
+            denoiser = jitkit.load(path)
             denoiser.domain = domain
             section = load_recipe(run / "recipe.yaml").sample
-            told = conditioning_for(denoiser, samples, seed=section.seed)
-            items = list(generate(denoiser, samples, told, section))
+            conditioning = conditioning_for(denoiser, samples, seed=section.seed)
+            items = list(generate(denoiser, samples, conditioning, section))
             found = {name: measures[name](items, []) for name in MEASURES[:2]}
-            kept.write_text(json.dumps({"step": int(place.name[5:])} | found))
+            kept.write_text(json.dumps({"step": int(path.name[5:])} | found))
         rows.append(json.loads(kept.read_text()))
     return rows
 
@@ -179,17 +179,17 @@ def report(command: str, body: str, denoiser: Any, plan: Mapping[str, Any], samp
     weights = sum(p.numel() for p in denoiser.network.parameters())
     taken = f"a step in {1000 * plan['seconds']:.0f} ms"
     return (
-        f"## Molecules of QM9\n\n`{command}`: the recipe `qm9-cpu` ({weights:,} weights), "
-        f"{taken}, the v-loss, one run each; {samples:,} samples of each at its end, in brackets "
-        f"the 95 % interval. {machine['cores']} cores of {machine['processor']}, "
+        f"## Molecules of QM9\n\n`{command}`: the recipe `qm9-cpu` ({weights:,} parameters), "
+        f"{taken}, v-loss, one run each; {samples:,} samples of each at the end, with 95 % "
+        f"intervals in brackets. {machine['cores']} cores of {machine['processor']}, "
         f"torch {made['versions']['torch']}, commit {commit}.\n\n{body}"
         "\n\n![Stability against minutes](molecules.png)\n\n"
-        f"Points on the way are of {samples // 4} samples each.\n"
+        f"Intermediate points use {samples // 4} samples each.\n"
     )
 
 
 def main() -> None:
-    """Train, score, write; exit code 1 where x-prediction falls short of the demand."""
+    """Train, score, write; exit code 1 if x-prediction misses the requirement."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--compare", type=float, default=10)
@@ -223,7 +223,7 @@ def main() -> None:
         if training == hour:
             short = found["atom_stability"]["value"] < DEMAND
             guided = scored(run, domain, given.samples, guided=True)
-            scores["x, guided by its first checkpoint", training.minutes] = guided
+            scores["x, autoguided by its first checkpoint", training.minutes] = guided
         values = {name: found[name]["value"] for name in MEASURES[:2]}
         on_the_way = curve(run, domain, given.samples // 4) if training == hour else []
         points[training] = [
@@ -233,8 +233,8 @@ def main() -> None:
     body = table(scores)
     print(body)
     if not given.only:
-        asked = f"--minutes {given.minutes:g} --compare {given.compare:g}"
-        command = " ".join(["python -m benchmarks.molecules", asked, *given.overrides])
+        options = f"--minutes {given.minutes:g} --compare {given.compare:g}"
+        command = " ".join(["python -m benchmarks.molecules", options, *given.overrides])
         write(report(command, body, assemble(recipe, domain), plan, given.samples))
         draw(points)
     raise SystemExit(short)

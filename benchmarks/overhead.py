@@ -1,12 +1,12 @@
 """What the engine costs: a step of a run against a bare step of the same model on the same data.
 
-    python -m benchmarks.overhead [--size digits|B] [--rounds 20] [--processor]
+    python -m benchmarks.overhead [--size digits|B] [--rounds 20] [--cpu-time]
 
-``--processor`` counts processor time with one thread, which other work on the machine changes less.
+``--cpu-time`` measures CPU time with one thread, which depends less on machine load.
 
 The bare step reads a batch and does forward, backward and AdamW. The engine's step has beside
 these: noise that does not depend on how the batch is cut, the norm of the gradient and the check
-that it is finite, two running means, metrics and TensorBoard, and looking for signals. Both take
+that it is finite, two EMAs, metrics and TensorBoard, and looking for signals. Both take
 turns in one process, so that what else the machine does falls on both.
 """
 
@@ -20,9 +20,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jitkit.utils.cpu import settle
+from jitkit.utils.cpu import configure_process
 
-settle()  # as the command line does, before torch
+configure_process()  # as the command line does, before torch
 
 import torch  # noqa: E402
 
@@ -47,7 +47,7 @@ CHUNK = {"digits": 40, "B": 1}  # steps in a turn
 
 
 def chosen(size: str) -> Recipe:
-    """Digits in the recipe's model, or in JiT-B: 32 of 64 tokens, as many as 8 pictures of B/16."""
+    """Digits in the recipe's model, or in JiT-B: 32 of 64 tokens, as many as 8 images of B/16."""
     overrides = {f"train.{key}": value for key, value in QUIET.items()} | SIZES[size]
     if size == "B":
         overrides |= {"model.width": None, "model.depth": None, "model.heads": None}
@@ -92,30 +92,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", choices=SIZES, default="digits")
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--processor", action="store_true")
-    asked = parser.parse_args()
-    clock = time.process_time if asked.processor else time.perf_counter
-    if asked.processor:
+    parser.add_argument("--cpu-time", action="store_true")
+    options = parser.parse_args()
+    clock = time.process_time if options.cpu_time else time.perf_counter
+    if options.cpu_time:
         torch.set_num_threads(1)
-    recipe = chosen(asked.size)
+    recipe = chosen(options.size)
     with tempfile.TemporaryDirectory() as place, locked(Path(place) / "run"):
         takers: dict[str, Callable[[], object]] = {
             "bare": bare(recipe),
             "engine": engine(recipe, Path(place) / "run"),
         }
         seconds: dict[str, list[float]] = {name: [] for name in takers}
-        for turn in range(asked.rounds + 1):
+        for turn in range(options.rounds + 1):
             for name, step in takers.items():
                 began = clock()
-                for _ in range(CHUNK[asked.size]):
+                for _ in range(CHUNK[options.size]):
                     step()
                 if turn:  # the first warms up
-                    seconds[name].append((clock() - began) / CHUNK[asked.size])
+                    seconds[name].append((clock() - began) / CHUNK[options.size])
     a, b = (statistics.median(seconds[name]) for name in ("bare", "engine"))
     ratios = [two / one for one, two in zip(seconds["bare"], seconds["engine"], strict=True)]
     where = environment()
     print(f"{where['machine']['processor']}, {torch.get_num_threads()} threads, {where['commit']}")
-    print(f"{asked.size}: bare {1e3 * a:.2f} ms, engine {1e3 * b:.2f} ms a step (medians)")
+    print(f"{options.size}: bare {1e3 * a:.2f} ms, engine {1e3 * b:.2f} ms a step (medians)")
     print(f"overhead {100 * (statistics.median(ratios) - 1):.1f} % (median of paired turns)")
 
 

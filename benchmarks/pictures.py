@@ -1,10 +1,10 @@
-"""What a picture costs on its way from a JPEG to a training batch, in processor time of one core.
+"""Cost of an image from JPEG to training batch, in CPU time of one core.
 
     python -m benchmarks.pictures [--batches 12] [--rounds 3]
 
-Pictures are synthetic ones of 500 x 375 with the spectrum of photographs, cropped to 256 as ADM
-does. Processor time hardly feels what else the machine does, so that pictures a second and core
-follow from it: docs/scaling.md has them for eight GPUs. Files lie in the page cache.
+Images are synthetic, 500 x 375, with the spectrum of photographs, cropped to 256 as in ADM. CPU
+time hardly depends on machine load, so images per second and core follow from it: docs/scaling.md
+uses them for eight GPUs. Files are in the page cache.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def cropped(path: Path) -> None:
 
 
 def by_pillow(files: Sequence[Path], work: Callable[[Path], None]) -> float:
-    """Processor milliseconds for each file."""
+    """CPU milliseconds per file."""
     began = time.process_time()
     for path in files:
         work(path)
@@ -50,7 +50,7 @@ def by_pillow(files: Sequence[Path], work: Callable[[Path], None]) -> float:
 
 
 def used() -> float:
-    """Processor seconds of this process and of those that it has started and that live."""
+    """CPU seconds of this process and its running children."""
     ticks = 0
     for child in multiprocessing.active_children():
         fields = Path(f"/proc/{child.pid}/stat").read_text().rsplit(")", 1)[1].split()
@@ -70,7 +70,7 @@ def settled() -> float:
 def by_jitkit(
     folder: Path, number: int, *, threads: int, workers: int = 0, packed: bool = False
 ) -> float:
-    """Processor milliseconds for each picture of ``number`` batches, in the midst of training."""
+    """CPU milliseconds per image over ``number`` batches, in the middle of training."""
     Images = domain_class("images")
     keys = {"path": folder / "jpegs", "size": SIZE, "holdout": 0, "threads": threads}
     if packed:
@@ -105,7 +105,7 @@ def main() -> None:
                 took = by_jitkit(Path(place), arguments.batches, **way)
                 found.setdefault(f"jitkit, {name}", []).append(took)
         kilobytes = sum(path.stat().st_size for path in files) / len(files) / 1e3
-    print(f"JPEG of {kilobytes:.0f} kB; processor ms a picture, pictures a second and core")
+    print(f"JPEG of {kilobytes:.0f} kB; CPU ms per image, images per second and core")
     for name, times in found.items():
         took = statistics.median(times)
         print(f"{name:24} {took:6.2f} ({min(times):.2f} to {max(times):.2f}) {1000 / took:6.0f}")

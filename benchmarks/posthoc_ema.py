@@ -20,9 +20,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from jitkit.utils.cpu import settle
+from jitkit.utils.cpu import configure_process
 
-settle()  # as the command line does, before torch
+configure_process()  # as the command line does, before torch
 
 import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
@@ -52,7 +52,7 @@ class Row:
         error: of all weights together, made of what is stored.
         error32: the same, had all been stored in float32.
         worst: of the one tensor that is furthest off.
-        nearest: of the stored mean that is nearest, in place of a made one.
+        nearest: of the nearest stored EMA, instead of a reconstructed one.
     """
 
     trial: str
@@ -122,11 +122,13 @@ def follow(trial: Iterator[nn.Module], steps: int) -> tuple[dict[int, Means], Me
         ema.update()
         if step in at:
             stored[step] = {
-                sigma_name(width): {k: v.clone() for k, v in ema.means[sigma_name(width)].items()}
+                sigma_name(width): {
+                    k: v.clone() for k, v in ema.averages[sigma_name(width)].items()
+                }
                 for width in KEPT
             }
     assert ema is not None
-    return stored, ema.means
+    return stored, ema.averages
 
 
 def stored_steps(count: int, steps: int) -> list[int]:
@@ -141,7 +143,7 @@ def fit(pairs: list[tuple[int, float]], steps: int, width: float) -> tuple[Any, 
 
 def flat(mean: dict[str, Tensor], *, stored: bool = False) -> Tensor:
     """All weights in one row, in float64; as snapshots hold them, or as they were."""
-    values = [posthoc_ema.stored(value) if stored else value for value in mean.values()]
+    values = [posthoc_ema.to_snapshot_dtype(value) if stored else value for value in mean.values()]
     return torch.cat([value.double().flatten() for value in values])
 
 
@@ -234,7 +236,7 @@ def _errors(axes: Any, rows: list[Row]) -> None:
     trial = rows[0].trial
     for number, count in enumerate(COUNTS):
         own = [row for row in rows if row.trial == trial and row.count == count]
-        made = [row for row in own if row.residual <= posthoc_ema.LIMIT]
+        made = [row for row in own if row.residual <= posthoc_ema.MAX_RESIDUAL]
         colour = f"C{number}"
         axes.plot([r.width for r in own], [r.error for r in own], color=colour, lw=0.7, ls=":")
         label = f"{count} snapshots"
@@ -274,9 +276,9 @@ def main() -> None:
         print(
             f"{r.trial:14} {r.count:9}  {r.width:.4f}  {r.residual:7.2%}  {r.error:7.3%}  "
             f"{r.error32:7.3%}  {r.worst:7.2%}  {r.nearest:7.2%}"
-            f"{'' if r.residual <= posthoc_ema.LIMIT else '  refused'}"
+            f"{'' if r.residual <= posthoc_ema.MAX_RESIDUAL else '  refused'}"
         )
-    made = [row for row in rows if row.residual <= posthoc_ema.LIMIT]
+    made = [row for row in rows if row.residual <= posthoc_ema.MAX_RESIDUAL]
     print("from files, 32 snapshots:", files)
     for trial_name in trials:
         worst = max((row for row in made if row.trial == trial_name), key=lambda row: row.error)

@@ -1,9 +1,9 @@
-"""The textbook JiT, to compare jitkit with: in numbers and in time.
+"""The textbook JiT as a reference for jitkit: same numerics, compared in time.
 
 `referencemodel` is its network. Here it is trained and sampled as the paper describes (Li & He
-2025, arXiv:2511.13720) and as plainly as code can: AdamW as torch has it, a loop over the
-parameters for the running means, the loss read at every step, two passes for guidance at every
-evaluation. Nothing of jitkit is used but by `like`, which copies a model's weights.
+2025, arXiv:2511.13720), in plain code: AdamW of torch, a loop over the parameters for the EMAs,
+the loss read at every step, two passes for classifier-free guidance at every evaluation. Only
+`like`, which copies the weights of a model, uses jitkit.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from jitkit.fields import Category
 
 
 def loss(model: JiT, x: Tensor, eps: Tensor, t: Tensor, y: Tensor) -> Tensor:
-    """Mean square of the error of the velocity, a number.
+    """Mean squared error of the velocity, a scalar.
 
     Args:
-        x: clean pictures, (B, C, S, S).
+        x: clean images, (B, C, S, S).
         eps: noise, already scaled, the same shape.
         t: times, (B,).
         y: classes, (B,).
@@ -35,7 +35,7 @@ def loss(model: JiT, x: Tensor, eps: Tensor, t: Tensor, y: Tensor) -> Tensor:
 
 
 class Training:
-    """A model in training: AdamW, and running means of the weights in a loop over them."""
+    """A model in training: AdamW, and EMAs of the weights in a loop over the parameters."""
 
     def __init__(
         self, model: JiT, *, lr: float = 1e-4, decays: Sequence[float] = (0.9999, 0.9996)
@@ -47,11 +47,11 @@ class Training:
         self.means = [[p.detach().clone() for p in self.parameters] for _ in self.decays]
 
     def step(self, x: Tensor, y: Tensor) -> float:
-        """One step on pictures (B, C, S, S) of classes (B,); a tenth of these is hidden."""
+        """One step on images (B, C, S, S) of classes (B,); a tenth of the labels is dropped."""
         jit = self.model.jit
         t = torch.sigmoid(torch.randn(len(x)) * 0.8 - 0.8)
-        told = torch.where(torch.rand(len(x)) < 0.1, jit.classes, y)
-        return self.step_on(x, torch.randn_like(x) * jit.noise_scale, t, told)
+        labels = torch.where(torch.rand(len(x)) < 0.1, jit.classes, y)
+        return self.step_on(x, torch.randn_like(x) * jit.noise_scale, t, labels)
 
     def step_on(self, x: Tensor, eps: Tensor, t: Tensor, y: Tensor) -> float:
         """The same with everything given, see `loss`; the loss is read at once."""
@@ -81,25 +81,25 @@ def sample(
     guidance: float = 1.0,
     interval: tuple[float, float] = (0.1, 1.0),
 ) -> Tensor:
-    """Pictures from noise by Heun's rule, the last step by Euler's, (B, C, S, S).
+    """Images from noise by Heun's method, the last step by Euler's, (B, C, S, S).
 
-    Every evaluation makes two passes, with the class and without, also where guidance does nothing.
+    Every evaluation makes both passes of classifier-free guidance, also where it has no effect.
 
     Args:
         z: noise, already scaled, (B, C, S, S).
         y: classes, (B,).
         steps: equal steps from t = 0 to t = 1.
-        guidance: weight of the class; 1 is none.
-        interval: times between which guidance acts, without the ends.
+        guidance: guidance scale; 1 is none.
+        interval: guidance interval, open.
     """
-    nobody = torch.full_like(y, model.jit.classes)
+    null = torch.full_like(y, model.jit.classes)
 
     def velocity(z: Tensor, t: Tensor) -> Tensor:
         gap = (1 - t).clamp_min(model.jit.t_eps)
         times = t.expand(len(z))
-        told, untold = ((model(z, times, label) - z) / gap for label in (y, nobody))
+        conditional, unconditional = ((model(z, times, label) - z) / gap for label in (y, null))
         acts = bool(t < interval[1]) and (interval[0] == 0 or bool(t > interval[0]))
-        return untold + (guidance if acts else 1.0) * (told - untold)
+        return unconditional + (guidance if acts else 1.0) * (conditional - unconditional)
 
     times = torch.linspace(0, 1, steps + 1)
     for i in range(steps):
@@ -114,7 +114,7 @@ def sample(
 
 @torch.no_grad()
 def randomise(model: nn.Module, seed: int = 0) -> None:
-    """Give every trained weight a random value that keeps signals alive; fresh ones say only zero.
+    """Give every trained weight a random value; freshly initialised networks predict only zero.
 
     Matrices are normal of deviation 1 / sqrt(inputs), other weights of 0.2, around 1 in norms.
     """
@@ -135,22 +135,22 @@ NAMES = {
     "final.linear": "final_layer.linear",
     "final.adaLN": "final_layer.adaLN_modulation.1",
 }
-"""Beginnings of jitkit's names of weights, and the authors'; blocks differ in ``adaLN`` alone."""
+"""Prefixes of jitkit's parameter names and the official ones; blocks differ only in ``adaLN``."""
 
 
 def like(denoiser: Denoiser) -> JiT:
-    """A JiT with the numbers and weights of jitkit's model, in eval mode, which shares nothing.
+    """A JiT with the sizes and copied weights of jitkit's model, in eval mode.
 
     Raises:
-        ValueError: the model is not of square pictures with a class, or its weights have names that
-            are not known here.
+        ValueError: the model is not for square images with a class label, or has parameters with
+            unknown names.
     """
     model = JiT(_numbers(denoiser))
     jit = model.jit
     weights = {_their_name(name): p for name, p in denoiser.network.named_parameters()}
     wanted = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if set(weights) != set(wanted):
-        raise ValueError(f"names of weights differ: {sorted(set(weights) ^ set(wanted))}")
+        raise ValueError(f"parameter names differ: {sorted(set(weights) ^ set(wanted))}")
     with torch.no_grad():
         for name, p in wanted.items():
             value: Tensor = weights[name]
@@ -163,12 +163,12 @@ def like(denoiser: Denoiser) -> JiT:
 def _numbers(denoiser: Denoiser) -> Jit:
     layout, sizes, diffusion = denoiser.layout, denoiser.network.sizes, denoiser.diffusion
     if len(layout.axes) != 2 or len({*layout.patch}) != 1 or len({*layout.grid}) != 1:
-        raise ValueError(f"the textbook JiT is of square pictures, not of {layout}")
+        raise ValueError(f"the textbook JiT is for square images, not for {layout}")
     label = denoiser.conditions.get("label")
     if not isinstance(label, Category) or len(denoiser.conditions) > 1 or sizes.dropout:
         raise ValueError(
-            f"the textbook JiT is told a label and has no dropout; this model is told "
-            f"{list(denoiser.conditions)} and has dropout {sizes.dropout:g}"
+            f"the textbook JiT is conditioned on a label and has no dropout; this model has "
+            f"conditions {list(denoiser.conditions)} and dropout {sizes.dropout:g}"
         )
     patch = layout.patch[0]
     return Jit(

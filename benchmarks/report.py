@@ -1,4 +1,4 @@
-"""What `jitkit report` takes of ever longer runs: processor seconds, memory, size of the page.
+"""Cost of `jitkit report` for ever longer runs: CPU seconds, memory, size of the page.
 
     python -m benchmarks.report [--steps 1000 100000 1000000]
 
@@ -34,7 +34,7 @@ def make_run(folder: Path, steps: int) -> None:
 
 
 def measure(run: Path) -> tuple[float, float, float]:
-    """Processor seconds and MiB of one report in a process of its own, and MB of its page."""
+    """CPU seconds and MiB of one report in its own process, and MB of its page."""
     code = (
         "import resource, sys; from pathlib import Path; "
         "from jitkit.report.page import write_report; "
@@ -42,18 +42,18 @@ def measure(run: Path) -> tuple[float, float, float]:
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
     )
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    told = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", code, str(run)], check=True, capture_output=True, text=True
     )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return seconds, float(told.stdout), (run / "report.html").stat().st_size / 1e6
+    return seconds, float(result.stdout), (run / "report.html").stat().st_size / 1e6
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--steps", type=int, nargs="+", default=[1000, 100_000, 1_000_000])
-    print("| steps | processor | memory | page |\n|---|---|---|---|")
+    print("| steps | CPU time | memory | page |\n|---|---|---|---|")
     for steps in parser.parse_args().steps:
         with tempfile.TemporaryDirectory() as folder:
             run = Path(folder) / "run"

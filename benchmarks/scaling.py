@@ -21,7 +21,7 @@ import torch
 from jitkit.diffusion.denoiser import Denoiser
 from jitkit.fields import Axis, Category, Grid, Layout
 from jitkit.nn.flops import macs
-from jitkit.nn.memory import held_before_training, largest_batch, training_bytes
+from jitkit.nn.memory import baseline_bytes, largest_batch, training_bytes
 from jitkit.nn.transformer import Sizes, Transformer
 from jitkit.sections import ModelSection
 
@@ -39,8 +39,8 @@ WORLDS = (8, 64)
 NAMES = ("B", "L", "H", "G")
 
 PICTURES = (256, 256, 3)
-JPEG = 110e3  # bytes of ImageNet's mean picture
-FROM_JPEG, FROM_PACKED = 5.36, 0.78  # core milliseconds a picture: `python -m benchmarks.pictures`
+JPEG = 110e3  # mean bytes of an ImageNet image
+FROM_JPEG, FROM_PACKED = 5.36, 0.78  # core milliseconds per image: `python -m benchmarks.pictures`
 LEVELS = 69  # channels of a reanalysis
 EARTH = (721, 1440)
 
@@ -50,7 +50,7 @@ EARTH = (721, 1440)
 
 @cache
 def pictures(name: str) -> Denoiser:
-    """The paper's model of a size on 256 x 256 colour pictures of 1,000 classes, without memory."""
+    """The paper's model of a size on 256 x 256 colour images, 1,000 classes, on the meta device."""
     rows, columns, channels = PICTURES
     layout = Layout((Axis("row", rows, 16), Axis("column", columns, 16)), tuple("rgb"[:channels]))
     with torch.device("meta"):
@@ -60,7 +60,7 @@ def pictures(name: str) -> Denoiser:
 
 @cache
 def reanalysis(name: str, patch: int) -> Denoiser:
-    """A model of a size on 69 channels of 0.25 degrees, told the state before."""
+    """A model of a size on 69 channels of 0.25 degrees, conditioned on the state before."""
     rows, columns = EARTH
     axes = (Axis("latitude", rows, patch), Axis("longitude", columns, patch, kind="circle"))
     channels = tuple(f"channel {i}" for i in range(LEVELS))
@@ -146,7 +146,7 @@ def most_samples(
     network: Transformer, world: int, *, sharded: bool, checkpointing: bool, parts: int = 1
 ) -> int:
     """Samples that go through a GPU at once."""
-    room = GPU_BYTES - held_before_training(GPU)
+    room = GPU_BYTES - baseline_bytes(GPU)
     how = settings(world, sharded=sharded, checkpointing=checkpointing, parts=parts)
     return largest_batch(network, room, **how)
 
@@ -187,8 +187,8 @@ def short(number: float) -> str:
 
 def models() -> str:
     """Weights, work, and how long a step takes."""
-    head = ["model", "parameters", "GMAC a sample", "TFLOP a sample, training"]
-    head += ["1 GPU", "8 GPUs", "64 GPUs", "samples/s and GPU"]
+    head = ["model", "parameters", "GMAC per sample", "TFLOP per sample, training"]
+    head += ["1 GPU", "8 GPUs", "64 GPUs", "samples/s per GPU"]
     rows = []
     for name in NAMES:
         denoiser = pictures(name)
@@ -200,7 +200,7 @@ def models() -> str:
 
 
 def memory() -> str:
-    """GiB on each GPU whatever the batch, and for each sample."""
+    """GiB on each GPU independent of the batch, and per sample."""
     head = ["model", "weights", "gradients", "AdamW", f"{EMAS} EMAs", "sum, DDP"]
     head += ["sum, FSDP2 on 8", "on 64", "bfloat16 copies", "gathered (FSDP2)"]
     rows = []
@@ -223,7 +223,7 @@ def fits() -> str:
 
     Each without checkpointing / with it.
     """
-    head = ["model", "MiB a sample", "DDP", "FSDP2 on 8", "FSDP2 on 64"]
+    head = ["model", "MiB per sample", "DDP", "FSDP2 on 8", "FSDP2 on 64"]
     head += ["parts, DDP on 8", "parts, FSDP2 on 8"]
     rows = []
     for name in NAMES:
@@ -252,7 +252,7 @@ def _fits(network: Transformer, checkpointing: bool) -> list[float]:
 
 def traffic() -> str:
     """Bytes sent in a step of 1,024, and at which bandwidth that takes as long as computing."""
-    head = ["model", "GPUs", "samples each", "computing", "DDP sends", "equal at"]
+    head = ["model", "GPUs", "samples each", "compute time", "DDP sends", "equal at"]
     head += ["parts", "FSDP2 sends", "equal at"]
     rows: list[tuple[object, ...]] = []
     for name in NAMES:
@@ -290,7 +290,7 @@ def checkpoints() -> str:
 def picture_data() -> str:
     """What the loader must deliver to eight GPUs for pictures, and the cores that it wants."""
     cells = PICTURES[0] * PICTURES[1] * PICTURES[2]
-    head = ["model", "samples/s and GPU", "samples/s, 8 GPUs", "JPEG, 110 kB", "packed, uint8"]
+    head = ["model", "samples/s per GPU", "samples/s, 8 GPUs", "JPEG, 110 kB", "packed, uint8"]
     head += ["to the GPUs, float32", "cores, JPEG", "cores, packed"]
     rows = []
     for name in NAMES:
@@ -305,8 +305,8 @@ def picture_data() -> str:
 def reanalysis_data() -> str:
     """What the loader must deliver to each GPU for a reanalysis."""
     state = FLOAT * LEVELS * EARTH[0] * EARTH[1]
-    head = ["model", "tokens", "TFLOP a sample, training", "samples/s", "one state", "two states"]
-    head += ["GiB a sample, checkpointing"]
+    head = ["model", "tokens", "TFLOP per sample, training", "samples/s", "one state", "two states"]
+    head += ["GiB per sample, checkpointing"]
     rows: list[tuple[object, ...]] = []
     for name, patch in (("B", 16), ("B", 8), ("L", 8), ("G", 16), ("G", 8)):
         denoiser = reanalysis(name, patch)

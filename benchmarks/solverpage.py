@@ -1,4 +1,4 @@
-"""The page of `benchmarks.solvers`: tables of errors and scores, and the picture."""
+"""The page of `benchmarks.solvers`: tables of errors and scores, and the figure."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jitkit.diffusion.solvers import SOLVERS, evaluations
+from jitkit.diffusion.solvers import SOLVERS, nfe
 from jitkit.runs.run_dir import environment, write_text
-from jitkit.utils.atomic import written_aside
+from jitkit.utils.atomic import atomic_write
 
-MARKS = ("<!-- python -m benchmarks.solvers --write -->", "<!-- end of what was measured -->")
+MARKS = ("<!-- python -m benchmarks.solvers --write -->", "<!-- end of measurements -->")
 COLORS: dict[str, str] = dict(
     zip(SOLVERS, ("0.55", "black", "tab:blue", "tab:red", "tab:green"), strict=True)
 )
@@ -30,7 +30,7 @@ class Found(NamedTuple):
     @property
     def evaluations(self) -> int:
         """Of the velocity in a sample."""
-        return evaluations(self.method, self.steps)  # type: ignore[arg-type]
+        return nfe(self.method, self.steps)  # type: ignore[arg-type]
 
     @property
     def is_paper(self) -> bool:
@@ -52,7 +52,7 @@ def error_table(found: Sequence[Found]) -> list[str]:
     """Errors of one case: a row for each rule and times, a column for each count."""
     counts = sorted({one.steps for one in found if one.method == "euler"})
     lines = [
-        f"| rule | times | {' | '.join(map(str, counts))} |",
+        f"| solver | time grid | {' | '.join(map(str, counts))} |",
         "|---|---|" + "--:|" * len(counts),
     ]
     for method in SOLVERS:
@@ -65,13 +65,13 @@ def error_table(found: Sequence[Found]) -> list[str]:
             cells = [f"{own[n]:.4f}" if n in own else "" for n in counts]
             lines.append(f"| {method} | {times} | {' | '.join(cells)} |")
     paper = [one.value for one in found if one.is_paper]
-    return [*lines, "", *(f"50 steps of Heun, 99 evaluations: {value:.4f}." for value in paper)]
+    return [*lines, "", *(f"50 steps of Heun, NFE 99: {value:.4f}." for value in paper)]
 
 
 def score_table(found: Sequence[Found]) -> list[str]:
     """Scores of one case, a row for each setting, the paper's first."""
     names = list(found[0].value) if found else []
-    head = ["rule", "times", "evaluations", *(name.replace("_", " ") for name in names)]
+    head = ["solver", "time grid", "NFE", *(name.replace("_", " ") for name in names)]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for one in sorted(found, key=lambda one: not one.is_paper):
         cells = [one.method, one.times, str(one.evaluations)]
@@ -105,17 +105,17 @@ def draw(found: Sequence[Found], path: Path) -> None:
                       label=label)  # fmt: skip
         for paper in (one.value for one in own if one.is_paper):
             axes.axhline(paper, color="black", lw=0.7, ls=":")
-        axes.set(xscale="log", yscale="log", xlabel="evaluations", title=case)
+        axes.set(xscale="log", yscale="log", xlabel="NFE", title=case)
         axes.set_xticks([10, 15, 20, 25, 50, 99], ["10", "15", "20", "25", "50", "99"])
         axes.minorticks_off()
     panels[0].set_ylabel("error to 400 steps of Heun")
     panels[-1].legend(fontsize=8, frameon=False, title="solid: cosine; dashed: uniform",
                       title_fontsize=8)  # fmt: skip
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         figure.savefig(aside, format="png", dpi=90)
 
 
-def told(found: Sequence[Found]) -> str:
+def report_text(found: Sequence[Found]) -> str:
     """Both kinds of table for each case, with machine and commit."""
     where = environment()
     machine = where["machine"]
@@ -123,7 +123,7 @@ def told(found: Sequence[Found]) -> str:
         f"`python -m benchmarks.solvers --write`: {machine['processor']}, {machine['cores']} "
         f"cores, torch {where['versions']['torch']}, commit {where['commit']}.",
         "",
-        "![Error against evaluations](solvers.png)",
+        "![Error against NFE](solvers.png)",
     ]
     for case in dict.fromkeys(one.case for one in found):
         for kind in dict.fromkeys(one.kind for one in found if one.case == case):
@@ -134,16 +134,16 @@ def told(found: Sequence[Found]) -> str:
 
 
 def filled(text: str, measured: str) -> str:
-    """A document with what stands between our marks made anew."""
+    """A document with the text between our marks replaced."""
     before, _, rest = text.partition(MARKS[0])
     _, _, after = rest.partition(MARKS[1])
     return f"{before}{MARKS[0]}\n{measured}\n\n{MARKS[1]}{after}"
 
 
 def write_page(records: Mapping[str, Any], place: Path, docs: Path | None) -> None:
-    """Print the tables and draw the picture; into the documents where they are given."""
+    """Print the tables and draw the figure; write both into docs where given."""
     found = findings(records)
-    measured = told(found)
+    measured = report_text(found)
     print(measured)
     draw([one for one in found if one.kind.startswith("error")], (docs or place) / "solvers.png")
     if docs:

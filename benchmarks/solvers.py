@@ -26,9 +26,9 @@ from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jitkit.utils.cpu import settle
+from jitkit.utils.cpu import configure_process
 
-settle()  # as the command line does, before torch
+configure_process()  # as the command line does, before torch
 
 import numpy as np  # noqa: E402
 from torch import Tensor  # noqa: E402
@@ -38,7 +38,7 @@ from benchmarks import fields as fieldbench  # noqa: E402
 from benchmarks.gaussian import GaussianFields, marginals, standardized  # noqa: E402
 from benchmarks.solverpage import write_page  # noqa: E402
 from jitkit.diffusion.sampler import draw_noise  # noqa: E402
-from jitkit.diffusion.solvers import SOLVERS, TIME_GRIDS, Method, TimeGrid, evaluations  # noqa: E402
+from jitkit.diffusion.solvers import SOLVERS, TIME_GRIDS, Method, TimeGrid, nfe  # noqa: E402
 from jitkit.evaluation.scoring import Score, resamples, row  # noqa: E402
 from jitkit.runs.run_dir import write_text  # noqa: E402
 from jitkit.sampling.generate import generate  # noqa: E402
@@ -64,7 +64,7 @@ class Setting(NamedTuple):
     @property
     def evaluations(self) -> int:
         """Of the velocity in a sample."""
-        return evaluations(self.method, self.steps)
+        return nfe(self.method, self.steps)
 
     @property
     def key(self) -> str:
@@ -119,24 +119,27 @@ class Case:
 
     def ends(self, setting: Setting, n: int, seed: int) -> Tensor:
         """Where samples end, in encoded values, (n, C, X1..Xn)."""
-        told, section = conditioning_for(self.denoiser, n, seed=seed), self.under(setting, seed)
+        conditioning, section = (
+            conditioning_for(self.denoiser, n, seed=seed),
+            self.under(setting, seed),
+        )
         given = section.model_dump(
             include={"guidance", "steps", "method", "time_grid", "seed", "t_eps", "batch_size"}
         )
         return jitkit.sample(
             self.denoiser,
             n,
-            told.cond,
-            mask=told.mask,
-            coords=told.coords,
+            conditioning.cond,
+            mask=conditioning.mask,
+            coords=conditioning.coords,
             interval=section.guidance_interval,
             **given,
         )
 
     def items(self, setting: Setting, n: int, seed: int) -> list[Any]:
         """Samples as items of the domain."""
-        told = conditioning_for(self.denoiser, n, seed=seed)
-        return list(generate(self.denoiser, n, told, self.under(setting, seed)))
+        conditioning = conditioning_for(self.denoiser, n, seed=seed)
+        return list(generate(self.denoiser, n, conditioning, self.under(setting, seed)))
 
     def scores(self, setting: Setting, n: int, seed: int) -> dict[str, Score]:
         """Every score of samples of one seed."""

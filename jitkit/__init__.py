@@ -1,6 +1,6 @@
 """Diffusion models of raw scientific arrays: the JiT transformer for any number of axes.
 
-The names below are loaded when they are first used, so that ``import jitkit`` is quick.
+Names are imported on first use, so that ``import jitkit`` is fast.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""So that ``python -m jitkit`` and ``torchrun -m jitkit`` work."""
+"""Entry point of ``python -m jitkit`` and ``torchrun -m jitkit``."""
 
 from jitkit.cli import main
 

@@ -1,4 +1,4 @@
-"""The command line. It loads torch only where a command needs it, after the recipe is checked."""
+"""Command line. Commands load torch only if they need it, after the recipe is validated."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cyclopts import App, Parameter
 from cyclopts.exceptions import CycloptsError
 
 from jitkit.errors import ConditionError, JitkitError, RecipeError, Stopped, listed
-from jitkit.utils.cpu import settle
+from jitkit.utils.cpu import configure_process
 
 Overrides = Annotated[str, Parameter(allow_leading_hyphen=False)]
 
@@ -20,38 +20,38 @@ app = App(
     name="jitkit",
     help="Diffusion models of raw scientific arrays: train, sample and score from a recipe.",
     version_flags=["--version"],
-    suppress_keyboard_interrupt=False,  # `main` tells of it
+    suppress_keyboard_interrupt=False,  # handled in `_run`
 )
 
 
 @app.command
 def train(recipe: str, *overrides: Overrides, run: Path | None = None, new: bool = False) -> None:
-    """Train what a recipe describes, or go on with it.
+    """Train a model from a recipe, or resume its run.
 
-    SIGTERM, SIGINT and SIGUSR1 end the run after the step that it is in, saved, with exit code 75.
+    SIGTERM, SIGINT and SIGUSR1 save the run after the current step and end it with exit code 75.
     On several GPUs or machines: torchrun --nproc-per-node 8 -m jitkit -- train RECIPE.
 
     Parameters
     ----------
     recipe
-        A file, or the bare name of a bundled recipe such as digits.
+        A file, or the name of a bundled recipe such as digits.
     overrides
         Keys of the recipe, as train.steps=100.
     run
-        The run's folder; runs/NAME of the recipe where not given.
+        Folder of the run; runs/NAME of the recipe by default.
     new
-        Start another run beside one that is there.
+        Start another run in a new folder if one exists.
     """
     from jitkit.domain import open_domain
     from jitkit.recipe.load import load_recipe
 
-    checked = load_recipe(recipe, overrides)
+    loaded = load_recipe(recipe, overrides)
     domain = None
-    if os.environ.get("RANK", "0") == "0":  # before torch, which takes seconds
-        domain = open_domain(checked.domain)
+    if os.environ.get("RANK", "0") == "0":  # before importing torch, which takes seconds
+        domain = open_domain(loaded.domain)
     from jitkit.training.trainer import train as train_run
 
-    train_run(checked, run=run, new=new, domain=domain)
+    train_run(loaded, run=run, new=new, domain=domain)
 
 
 @app.command
@@ -66,66 +66,66 @@ def sample(
     ema: str | None = None,
     first: int = 0,
 ) -> None:
-    """Draw samples of a trained model, in the files that its field uses.
+    """Generate samples from a trained model, in the file format of its domain.
 
     Parameters
     ----------
     run
-        A run's folder, or one of its checkpoints/step-N.
+        Folder of a run, or one of its checkpoints/step-N.
     overrides
         Keys of the recipe's sections sample and domain, as sample.guidance=2.0.
     n
-        How many.
+        Number of samples.
     out
-        Folder for the files, new or empty; one in the run's samples/ where not given.
+        Folder for the files, new or empty; a folder in the run's samples/ by default.
     cond
-        A condition, as label=3, label=0,1,2, label=0-9 or label=none; once for each.
+        A condition, as label=3, label=0,1,2, label=0-9 or label=none; may be repeated.
     cond_from
-        Real items whose conditions are taken, as val:0-15.
+        Real items whose conditions are used, as val:0-15.
     size
-        Cells of samples, where they differ from one to the next: 12, or 9-20 or 5,7,9 in turn; as
-        training items had where not given.
+        Cells of variable-size samples: 12, or 9-20 or 5,7,9 in turn; by default drawn from the
+        sizes of training items.
     ema
-        Decay of the running mean of the weights, or none for the weights themselves.
+        Decay of the EMA of the weights, or none for the weights without EMA.
     first
-        Index of the first sample; sample i is the same whatever else is drawn.
+        Index of the first sample; sample i does not depend on n or first.
     """
     if n < 1:
         raise RecipeError(f"--n {n} must be at least 1")
     if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RecipeError(f"--out {out} holds something already; choose a new folder")
+        raise RecipeError(f"--out {out} is not an empty folder; choose a new folder")
     if first < 0:
         raise RecipeError(f"--first {first} must be at least 0")
     pairs = [_pair(word, "--cond") for word in cond or []]
-    told = dict(pairs)
-    if len(told) < len(pairs):
+    requested = dict(pairs)
+    if len(requested) < len(pairs):
         raise ConditionError(f"--cond is given twice for {listed(_repeated(pairs))}")
-    from jitkit.runs.load import asked, ready
+    from jitkit.runs.load import load_for_sampling, resolve_run
     from jitkit.runs.run_dir import choose_folder
     from jitkit.sampling.generate import generate
     from jitkit.sampling.requests import conditioning_for
     from jitkit.utils.distributed import team
 
-    found, own, recipe, mean = asked(run, overrides, ema)
-    near = own / "samples" / f"step-{found.step}-seed-{recipe.sample.seed}"
-    folder = out or choose_folder(near.name, near, new=True)
-    with team() as ours:
-        denoiser, section = ready(recipe, found, mean), recipe.sample
+    checkpoint, run_folder, recipe, ema_used = resolve_run(run, overrides, ema)
+    default = run_folder / "samples" / f"step-{checkpoint.step}-seed-{recipe.sample.seed}"
+    folder = out or choose_folder(default.name, default, new=True)
+    with team() as group:
+        denoiser, section = load_for_sampling(recipe, checkpoint, ema_used), recipe.sample
         values = conditioning_for(
             denoiser,
             n,
-            told,
+            requested,
             _source(cond_from),
             sizes=_sizes(size),
             seed=section.seed,
             first=first,
         )
-        items = generate(denoiser, n, values, section, first=first, progress=True, team=ours)
-        if not ours.is_main:
-            list(items)  # none, but the samples that rank 0 collects
+        items = generate(denoiser, n, values, section, first=first, progress=True, team=group)
+        if not group.is_main:
+            list(items)  # yields nothing here, but generates the samples that rank 0 collects
             return
         files = denoiser.domain.write(items, folder)
-    print(f"{n} samples of step {found.step}: {len(files)} files in {folder}")
+    print(f"{n} samples of step {checkpoint.step}: {len(files)} files in {folder}")
 
 
 @app.command
@@ -138,48 +138,48 @@ def forecast(
     members: int = 1,
     ema: str | None = None,
 ) -> None:
-    """Roll out ensembles: each state that is sampled is what the next one is told.
+    """Autoregressive ensemble forecasts: each sampled state conditions the next.
 
-    States are written as they are made. SIGTERM, SIGINT and SIGUSR1 end the command after the step
-    that it is in, with exit code 75; the same command goes on from there, also after a kill.
+    States are written as they are generated. SIGTERM, SIGINT and SIGUSR1 end the command after the
+    current step with exit code 75; the same command resumes the forecast, also after a kill.
 
     Parameters
     ----------
     run
-        A run's folder, or one of its checkpoints/step-N.
+        Folder of a run, or one of its checkpoints/step-N.
     overrides
         Keys of the recipe's sections sample and domain, as sample.seed=1.
     init
-        Where forecasts start, as the domain names it: 2020-01-01T00, or 2020-01/2020-12/24h (first,
-        last, every), or val:16 (so many held-out ones, evenly spread); once for each.
+        Initialization times in the domain's notation: 2020-01-01T00, or 2020-01/2020-12/24h (first,
+        last, interval), or val:16 (16 evenly spaced validation times); may be repeated.
     lead
-        How far they go, as 10d.
+        Lead time, as 10d.
     out
-        The file; it grows as .NAME.part beside its place.
+        Output file; written as .NAME.part in the same folder until it is complete.
     members
-        Of each start. Member m is the same whatever else is asked.
+        Ensemble members per start; member m does not depend on their number.
     ema
-        Decay of the running mean of the weights, or none for the weights themselves.
+        Decay of the EMA of the weights, or none for the weights without EMA.
     """
     if members < 1:
         raise RecipeError(f"--members {members} must be at least 1")
-    from jitkit.runs.checkpoint import mean_named
-    from jitkit.runs.load import asked, ready
+    from jitkit.runs.checkpoint import ema_name
+    from jitkit.runs.load import load_for_sampling, resolve_run
     from jitkit.sampling.rollout import ForecastRequest
-    from jitkit.sampling.rollout import forecast as roll_out
+    from jitkit.sampling.rollout import forecast as run_forecast
     from jitkit.utils.distributed import team
 
-    found, _, recipe, mean = asked(run, overrides, ema)
+    checkpoint, _, recipe, ema_used = resolve_run(run, overrides, ema)
     model = {
-        "checkpoint": str(found.path),
-        "ema": mean or mean_named(found, None),
+        "checkpoint": str(checkpoint.path),
+        "ema": ema_used or ema_name(checkpoint, None),
         "domain": recipe.domain.model_dump(mode="json"),
     }
-    with team() as ours:
-        denoiser = ready(recipe, found, mean)
-        wanted = ForecastRequest(tuple(init), lead, members, model)
-        file = roll_out(denoiser, recipe.sample, wanted, out, team=ours)
-    if ours.is_main:
+    with team() as group:
+        denoiser = load_for_sampling(recipe, checkpoint, ema_used)
+        request = ForecastRequest(tuple(init), lead, members, model)
+        file = run_forecast(denoiser, recipe.sample, request, out, team=group)
+    if group.is_main:
         print(file)
 
 
@@ -193,27 +193,27 @@ def evaluate(
     by: str | None = None,
     json: bool = False,
 ) -> None:
-    """Score samples of a trained model with its domain's measures, under one setting or many.
+    """Score samples of a trained model with the metrics of its domain, for one setting or a sweep.
 
-    A sweep may be stopped at any time, and goes on when it is asked for again. The best setting
-    that it finds is the run's default from then on (best.yaml in its folder).
+    A sweep may be stopped at any time; the same command resumes it. Its best setting becomes the
+    default of the run (best.yaml in its folder).
 
     Parameters
     ----------
     run
-        A run's folder, or one of its checkpoints/step-N.
+        Folder of a run, or one of its checkpoints/step-N.
     overrides
-        Keys of the recipe's sections sample, evaluate and domain; domain.path=FOLDER says where the
-        data lie now.
+        Keys of the recipe's sections sample, evaluate and domain, as domain.path=FOLDER for data
+        that have moved.
     ema
-        Decay of the running mean of the weights, or none for the weights themselves.
+        Decay of the EMA of the weights, or none for the weights without EMA.
     samples
-        How many, in place of evaluate.samples.
+        Number of samples, in place of evaluate.samples.
     sweep
         A key of section sample, or ema, and its values, as sample.guidance=1:4:0.3 (from, to, step)
-        or ema=0.9996,0.9999; once for each key.
+        or ema=0.9996,0.9999; may be repeated for more keys.
     by
-        The score by which a sweep chooses; the first distance of the table where not given.
+        Metric that selects the best setting; by default the first distance of the table.
     json
         Print the scores as JSON and nothing else.
     """
@@ -236,36 +236,36 @@ def evaluate(
         print(score_table(result))
 
 
-def _sweep(run: Path, words: list[str], overrides: Any, *, json: bool, **asked: Any) -> None:
-    """Score every setting of a sweep, and print what came of it."""
-    from jitkit.evaluation.sweep import score_table, sweep
+def _sweep(run: Path, axes: list[str], overrides: Any, *, json: bool, **options: Any) -> None:
+    """Score every setting of a sweep, and print the results."""
+    from jitkit.evaluation.sweep import sweep, sweep_table
     from jitkit.utils.console import remark, say
 
-    result = sweep(run, words, overrides, tell=remark if json else say, **asked)
+    result = sweep(run, axes, overrides, show=remark if json else say, **options)
     if os.environ.get("RANK", "0") != "0":
         return
     if json:
         _print_json(result)
         return
-    print(score_table(result))
-    print(f"table, picture and settings in {result['folder']}; the best is now this run's default "
-          f"({result['default']}; delete it to go back to recipe.yaml)")  # fmt: skip
+    print(sweep_table(result))
+    print(f"table, plot and settings in {result['folder']}; the best is now this run's default "
+          f"({result['default']}; delete it to return to recipe.yaml)")  # fmt: skip
 
 
 @app.command
 def report(*runs: Path, out: Path | None = None) -> None:
-    """Write one page of HTML on a run, or on several beside each other.
+    """Write an HTML report of one run, or of several side by side.
 
-    What was trained on what, samples, scores, sweeps, curves, recipe and machine. The page needs no
-    network and no other file.
+    It shows model, data, samples, scores, sweeps, curves, recipe and machine. The page is a single
+    file and needs no network.
 
     Parameters
     ----------
     runs
-        Folders of runs, at work or not.
+        Folders of runs, also of unfinished ones.
     out
-        File for the page; report.html in the run's folder where not given, or comparison.html in
-        the first one's where there are several.
+        Output file; by default report.html in the run's folder, or comparison.html in the folder
+        of the first of several.
     """
     from jitkit.report.page import write_report
 
@@ -282,72 +282,72 @@ def check(
     step: bool = True,
     json: bool = False,
 ) -> None:
-    """Say what a recipe makes and what it costs, take two real steps, and train nothing.
+    """Dry run of a recipe: model size, cost, memory and two real steps, without training.
 
     Parameters
     ----------
     recipe
-        A file, or the bare name of a bundled recipe.
+        A file, or the name of a bundled recipe.
     overrides
         Keys of the recipe, as model.size=L.
     memory
-        Memory of each process, as 24GiB: the largest batch that fits is named.
+        Memory per process, as 24GiB; the largest batch that fits is printed.
     processes
-        How many would train together.
+        Number of processes that would train together.
     step
-        Take two real steps where the data are there and the memory is enough.
+        Take two real steps if the data are available and the memory suffices.
     json
         Print one JSON object and nothing else.
     """
     from jitkit.recipe.load import dump_recipe, load_recipe
 
-    checked = load_recipe(recipe, overrides)
+    loaded = load_recipe(recipe, overrides)
     from jitkit.nn.memory import parse_bytes
-    from jitkit.training.dry_run import check as look
+    from jitkit.training.dry_run import check as dry_run
 
-    report = look(checked, memory=parse_bytes(memory) if memory else None, processes=processes)
-    found = dict(report.found)
+    report = dry_run(loaded, memory=parse_bytes(memory) if memory else None, processes=processes)
+    summary = dict(report.summary)
     if step and not report.problems and processes == 1:
-        found |= _rehearsed(checked, found)
+        summary |= _two_steps(loaded, summary)
     if json:
-        _print_json(found | {"problems": report.problems})
+        _print_json(summary | {"problems": report.problems})
     else:
-        print(dump_recipe(checked))
-        for key, value in found.items():
-            print(f"{key}: {_shown(value)}")
+        print(dump_recipe(loaded))
+        for key, value in summary.items():
+            print(f"{key}: {_formatted(value)}")
     if report.problems:
         raise RecipeError("\n".join(report.problems))
 
 
-def _rehearsed(recipe: Any, found: dict[str, Any]) -> dict[str, Any]:
-    """What two real steps took; why there were none where memory is short."""
+def _two_steps(recipe: Any, summary: dict[str, Any]) -> dict[str, Any]:
+    """Time and memory of two real steps, or the reason why they were not taken."""
     from jitkit.domain import open_domain
-    from jitkit.training.step import rehearse
+    from jitkit.training.step import run_two_steps
 
-    if found["memory_gib"] > found["memory_free_gib"]:
-        return {"step": "none was taken: it needs more memory than is free"}
-    return rehearse(recipe, open_domain(recipe.domain))
+    if summary["memory_gib"] > summary["memory_free_gib"]:
+        return {"step": "not taken: it needs more memory than is free"}
+    return run_two_steps(recipe, open_domain(recipe.domain))
 
 
 @app.command
 def ema(run: Path, *, sigma_rel: float, step: int | None = None) -> None:
-    """Make the mean of the weights of any width after training (Karras et al. 2023, post-hoc EMA).
+    """Reconstruct an EMA of any width after training (post-hoc EMA, Karras et al. 2023).
 
-    The run must have kept power-function means: train.ema_sigma_rel=[0.05, 0.1]. Use the mean with
-    --ema sigma-0.1 of sample and evaluate.
+    The run must have stored power-function EMAs: train.ema_sigma_rel=[0.05, 0.1]. Use the result
+    with --ema sigma-0.1 of sample and evaluate.
 
     Parameters
     ----------
     run
-        A run's folder.
+        Folder of a run.
     sigma_rel
-        Width of the mean, as a share of the training that it averages over.
+        Width of the EMA, relative to the length of the training.
     step
-        The last step that it may hold; the newest snapshot's where not given.
+        Last step of the EMA; by default that of the newest snapshot.
     """
-    from jitkit.optim.posthoc_ema import describe, write_reconstructed
+    from jitkit.optim.posthoc_ema import reconstruction_summary, write_reconstructed
 
-    print(describe(write_reconstructed(run, sigma_rel, step)))
+    print(reconstruction_summary(write_reconstructed(run, sigma_rel, step)))
 
 
 @app.command
@@ -360,20 +360,20 @@ def inspect(
     domain: str = "arrays",
     json: bool = False,
 ) -> None:
-    """Look at a file or store of arrays, and propose a recipe that trains on it.
+    """Inspect a file or store of arrays, and propose a recipe to train on it.
 
     Parameters
     ----------
     data
-        Zarr store, NetCDF file or a pattern of them in quotes, HDF5, .npy, .npz, or an address.
+        Zarr store, NetCDF file or a quoted pattern of files, HDF5, .npy, .npz, or a URL.
     out
-        File for the recipe; it must not be there yet.
+        File for the recipe; it must not exist yet.
     group
         Group inside a Zarr store or an HDF5 file.
     option
-        For addresses, as anonymous=true; once for each.
+        Option of a remote store, as anonymous=true; may be repeated.
     domain
-        The adapter that looks.
+        Adapter that inspects the data.
     json
         Print one JSON object and nothing else.
     """
@@ -384,64 +384,64 @@ def inspect(
 
     if out is not None and out.exists():
         raise RecipeError(f"--out {out} exists already; choose another name")
-    look = getattr(domain_class(domain), "inspect", None)
-    if look is None:
+    inspect_data = getattr(domain_class(domain), "inspect", None)
+    if inspect_data is None:
         raise RecipeError(f"domain {domain!r} cannot inspect data; arrays can")
     pairs = [_pair(word, "--option") for word in option or []]
     options = {key: yaml.safe_load(value) for key, value in pairs}
-    found = look(data, group=group, options=options)
+    proposal = inspect_data(data, group=group, options=options)
     if out is not None:
-        write_text(out, found.text())
+        write_text(out, proposal.text())
     if json:
-        _print_json(found.plain())
+        _print_json(proposal.plain())
         return
-    _show_proposal(found)
+    _show_proposal(proposal)
     if out is not None:
         print(f"\nrecipe in {out}; train with: jitkit train {out}")
 
 
-def _show_proposal(found: Any) -> None:
-    """A table of the variables, then what was guessed."""
+def _show_proposal(proposal: Any) -> None:
+    """Print a table of the variables, then the guesses."""
     from rich.console import Console
     from rich.table import Table
 
-    shown = Table(box=None, header_style="bold", pad_edge=False)
+    table = Table(box=None, header_style="bold", pad_edge=False)
     for title in ("variable", "dimensions", "chunks", "type", "units", "missing", "range", "role"):
-        shown.add_column(title, overflow="fold")
-    for row in found.rows:
+        table.add_column(title, overflow="fold")
+    for row in proposal.rows:
         dims = " x ".join(f"{name} {size}" for name, size in row.dims.items())
         chunks = " x ".join(map(str, row.chunks))
         missing = "" if row.missing is None else f"{100 * row.missing:.3g} %"
         low_high = "" if row.low is None else f"{row.low:.4g} to {row.high:.4g}"
-        shown.add_row(row.name, dims, chunks, row.dtype, row.units, missing, low_high, row.role)
-    Console(width=None if sys.stdout.isatty() else 160).print(shown)
+        table.add_row(row.name, dims, chunks, row.dtype, row.units, missing, low_high, row.role)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
     print()
-    for line in found.reasons:
+    for line in proposal.reasons:
         print(line)
-    for warning in found.warnings:
+    for warning in proposal.warnings:
         print(f"warning: {warning}")
-    if found.unsure:
+    if proposal.unsure:
         print("\nunsure of:")
-        for what, override in found.unsure:
+        for what, override in proposal.unsure:
             print(f"  {what}: {override}")
 
 
 @app.command
 def fetch(recipe: str, *overrides: Overrides, to: Path) -> None:
-    """Copy what a recipe reads of a bucket, or of any other store, to disk.
+    """Download the data of a recipe from a bucket or another store to disk.
 
-    Variables, levels, times and maps of the recipe and no more, in chunks that suit training. A
-    copy that was stopped goes on with the same command; one that is whole is checked, and parts of
-    it that are damaged are fetched again.
+    Only the variables, levels, times and maps of the recipe are copied, chunked for training. The
+    same command resumes an interrupted copy; a complete one is verified, and damaged parts are
+    downloaded again.
 
     Parameters
     ----------
     recipe
-        A file, or the bare name of a bundled recipe.
+        A file, or the name of a bundled recipe.
     overrides
         Keys of the recipe, as domain.lead=12h.
     to
-        Folder for the copy, new or begun by this command.
+        Folder for the copy, new or created by this command.
     """
     from jitkit.domain import domain_class
     from jitkit.protocols import Fetchable
@@ -451,20 +451,42 @@ def fetch(recipe: str, *overrides: Overrides, to: Path) -> None:
     domain = domain_class(section.name)(section)
     if not isinstance(domain, Fetchable):
         raise RecipeError(
-            f"domain {section.name!r} copies no data; put them where its keys point by other means"
+            f"domain {section.name!r} cannot copy data; place them where its keys point"
         )
-    found = domain.fetch(to)
-    print(f"copied to {to}; train on it with: jitkit train {recipe} {' '.join(found)}")
+    local = domain.fetch(to)
+    print(f"copied to {to}; train on it with: jitkit train {recipe} {' '.join(local)}")
 
 
 @app.command
 def domains() -> None:
-    """List the kinds of data that are installed."""
+    """List the installed domains (kinds of data)."""
     from jitkit.domain import domain_class, installed
 
     for name, point in installed().items():
         about = (domain_class(name).__doc__ or "").strip().splitlines()[0]
         print(f"{name:12} {about} ({point.value})")
+
+
+@app.command
+def recipes(*, json: bool = False) -> None:
+    """List the bundled recipes by the name or path that other commands take.
+
+    Parameters
+    ----------
+    json
+        Print one JSON object and nothing else.
+    """
+    from jitkit.recipe.load import recipe_titles
+
+    titles = recipe_titles()
+    if json:
+        _print_json(titles)
+        return
+    names = [name for name in titles if not name.endswith(".yaml")]
+    for group in (names, [path for path in titles if path not in names]):
+        width = max(map(len, group), default=0)
+        for name in group:
+            print(f"{name:{width}} {titles[name]}")
 
 
 @app.command(name="import")
@@ -476,21 +498,20 @@ def import_(
     weights: str | None = None,
     noise_scale: float | None = None,
 ) -> None:
-    """Write a checkpoint of the authors' code (JiT) as a run that sample and evaluate use.
+    """Convert a checkpoint of the official JiT code to a run for sample and evaluate.
 
     Parameters
     ----------
     checkpoint
-        A .pth file of the authors' code; no code in it is run.
+        A .pth file of the official code; no code in it is run.
     run
-        The run's folder; runs/NAME of the file where not given.
+        Folder of the run; runs/NAME of the file by default.
     in_context_start
-        The block before which in-context tokens join; by the model's size where not given.
+        Block before which in-context tokens are added; by default that of the model's size.
     weights
-        Entry of the file: model_ema1, model_ema2 or model; the first there where not given.
+        Entry of the file: model_ema1, model_ema2 or model; by default the first that exists.
     noise_scale
-        Standard deviation of the noise it was trained on; by the size of its pictures where not
-        given.
+        Standard deviation of the noise in training; by default that of the image size.
     """
     from jitkit.runs.official import import_official
 
@@ -501,13 +522,13 @@ def import_(
         weights=weights,
         noise_scale=noise_scale,
     )
-    print(f"imported into {folder}; draw pictures with: jitkit sample {folder} --cond label=0-9")
+    print(f"imported into {folder}; generate images with: jitkit sample {folder} --cond label=0-9")
 
 
 def main() -> None:
-    """Run the command line: exit code 0 when done, 2 for a user's mistake, 1 for ours.
+    """Run the command line. Exit codes: 0 success, 2 user error, 1 internal error.
 
-    75 after a signal, when all is saved and the same command goes on (EX_TEMPFAIL).
+    75 (EX_TEMPFAIL) after a signal: everything is saved and the same command resumes.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         _run()
@@ -520,14 +541,14 @@ def main() -> None:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # threads of gloo abort a process that takes itself apart, now and then
+    os._exit(code)  # on normal exit gloo's threads sometimes abort the process
 
 
 def _run() -> None:
-    settle()
+    configure_process()
     try:
         app(sys.argv[1:], exit_on_error=False, print_error=False)
-    except (JitkitError, CycloptsError, OSError) as error:  # OSError: a full disk, no permission
+    except (JitkitError, CycloptsError, OSError) as error:  # OSError: disk full, no permission
         print(f"jitkit: {error}", file=sys.stderr)
         sys.exit(2)
     except Stopped as stopped:
@@ -545,6 +566,7 @@ def _repeated(pairs: list[tuple[str, str]]) -> list[str]:
 
 
 def _pair(word: str, option: str) -> tuple[str, str]:
+    """``label=3`` as (name, value)."""
     name, sign, value = word.partition("=")
     if not sign or not name or not value:
         raise ConditionError(f"{option} {word!r}: expected name=value, such as label=3")
@@ -567,27 +589,27 @@ def _source(text: str | None) -> tuple[str, list[int]] | None:
 
 
 def _sizes(text: str | None) -> list[int] | None:
-    """``9-20`` as sizes of samples."""
+    """``9-20`` as a list of sizes."""
     if text is None:
         return None
     from jitkit.sampling.requests import parse_indices
 
     sizes = parse_indices(text)
     if sizes is None:
-        raise ConditionError(f"--size {text!r}: expected cells of samples, such as 12 or 9-20")
+        raise ConditionError(f"--size {text!r}: expected numbers of cells, such as 12 or 9-20")
     return sizes
 
 
-def _shown(value: Any) -> str:
+def _formatted(value: Any) -> str:
     match value:
         case int() if not isinstance(value, bool):
             return f"{value:,}"
         case float():
             return f"{value:.4g}"
         case dict():
-            return ", ".join(f"{key} {_shown(v)}" for key, v in value.items()) or "none"
+            return ", ".join(f"{key} {_formatted(v)}" for key, v in value.items()) or "none"
         case list():
-            return ", ".join(_shown(v) for v in value)
+            return ", ".join(_formatted(v) for v in value)
     return str(value)
 
 

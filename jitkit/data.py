@@ -1,9 +1,9 @@
-"""Items into batches: shuffled, seeded, and the same whoever reads them.
+"""Data loading: reproducible shuffling, augmentation, padding, and batches for several processes.
 
-Batch k of a run is a function of (seed, k) alone: every epoch is a permutation of the items, the
-batches go through one epoch after the other without a gap, and each item's augmentation has its
-own generator. A batch may be cut into equal parts, in turn for each of several processes; neither
-their number nor that of a loader's workers or threads changes what is in it.
+Batch k of a run is a function of (seed, k) alone: every epoch is a permutation of the items,
+batches continue across epochs without a gap, and each item's augmentation has a separate
+generator. A batch may be split into equal parts over processes and accumulation steps; neither
+their number nor that of workers or threads changes its contents.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from jitkit.utils.console import warn
 from jitkit.utils.cpu import cores
 from jitkit.utils.seeding import mix
 
-SUBSTITUTES = 16  # items in a row that may be unreadable before a run stops
+SUBSTITUTES = 16  # consecutive unreadable items at which a run stops
 READ_AHEAD = 1  # batches that threads prepare while one is in use
 POOL = 64  # batches whose items are sorted by size together
-PADDED_SIZES = 32  # that batches are padded to along an axis, at most
+PADDED_SIZES = 32  # maximum number of padded sizes along an axis
 
 ItemKey = tuple[int, int]
 """An epoch and the index of an item."""
@@ -47,53 +47,53 @@ Indices = np.ndarray[Any, np.dtype[np.int64]]
 def batches(
     domain: Domain, items: Sequence[Any], plan: BatchPlan, *, workers: int = 0
 ) -> Iterator[Batch]:
-    """Training batches in the order of a plan, augmented; a part of one at a time if it says so.
+    """Augmented training batches, or their parts, in the order of a plan.
 
     Args:
         domain: the adapter that encodes the items.
-        items: of the training split; read in the workers, or in threads where they are `Threaded`.
-        plan: which items make each batch.
-        workers: processes that read and encode, in place of threads; 0 does it here.
+        items: of the training split; read in the workers, or in threads if they are `Threaded`.
+        plan: the items of each batch.
+        workers: processes that read and encode, in place of threads; 0 uses this process.
 
     Raises:
-        DataError: there are no items, or too many in a row cannot be read.
+        DataError: there are no items, or too many consecutive items cannot be read.
     """
     if not len(items):
         raise DataError("the training split has no items")
     reader = _Reader(domain, items, plan.seed)
-    join = partial(_collate, domain.layout, domain.conditions)
+    collate_items = partial(_collate, domain.layout, domain.conditions)
     threads = items.threads if isinstance(items, Threaded) else 0
     if not workers and threads > 0:
-        return _raised(_threaded(reader, plan, join, threads))
+        return _raise_errors(_threaded(reader, plan, collate_items, threads))
     if workers > cores():
         warn(f"train.workers is {workers} on {cores()} cores; fewer may be faster")
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)  # told above
+        warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)  # as above
         loader = DataLoader(
             reader,
             batch_sampler=plan,
             num_workers=workers,
-            collate_fn=join,
+            collate_fn=collate_items,
             pin_memory=torch.cuda.is_available(),
-            # fork dead-locks under Zarr; workers of a fork server do not see that a run was killed
+            # fork deadlocks under Zarr; forkserver workers outlive a killed run
             multiprocessing_context="spawn" if workers else None,
         )
-        return _raised(iter(loader))
+        return _raise_errors(iter(loader))
 
 
 def _threaded(
     reader: _Reader,
     plan: BatchPlan,
-    join: Callable[[list[ReadItem]], Batch | DataError],
+    collate_items: Callable[[list[ReadItem]], Batch | DataError],
     threads: int,
 ) -> Iterator[Batch | DataError]:
-    """Batches whose items are read at once in threads, the next one while one is in use."""
+    """Batches whose items are read in threads, `READ_AHEAD` of them while one is in use."""
 
-    def part(keys: Sequence[ItemKey]) -> list[ReadItem]:
+    def read_part(keys: Sequence[ItemKey]) -> list[ReadItem]:
         return [reader[key] for key in keys]
 
-    def whole(parts: Sequence[Future[list[ReadItem]]]) -> Batch | DataError:
-        batch = join([item for part in parts for item in part.result()])
+    def join_parts(parts: Sequence[Future[list[ReadItem]]]) -> Batch | DataError:
+        batch = collate_items([item for part in parts for item in part.result()])
         pin = torch.cuda.is_available() and isinstance(batch, Batch)
         return batch.pin_memory() if pin and isinstance(batch, Batch) else batch
 
@@ -103,7 +103,8 @@ def _threaded(
             for keys in plan:
                 size = -(-len(keys) // threads)
                 parts = [keys[at : at + size] for at in range(0, len(keys), size)]
-                waiting.append(joiner.submit(whole, [readers.submit(part, p) for p in parts]))
+                futures = [readers.submit(read_part, part) for part in parts]
+                waiting.append(joiner.submit(join_parts, futures))
                 if len(waiting) > READ_AHEAD:
                     yield waiting.popleft().result()
             while waiting:
@@ -113,38 +114,38 @@ def _threaded(
                 pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _raised(loader: Iterable[Batch | DataError]) -> Iterator[Batch]:
-    """Batches, until a reader hands over what went wrong."""
+def _raise_errors(loader: Iterable[Batch | DataError]) -> Iterator[Batch]:
+    """Batches, until a reader returns an error, which is raised."""
     for batch in loader:
         if isinstance(batch, DataError):
             try:
                 raise batch
             finally:
-                del loader, batch  # or its traceback would keep the workers
+                del loader, batch  # the traceback would keep the workers alive
         yield batch
 
 
-def held_out(
-    domain: Domain, *, most: int, batch_size: int, rank: int = 0, world: int = 1
+def validation_batches(
+    domain: Domain, *, max_items: int, batch_size: int, rank: int = 0, world: int = 1
 ) -> Iterator[tuple[list[int], Batch, bool]]:
-    """Validation items, evenly spread over their split, as (indices, batch, own); none augmented.
+    """Validation batches, evenly spaced over the split, not augmented, as (indices, batch, own).
 
-    Processes take the batches in turn and all get equally many: who has none left gets the first
-    again, for company, with ``own`` False.
+    Batches are distributed over the processes in turn. All processes get equally many: one with
+    none left gets the first batch again, with ``own`` False.
 
     Raises:
-        DataError: not one item of a batch can be read, where processes must stay together.
+        DataError: no item of a batch can be read, and there are several processes.
     """
     items = domain.items("val")
-    indices = spread(len(items), most)
+    indices = evenly_spaced(len(items), max_items)
     parts = [indices[at : at + batch_size] for at in range(0, len(indices), batch_size)]
     for turn in range(0, len(parts), world):
         own = turn + rank < len(parts)
         part = parts[turn + rank if own else 0]
-        found = list(readable(domain, items, part))
-        if found:
-            fields = [field for _, field in found]
-            yield [i for i, _ in found], collate(domain.layout, domain.conditions, fields), own
+        encoded = list(readable(domain, items, part))
+        if encoded:
+            fields = [field for _, field in encoded]
+            yield [i for i, _ in encoded], collate(domain.layout, domain.conditions, fields), own
         elif world > 1:
             raise DataError(f"none of the validation items {listed(map(str, part))} can be read")
 
@@ -152,24 +153,24 @@ def held_out(
 def readable(
     domain: Domain, items: Sequence[Any], indices: Iterable[int]
 ) -> Iterator[tuple[int, Field]]:
-    """Encoded items with their indices, those that cannot be read left out."""
+    """(index, encoded item) of the readable items."""
     for index in indices:
         with suppress(BadItem):
             yield index, encode(domain, items[index])
 
 
-def spread(size: int, most: int) -> list[int]:
-    """At most ``most`` indices below ``size``, evenly spread, the same every time.
+def evenly_spaced(size: int, max_items: int) -> list[int]:
+    """At most ``max_items`` evenly spaced indices below ``size``; deterministic.
 
-    >>> spread(10, 4)
+    >>> evenly_spaced(10, 4)
     [0, 2, 5, 7]
     """
-    count = min(size, most)
+    count = min(size, max_items)
     return [i * size // count for i in range(count)]
 
 
 def encode(domain: Domain, item: Any, rng: np.random.Generator | None = None) -> Field:
-    """An item as a `Field`; one with no data in any cell is a `BadItem`."""
+    """Encode an item; raises `BadItem` if it has no data in any cell."""
     field = domain.encode(item, rng)
     known = _known(domain.layout, field)
     if known is not None and not known.any():
@@ -178,13 +179,13 @@ def encode(domain: Domain, item: Any, rng: np.random.Generator | None = None) ->
 
 
 ReadItem = tuple[Field, tuple[tuple[str, str], ...]] | DataError
-"""An encoded item and what was passed over on the way to it; or why there is none."""
+"""An encoded item with the (name, reason) of items skipped before it, or an error."""
 
 
 class _Reader(Dataset[ReadItem]):
     """(epoch, index) -> encoded item.
 
-    Mistakes are handed over, not raised: the loader would put a worker's traceback into the text.
+    Errors are returned, not raised: the loader would add a worker's traceback to the text.
     """
 
     def __init__(self, domain: Domain, items: Sequence[Any], seed: int) -> None:
@@ -209,22 +210,22 @@ class _Reader(Dataset[ReadItem]):
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """Which items make each batch of a run; iterates over lists of (epoch, index).
+    """The items of each batch of a run; iterates over lists of (epoch, index).
 
-    Each batch is cut into ``accumulate`` x ``world`` equal parts. Part (i, rank) holds the places
-    of the batch from (i world + rank) times the part's size on; a process goes through its own.
+    Each batch is split into ``accumulate`` x ``world`` equal parts. Part (i, rank) starts at
+    position (i world + rank) x part size of the batch; a process iterates over its parts.
 
     Attributes:
-        size: items of the split.
-        batch_size: samples of a batch, of all processes together.
+        size: number of items of the split.
+        batch_size: samples per batch, over all processes.
         seed: of the run.
-        start: number of the first batch; a run that goes on starts where it was.
-        stop: number after the last batch.
-        shuffle: one epoch's permutation from its generator; an even one where not given.
-        sizes: of the items, where those of like size are to share a batch (`by_size`).
-        accumulate: parts of a batch that a process takes one after the other.
-        rank: this process, counted from 0.
-        world: processes.
+        start: index of the first batch; nonzero in a resumed run.
+        stop: index after the last batch.
+        shuffle: returns one epoch's permutation, given its generator; uniform by default.
+        sizes: of the items, to group items of similar size (`by_size`).
+        accumulate: gradient accumulation parts per process.
+        rank: of this process, counted from 0.
+        world: number of processes.
     """
 
     size: int
@@ -251,28 +252,28 @@ class BatchPlan:
         rank: int = 0,
         world: int = 1,
     ) -> BatchPlan:
-        """The plan for a split: `Chunked` items in their own order, `HasSizes` ones by size."""
+        """The plan of a split; `Chunked` items set their order, `HasSizes` are grouped by size."""
         shuffle = items.order if isinstance(items, Chunked) else None
         sizes = items.sizes if isinstance(items, HasSizes) and shuffle is None else None
-        shares = (shuffle, sizes, accumulate, rank, world)
-        return cls(len(items), batch_size, seed, start, stop, *shares)
+        options = (shuffle, sizes, accumulate, rank, world)
+        return cls(len(items), batch_size, seed, start, stop, *options)
 
     def __post_init__(self) -> None:
         parts = self.accumulate * self.world
         if self.batch_size % parts:
             raise RecipeError(
-                f"train.batch_size {self.batch_size} cannot be cut into equal parts for "
-                f"{self.world} processes x train.accumulate {self.accumulate}; take a multiple of "
+                f"train.batch_size {self.batch_size} cannot be split into equal parts for "
+                f"{self.world} processes x train.accumulate {self.accumulate}; use a multiple of "
                 f"{parts}"
             )
 
     @property
     def part_size(self) -> int:
-        """Samples of one part."""
+        """Number of samples of one part."""
         return self.batch_size // (self.accumulate * self.world)
 
-    def first_place(self, part: int) -> int:
-        """Place in the batch of the first sample of this process's part ``part``."""
+    def first_position(self, part: int) -> int:
+        """Position in the batch of the first sample of this process's part ``part``."""
         return (part * self.world + self.rank) * self.part_size
 
     def __len__(self) -> int:
@@ -280,27 +281,27 @@ class BatchPlan:
 
     def __iter__(self) -> Iterator[list[ItemKey]]:
         orders: dict[int, Indices] = {}
-        for number in range(self.start, self.stop):
+        for batch in range(self.start, self.stop):
             for part in range(self.accumulate):
-                first = self.first_place(part)
-                yield self._keys(number, range(first, first + self.part_size), orders)
+                first = self.first_position(part)
+                yield self._keys(batch, range(first, first + self.part_size), orders)
 
-    def keys(self, number: int) -> list[ItemKey]:
-        """(epoch, index) of every sample of batch ``number``, of all processes."""
-        return self._keys(number, range(self.batch_size), {})
+    def keys(self, batch: int) -> list[ItemKey]:
+        """(epoch, index) of every sample of batch number ``batch``, over all processes."""
+        return self._keys(batch, range(self.batch_size), {})
 
     def _keys(
-        self, number: int, places: Iterable[int], orders: dict[int, Indices]
+        self, batch: int, positions: Iterable[int], orders: dict[int, Indices]
     ) -> list[ItemKey]:
-        found = []
-        for place in places:
-            epoch, at = divmod(number * self.batch_size + place, self.size)
+        keys = []
+        for position in positions:
+            epoch, at = divmod(batch * self.batch_size + position, self.size)
             if epoch not in orders:
                 for old in [e for e in orders if e < epoch - 1]:
                     del orders[old]
                 orders[epoch] = self._order(epoch)
-            found.append((epoch, int(orders[epoch][at])))
-        return found
+            keys.append((epoch, int(orders[epoch][at])))
+        return keys
 
     def _order(self, epoch: int) -> Indices:
         rng = np.random.default_rng(mix(self.seed, "order", epoch))
@@ -312,17 +313,17 @@ class BatchPlan:
 
 
 def by_size(sizes: Indices, rng: np.random.Generator, batch_size: int, first: int = 0) -> Indices:
-    """A permutation of items in which those of a batch are of like size; one epoch's order.
+    """An epoch's permutation in which the items of each batch have similar sizes.
 
-    Items are shuffled, those of `POOL` batches at a time are sorted by size, and the batches are
-    shuffled. The items of a batch that reaches into a neighbouring epoch are any.
+    Items are shuffled, sorted by size within pools of `POOL` batches, and the batches are shuffled.
+    A batch that extends into a neighbouring epoch holds arbitrary items.
 
     Args:
         sizes: of the items, (items,).
         rng: of the epoch.
         batch_size: items of a batch.
-        first: the place of a batch's first item, counted from the epoch's; batches repeat, so that
-            any multiple of the batch size more or less is the same place.
+        first: offset of the first item of any batch from the start of the epoch, modulo the batch
+            size.
     """
     order = rng.permutation(len(sizes))
     first = min(first % batch_size, len(sizes))
@@ -337,13 +338,13 @@ def by_size(sizes: Indices, rng: np.random.Generator, batch_size: int, first: in
 
 
 def collate(layout: Layout, conditions: Mapping[str, Condition], fields: Sequence[Field]) -> Batch:
-    """Fields side by side, padded to the largest grid among them.
+    """Stack fields into a batch, padded to the largest grid among them.
 
-    Where that falls short of the layout's, each axis is rounded up so that it has one of at most
-    `PADDED_SIZES` numbers of tokens: `torch.compile` meets few shapes.
+    Axes smaller than the layout's are rounded up to one of at most `PADDED_SIZES` numbers of
+    tokens, so that `torch.compile` sees few shapes.
 
-    Cells without data are zero in ``x`` and False in the mask; there is no mask where all cells
-    of all fields have data. Conditions on the grid are padded with what stands for "not told".
+    Cells without data are zero in ``x`` and False in the mask; there is no mask if all cells of all
+    fields have data. Conditions on the grid are padded with the unset value (NaN, class ``n``).
     """
     grids = [tuple(field.values.shape[1:]) for field in fields]
     grid = _rounded(layout, tuple(max(sizes) for sizes in zip(*grids, strict=True)))
@@ -372,7 +373,7 @@ def collate(layout: Layout, conditions: Mapping[str, Condition], fields: Sequenc
 
 
 def _rounded(layout: Layout, grid: tuple[int, ...]) -> tuple[int, ...]:
-    """A grid with the axes that fall short of the layout's rounded up."""
+    """The grid, with axes smaller than the layout's rounded up."""
     sizes = []
     for size, axis in zip(grid, layout.axes, strict=True):
         patches = ceil(axis.tokens / PADDED_SIZES)
@@ -397,12 +398,12 @@ def _collate(
 
 
 def _known(layout: Layout, field: Field) -> Tensor | None:
-    """Where a field has data: (C, X1..Xn) if channels may be missing, else (1, X1..Xn).
+    """Mask of cells with data: (C, X1..Xn) if channels may be missing, else (1, X1..Xn).
 
-    None where it has data in every cell.
+    None if every cell has data.
     """
     if field.mask is None and isfinite(field.values.sum()):
-        return None  # a sum is 20 times quicker than looking at each cell, and seldom in doubt
+        return None  # 20 times faster than a test of each cell; false alarms are rare
     known = torch.isfinite(field.values)
     if field.mask is not None:
         known = known & field.mask
@@ -412,7 +413,7 @@ def _known(layout: Layout, field: Field) -> Tensor | None:
 
 
 def _cond(condition: Condition, value: Any, grid: tuple[int, ...]) -> Tensor:
-    """One item's condition as the network takes it, without the batch."""
+    """One item's condition as input of the network, without the batch axis."""
     value = torch.as_tensor(value)
     match condition:
         case Category():
@@ -426,7 +427,7 @@ def _cond(condition: Condition, value: Any, grid: tuple[int, ...]) -> Tensor:
 
 
 def _to_grid(x: Tensor, grid: tuple[int, ...], *, value: float) -> Tensor:
-    """(C, X1..Xn) padded at the end of each axis to a larger grid."""
+    """Pad (C, X1..Xn) at the end of each axis to a larger grid."""
     ends = [(0, new - old) for old, new in zip(x.shape[1:], grid, strict=True)]
     if not any(end for _, end in ends):
         return x
@@ -434,7 +435,7 @@ def _to_grid(x: Tensor, grid: tuple[int, ...], *, value: float) -> Tensor:
 
 
 def _coords(field: Field, grid: tuple[int, ...]) -> Tensor:
-    """Positions of a field's cells, (X1..Xn, n), or 0, 1, 2, ... where it gives none."""
+    """Positions of a field's cells, (X1..Xn, n); 0, 1, 2, ... by default."""
     if field.coords is not None:
         return extend_coords(field.coords.movedim(-1, 0), grid).movedim(0, -1)
     lines = [torch.arange(size, dtype=torch.float32) for size in grid]

@@ -1,8 +1,8 @@
-"""What the core asks of a kind of data, and how it finds the adapters that are installed.
+"""Protocol of a domain (a kind of data), and lookup of installed adapters by entry point.
 
-An adapter is found by its entry point in the group ``jitkit.domains``; nothing is imported before
-a recipe names it. Loading an adapter must not load torch, so that a mistake in a recipe is
-answered in the first second: heavy libraries belong inside the methods that need them.
+Adapters are found by their entry points in the group ``jitkit.domains`` and imported only when a
+recipe names them. Importing an adapter must not import torch, so that errors in a recipe are
+reported within a second: import heavy libraries inside the methods that need them.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ if TYPE_CHECKING:
 Split = Literal["train", "val"]
 
 Metric = Callable[[Sequence[Any], Sequence[Any]], float]
-"""A score: samples and real items of the training split, in native form, to one number.
+"""A metric: samples and real items of the training split, in native form, to one value.
 
-Which number is the best one, a measure may say by an attribute ``best`` (see `Best`).
+An optional attribute ``best`` states which value is best (see `Best`).
 """
 
 Best = Literal["low", "high", "real"]
-"""Which value of a score is the best: the lowest, the highest, or that of real held-out items."""
+"""Which value of a metric is best: the lowest, the highest, or that of real held-out items."""
 
 
 class Domain(Protocol):
-    """A kind of data: files, units and libraries stay behind it.
+    """A kind of data; encapsulates its files, units and libraries.
 
-    An item is one datum in the form its field uses, in physical units (a picture, an xarray
-    dataset, a structure). A domain must survive pickling, since workers read and encode.
+    An item is one sample in the native form of its field, in physical units (an image, an xarray
+    dataset, a structure). Domains must be picklable, because workers read and encode.
 
-    One that is given in Python may be made from anything; what a recipe names is an `Installed`.
-    Where a domain has an attribute ``section``, the section that it was made from, a run keeps it
-    in its recipe.
+    A domain passed in Python may be constructed in any way; a recipe names an `Installed` one.
+    If a domain has an attribute ``section`` (the section it was created from), the run keeps it in
+    its recipe.
     """
 
     @property
@@ -49,72 +49,72 @@ class Domain(Protocol):
 
     @property
     def conditions(self) -> Mapping[str, Condition]:
-        """What a model may be told, by name; empty for unconditional data."""
+        """Conditions of a model by name; empty for unconditional data."""
 
     def metadata(self) -> dict[str, Any]:
-        """What was found in the data and is needed to decode samples.
+        """What was measured on the data and is needed to decode samples.
 
-        Plain data for JSON in which numpy arrays may stand anywhere; they are kept as tensors.
+        JSON-compatible data that may contain numpy arrays anywhere; these are stored as tensors.
         """
 
     def items(self, split: Split) -> Sequence[Any]:
-        """The items of a split, in an order that never changes, read when they are asked for.
+        """The items of a split in a fixed order, read on access.
 
-        Asking for one may raise `BadItem`; training passes over it and reports its name. A sequence
-        that is more than a list may say so, see `abilities`.
+        Indexing may raise `BadItem`; training skips the item and reports its name. For optional
+        protocols of the sequence see `jitkit.protocols`.
         """
 
     def encode(self, item: Any, rng: np.random.Generator | None = None) -> Field:
-        """An item as numbers of about unit variance; with ``rng``, randomly augmented."""
+        """An item as values of about unit variance; with ``rng``, randomly augmented."""
 
     def decode(self, field: Field) -> Any:
-        """Undo `encode`, up to the rounding that the adapter states.
+        """Invert `encode`, up to the rounding that the adapter documents.
 
-        Values of a sample may lie on a GPU. Its ``cond`` holds every condition; one that it was not
-        told is class ``n`` of a category, NaN of numbers.
+        Values of a sample may be on a GPU. ``cond`` holds every condition; an unset condition is
+        class ``n`` of a category, NaN for numbers.
         """
 
     def write(self, items: Iterable[Any], path: Path) -> list[Path]:
-        """Write items into folder ``path`` in the files that the field uses; return the files.
+        """Write items into folder ``path`` in the file format of the field; return the files.
 
-        Items are made as they are asked for, so a file written early survives a stop.
+        Items are generated lazily, so files written early survive an interruption.
         """
 
     def preview(self, items: Sequence[Any]) -> Image:
-        """A picture of items, side by side."""
+        """An image that shows items side by side."""
 
     def scores(self) -> Mapping[str, Metric]:
-        """The domain's measures, by name."""
+        """The domain's metrics by name."""
 
 
 class Installed(Domain, Protocol):
-    """A domain that an entry point leads to: it is made from section ``domain`` of a recipe."""
+    """A domain with an entry point, created from section ``domain`` of a recipe."""
 
     Section: ClassVar[type[DomainSection]]
     """The keys of the recipe's section ``domain``."""
 
     def __init__(self, section: Any, metadata: Mapping[str, Any] | None = None) -> None:
-        """Open the data that ``section`` names, or stand without them on ``metadata``.
+        """Open the data named by ``section``, or use ``metadata`` in their place.
 
         Args:
             section: an instance of ``Section``.
-            metadata: what `metadata` returned when a model was trained; with it neither the data
-                nor their path is needed until `items` is called.
+            metadata: result of `metadata` when a model was trained; with it neither the data nor
+                their path is needed until `items` is called.
 
         Raises:
-            DataError: without metadata, where the data are missing or unlike what the section says;
-                the text says what to fetch and which key points elsewhere.
+            DataError: without metadata, if the data are missing or inconsistent with the section;
+                the text names what to download and the key that sets the path.
         """
 
 
 def installed() -> dict[str, EntryPoint]:
-    """The adapters that are installed, by name, none of them imported."""
-    found = sorted(entry_points(group="jitkit.domains"), key=lambda point: point.name)
-    return {point.name: point for point in found}
+    """Entry points of the installed adapters by name; none is imported."""
+    points = sorted(entry_points(group="jitkit.domains"), key=lambda point: point.name)
+    return {point.name: point for point in points}
 
 
 def domain_class(name: str) -> type[Installed]:
-    """The adapter of a name.
+    """The adapter class of a name.
 
     Raises:
         RecipeError: no adapter of that name is installed.
@@ -127,16 +127,16 @@ def domain_class(name: str) -> type[Installed]:
 
 
 def is_installed(cls: type[Domain], name: str) -> bool:
-    """Whether a class is the installed adapter of a name."""
+    """Whether a class is the installed adapter of that name."""
     return name in installed() and domain_class(name) is cls
 
 
 def open_domain(section: DomainSection) -> Domain:
-    """The adapter that a recipe's section ``domain`` names, its data found.
+    """Create the domain of a recipe's section ``domain`` and open its data.
 
     Raises:
         RecipeError: no adapter of that name is installed.
-        DataError: the data are missing or unlike what the section says.
+        DataError: the data are missing or inconsistent with the section.
     """
     domain = domain_class(section.name)(section)
     check_has_items(domain, section.name)
@@ -144,35 +144,35 @@ def open_domain(section: DomainSection) -> Domain:
 
 
 def check_has_items(domain: Domain, name: str) -> None:
-    """Whether there is anything to train on.
+    """Check that the training split has items.
 
     Raises:
-        DataError: there is not.
+        DataError: it has none.
     """
     if not len(domain.items("train")):
         raise DataError(f"domain {name!r}: the training split has no items")
 
 
 def check_instance(domain: object) -> None:
-    """Whether a domain that is given in Python was made, and is not the class of one.
+    """Check that a domain passed in Python is an instance, not a class.
 
     Raises:
-        RecipeError: it is the class.
+        RecipeError: it is a class.
     """
     if isinstance(domain, type):
         raise RecipeError(
-            f"domain={domain.__name__} is the class; give a domain that was made from it: "
+            f"domain={domain.__name__} is a class; pass an instance of it: "
             f"domain={domain.__name__}(...)"
         )
 
 
 def section_of(domain: object) -> DomainSection | None:
-    """The section that a domain says it was made from; None where it says none."""
+    """The section that a domain was created from; None if it has none."""
     section = getattr(domain, "section", None)
     return section if isinstance(section, DomainSection) else None
 
 
-def lower_is_better(measure: Metric) -> Metric:
-    """Say of a measure that its lowest value is the best one, and not that of real items."""
-    measure.best = "low"  # type: ignore[attr-defined]
-    return measure
+def lower_is_better(metric: Metric) -> Metric:
+    """Mark a metric whose best value is the lowest one, rather than that of real items."""
+    metric.best = "low"  # type: ignore[attr-defined]
+    return metric

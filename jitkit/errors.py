@@ -1,13 +1,13 @@
-"""What can go wrong through no fault of ours, drawn as a tree.
+"""Exceptions for errors that a user can fix.
 
 JitkitError (a ValueError)
- ├─ RecipeError      a recipe or an override that cannot be meant
- ├─ DataError        data that are missing, unreadable or unlike what the recipe says
- │   └─ BadItem      one item of many: named, reported, passed over
- ├─ ConditionError   a condition the model does not know, or a value outside its range
- └─ CheckpointError  a checkpoint that is torn, incomplete or of another model
+ ├─ RecipeError      an invalid recipe or override
+ ├─ DataError        data that are missing, unreadable or inconsistent with the recipe
+ │   └─ BadItem      one unreadable item: skipped and reported by name
+ ├─ ConditionError   a condition unknown to the model, or a value outside its range
+ └─ CheckpointError  a checkpoint that is corrupt, incomplete or of another model
 
-The command line prints their text, without a traceback, and exits with code 2.
+The command line prints their text without a traceback and exits with code 2.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from collections.abc import Iterable
 
 
 class JitkitError(ValueError):
-    """Something the user can mend; the text says what was asked, what was found, what to do."""
+    """An error that the user can fix; the text states the request, the finding and the remedy."""
 
 
 class RecipeError(JitkitError):
-    """A recipe or an override that cannot be meant."""
+    """An invalid recipe or override."""
 
 
 class DataError(JitkitError):
-    """Data that are missing, unreadable or unlike what the recipe says."""
+    """Data that are missing, unreadable or inconsistent with the recipe."""
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal ended a run at a whole step; all is saved, and the run goes on when asked again.
+    """A signal stopped a run after a complete step; everything is saved and it can be resumed.
 
-    The command line exits with code 75 then.
+    The command line then exits with code 75.
     """
 
 
 class BadItem(DataError):
-    """One item of many cannot be read; training passes over it and reports its name."""
+    """One item cannot be read; training skips it and reports its name."""
 
     def __init__(self, name: str, why: str) -> None:
         super().__init__(f"{name}: {why}")
@@ -44,19 +44,19 @@ class BadItem(DataError):
         self.why = why
 
     def __reduce__(self) -> tuple[type[BadItem], tuple[str, str]]:
-        return BadItem, (self.name, self.why)  # so that it crosses from a loader's worker
+        return BadItem, (self.name, self.why)  # for pickling between loader workers
 
 
 class ConditionError(JitkitError):
-    """A condition the model does not know, or a value outside its range."""
+    """A condition unknown to the model, or a value outside its range."""
 
 
 class CheckpointError(JitkitError):
-    """A checkpoint that is torn, incomplete or of another model."""
+    """A checkpoint that is corrupt, incomplete or of another model."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """``"; did you mean 'steps'?"`` for a word that is nearly a known one, else ``""``.
+    """``"; did you mean 'steps'?"`` if a known word is similar, else ``""``.
 
     >>> nearest("stepps", ["steps", "seed"])
     "; did you mean 'steps'?"
@@ -66,7 +66,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def listed(names: Iterable[str], most: int = 8) -> str:
-    """Names in one line, the rest counted.
+    """The first names in one line, and how many more there are.
 
     >>> listed(["a", "b", "c"], most=2)
     'a, b and 1 more'

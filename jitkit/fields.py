@@ -1,4 +1,4 @@
-"""The words that adapters and core share: axes, layout, conditions, one sample, one batch.
+"""Data types shared by adapters and core: Axis, Layout, conditions, Field (a sample), Batch.
 
 Nothing here computes, and importing it does not load torch.
 """
@@ -23,11 +23,11 @@ class Axis:
     """One axis of a grid.
 
     Attributes:
-        name: what the axis is called, such as ``"latitude"``.
-        size: cells along it; the largest size where samples differ.
+        name: such as ``"latitude"``.
+        size: cells along it; the largest size if samples differ in size.
         patch: cells of a token along it.
-        kind: ``"line"`` has two ends, ``"circle"`` closes on itself (longitude, angle), ``"set"``
-            has no order.
+        kind: ``"line"`` has two ends, ``"circle"`` is periodic (longitude, angle), ``"set"`` has no
+            order.
     """
 
     name: str
@@ -49,26 +49,26 @@ class Axis:
             )
         if self.kind == "set" and self.patch != 1:
             raise JitkitError(
-                f"axis {self.name!r} is a set, which has no neighbours to make a patch of: "
+                f"axis {self.name!r} is a set, whose cells have no neighbours to form a patch: "
                 f"patch {self.patch} must be 1"
             )
 
     @property
     def tokens(self) -> int:
-        """Patches needed to cover the axis; the last may reach past its end."""
+        """Patches needed to cover the axis; the last may extend past its end."""
         return ceil(self.size / self.patch)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What a domain's arrays look like: one to four axes, named channels.
+    """Layout of a domain's arrays: one to four axes, named channels.
 
-    ``missing`` says that cells may be absent (NaN) inside a sample. The network then gets a
-    learned fill for each channel and a mask beside the values.
+    ``missing``: cells may be absent (NaN) inside a sample. The network then has a learned fill
+    value for each channel and takes a mask besides the values.
 
     ``centred`` is a linear constraint: in every sample the observed cells of each of these groups
-    of channels, taken together, have mean zero. Data come so from the domain; noise, what the
-    network says and so every step of the sampler are projected onto it (`jitkit.centring`).
+    of channels, taken together, have mean zero. The domain provides centred data; noise,
+    predictions and so every step of the sampler are projected (`jitkit.diffusion.zero_mean`).
 
     ``positions`` names the channels that are positions in space, such as x, y and z of a point in a
     set. Attention then also depends on the relative positions of tokens, taken from the noisy data
@@ -90,14 +90,14 @@ class Layout:
             raise JitkitError(f"a layout has 1 to 4 axes, not {len(self.axes)}")
         for what, names in (("axes", [a.name for a in self.axes]), ("channels", self.channels)):
             if len(set(names)) != len(names) or not names:
-                raise JitkitError(f"{what} need different names, and at least one: {listed(names)}")
+                raise JitkitError(f"{what} need distinct names, and at least one: {listed(names)}")
         grouped = [name for group in self.centred for name in group]
         for what, names in (("centred", grouped), ("positions", self.positions)):
             if unknown := [name for name in names if name not in self.channels]:
-                raise JitkitError(f"{what} {unknown[0]!r} is no channel; they are "
+                raise JitkitError(f"{what} {unknown[0]!r} is not a channel; channels are "
                                   f"{listed(self.channels)}")  # fmt: skip
         if len(set(grouped)) != len(grouped) or not all(self.centred):
-            raise JitkitError("a channel is centred in one group, and no group is empty")
+            raise JitkitError("a channel can be in one centred group, and no group may be empty")
         if len(set(self.positions)) != len(self.positions):
             raise JitkitError(f"positions name a channel twice: {listed(self.positions)}")
 
@@ -118,11 +118,11 @@ class Layout:
 
     @property
     def patch_features(self) -> int:
-        """Numbers a token must say, D = C P1 ... Pn."""
+        """Features of a patch, D = C P1 ... Pn."""
         return len(self.channels) * prod(self.patch)
 
     def with_patch(self, patch: int | tuple[int, ...] | None) -> Layout:
-        """The same layout with another patch: one number for all ordered axes, or one for each."""
+        """The same layout with another patch: one size for all ordered axes, or one per axis."""
         if patch is None:
             return self
         if isinstance(patch, int):
@@ -137,8 +137,8 @@ class Layout:
 
     @property
     def of_samples(self) -> Layout:
-        """What is true of samples alone: without patch and places, which say how a model sees them,
-        so that models of the same data can be told from those of others."""
+        """The layout without patch and positions, which depend on the model: two models with equal
+        ``of_samples`` have the same kind of samples."""
         return replace(self.with_patch(1), positions=())
 
 
@@ -149,12 +149,13 @@ def _check_drop(drop: float) -> None:
 
 def _check_classes(n: int) -> None:
     if n < 1:
-        raise JitkitError(f"{n} classes are none; a category has at least 1")
+        raise JitkitError(f"a category needs at least 1 class, not {n}")
 
 
 @dataclass(frozen=True)
 class Category:
-    """One of ``n`` classes, values int (B,); class ``n`` is the null class for guidance."""
+    """One of ``n`` classes, values int (B,); class ``n`` is the null class of classifier-free
+    guidance (CFG)."""
 
     n: int
     drop: float = 0.1
@@ -166,7 +167,7 @@ class Category:
 
 @dataclass(frozen=True)
 class Scalars:
-    """Numbers of about unit variance, values float (B, len(names)); NaN means unknown."""
+    """Scalars of about unit variance, values float (B, len(names)); NaN means unknown."""
 
     names: tuple[str, ...]
     drop: float = 0.1
@@ -178,7 +179,7 @@ class Scalars:
 
 @dataclass(frozen=True)
 class Grid:
-    """Arrays on the sample's own grid, values float (B, len(channels), X1..Xn); NaN is missing."""
+    """Arrays on the grid of the sample, values float (B, len(channels), X1..Xn); NaN is missing."""
 
     channels: tuple[str, ...]
     drop: float = 0.1
@@ -211,13 +212,13 @@ CONDITIONS: dict[str, type[Condition]] = {
 
 @dataclass(frozen=True)
 class Field:
-    """One sample as the core sees it: numbers on a grid.
+    """One encoded sample: values on a grid.
 
     Attributes:
-        values: (C, X1..Xn) float32, about zero mean and unit variance; NaN where nothing is known.
+        values: (C, X1..Xn) float32, about zero mean and unit variance; NaN where unknown.
         mask: bool, (X1..Xn) or (C, X1..Xn), True where there are data; None means everywhere.
-        cond: what to condition on, by name, shapes as in the condition's class without B.
-        coords: (X1..Xn, n) float32, position of each cell counted in cells; None means 0, 1, 2, ...
+        cond: conditions by name, shapes as in the condition's class without B.
+        coords: (X1..Xn, n) float32, position of each cell in units of cells; None: 0, 1, 2, ...
     """
 
     values: Tensor
@@ -228,14 +229,14 @@ class Field:
 
 @dataclass(frozen=True)
 class Batch:
-    """Fields side by side, padded to one grid.
+    """Fields stacked along a batch axis, padded to one grid.
 
     Attributes:
         x: (B, C, X1..Xn) float32, zero where there are no data.
         mask: (B, C or 1, X1..Xn) bool, or None where everything is observed.
         cond: tensors by name, (B, ...).
         coords: (B, X1..Xn, n) float32 or None.
-        notes: what was odd about items on the way here, as (item's name, what).
+        notes: items skipped while reading, as (name, reason).
     """
 
     x: Tensor
@@ -256,7 +257,7 @@ class Batch:
         )
 
     def pin_memory(self) -> Batch:
-        """In page-locked memory, from which a GPU copies while the processor goes on."""
+        """The same batch in page-locked memory, for asynchronous copies to a GPU."""
 
         def pin(x: Any) -> Any:
             return None if x is None else x.pin_memory()
@@ -266,7 +267,7 @@ class Batch:
 
 
 def describe(layout: Layout, conditions: Mapping[str, Condition]) -> dict[str, Any]:
-    """Layout and conditions as plain data for JSON; `described` is the way back."""
+    """Layout and conditions as JSON-compatible data; `described` is the inverse."""
     kinds = {cls: kind for kind, cls in CONDITIONS.items()}
     return {
         "layout": asdict(layout),
@@ -277,9 +278,9 @@ def describe(layout: Layout, conditions: Mapping[str, Condition]) -> dict[str, A
 
 
 def described(data: Mapping[str, Any]) -> tuple[Layout, dict[str, Condition]]:
-    """Undo `describe`."""
+    """Invert `describe`."""
     layout = dict(data["layout"])
-    if "places" in layout:  # as jitkit 0.1 named it
+    if "places" in layout:  # the name in jitkit 0.1
         layout["positions"] = layout.pop("places")
     layout["axes"] = tuple(Axis(**axis) for axis in layout["axes"])
     conditions = {

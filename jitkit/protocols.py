@@ -1,6 +1,6 @@
-"""What a domain, or its items, may be able to do besides what `Domain` asks: all of it optional.
+"""Optional protocols of a domain or its items, besides `Domain`.
 
-An adapter has these methods or has them not; none need be named as a base class.
+They are detected by their members; an adapter need not name them as base classes.
 """
 
 from __future__ import annotations
@@ -19,34 +19,34 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class VariableSize(Protocol):
-    """A domain whose samples differ in size, and that says of what size the next one is to be."""
+    """A domain with variable-size samples; provides the size of each new sample."""
 
     def template(
-        self, rng: np.random.Generator, told: Mapping[str, Any], size: int | None = None
+        self, rng: np.random.Generator, cond: Mapping[str, Any], size: int | None = None
     ) -> Field:
-        """A sample that is yet to be made: its shape, and what it is told.
+        """Shape and conditions of a new sample.
 
-        Sizes, and conditions that were not asked for, are drawn together from what the training
-        items had, with the domain's metadata alone: the data may be gone.
+        The size and all unspecified conditions are drawn from the joint distribution of the
+        training items, using the domain's metadata only: the data may be gone.
 
         Args:
-            rng: of this sample; what is drawn is a function of it.
-            told: what the user asks for, by name: a class of a category, numbers (K,) in the
-                domain's own units with NaN for unknown; None for what is not to be told.
-            size: cells along the first axis, where the user asks for it.
+            rng: of this sample; determines everything drawn.
+            cond: requested conditions by name: a class of a category, numbers (K,) in the domain's
+                units with NaN for unknown; None for a condition to leave unset.
+            size: requested number of cells along the first axis.
 
         Returns:
             Zeros in the sample's shape, with its mask and positions, and every condition as
-            `Domain.encode` gives it (class ``n``, NaN: not told).
+            returned by `Domain.encode` (unset: class ``n``, NaN).
 
         Raises:
-            ConditionError: sizes and conditions that cannot be together, or a size out of range.
+            ConditionError: size and conditions are incompatible, or the size is out of range.
         """
 
 
 @runtime_checkable
 class HasSizes(Protocol):
-    """Items whose sizes are known: those of like size are put into one batch, which pads little."""
+    """Items with known sizes; batches then hold items of similar size, to minimize padding."""
 
     sizes: np.ndarray[Any, np.dtype[np.int64]]
     """Cells of each item, (items,)."""
@@ -54,82 +54,81 @@ class HasSizes(Protocol):
 
 @runtime_checkable
 class Threaded(Protocol):
-    """Items that are read in threads, several at once."""
+    """Items that are read concurrently in threads."""
 
     threads: int
-    """Items that may be asked for at once, from as many threads."""
+    """Number of threads that may read items concurrently."""
 
 
 @runtime_checkable
 class Chunked(Threaded, Protocol):
-    """Items that lie together in chunks: in which order to read them, in threads."""
+    """Items stored in chunks; provides a reading order that keeps chunks together."""
 
     def order(self, rng: np.random.Generator) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """A permutation of the items for one epoch, a function of the generator alone."""
+        """A permutation of the items for one epoch, determined by the generator alone."""
 
 
 @runtime_checkable
 class Weighted(Protocol):
-    """A domain whose cells count differently, as they do by their area on a sphere."""
+    """A domain with loss weights of cells, such as their area on a sphere."""
 
     @property
     def weights(self) -> np.ndarray[Any, np.dtype[Any]] | None:
-        """How much each cell counts in the loss, (X1..Xn) with a mean of 1; None: all alike."""
+        """Loss weight of each cell, (X1..Xn) with mean 1; None means equal weights."""
 
 
 class ForecastWriter(Protocol):
-    """A file of forecasts that grows: a state for each start, member and step."""
+    """A growing file of forecasts: one state for each start, member and step."""
 
     def write(self, start: str, member: int, step: int, state: Any) -> None:
-        """Put a state in, for good when this returns; steps count from 1, members from 0."""
+        """Store a state durably; steps count from 1, members from 0."""
 
     def read(self, start: str, member: int, step: int) -> Any:
-        """A state that was put in, with the very numbers that it had."""
+        """A stored state, bit for bit."""
 
     def finish(self) -> None:
-        """All states are in."""
+        """Complete the file after all states are written."""
 
 
 @runtime_checkable
 class Autoregressive(Protocol):
-    """A domain whose items follow one another: a sample is what the next one is told.
+    """A domain of sequences for autoregressive forecasts: each sampled state conditions the next.
 
-    A state is an item in native form. What `Domain.decode` makes of a sample is one, with nothing
-    left to be done to it.
+    A state is an item in native form, as returned by `Domain.decode`.
     """
 
     @property
     def is_sequence(self) -> bool:
-        """Whether items follow one another under this recipe."""
+        """Whether items form a sequence under this recipe."""
 
     def init_times(self, words: Sequence[str]) -> Sequence[str]:
-        """The starts that a user names, each as the domain writes it.
+        """Initialization times (starts) named by the user, in the domain's notation.
 
         Raises:
-            JitkitError: words that cannot be meant, or a start whose states are not in the data.
+            JitkitError: invalid notation, or a start whose states are not in the data.
         """
 
     def steps(self, lead: str) -> int:
-        """How many states a forecast of this length has.
+        """Number of states of a forecast with this lead time.
 
         Raises:
-            JitkitError: words that cannot be meant, or no whole number of steps.
+            JitkitError: invalid notation, or not a whole number of steps.
         """
 
     def history(self, start: str) -> Sequence[Any]:
-        """The states up to a start, oldest first, as many as a model is told."""
+        """The states up to a start, oldest first, as many as the model is conditioned on."""
 
     def conditioning(self, start: str, step: int, states: Sequence[Any]) -> Field:
-        """What the model is told of the state so many steps after a start.
+        """Conditions of the state at a step after a start.
 
         Args:
-            start: as `starts` names it.
+            start: as returned by `init_times`.
             step: counted from 1.
-            states: those before, oldest first, as many as `known` gives.
+            states: the preceding states, oldest first, as many as `history` returns.
 
         Returns:
             Zeros in the sample's shape, with its mask and positions, and every condition as
-            `Domain.encode` gives it.
+            returned by `Domain.encode`.
         """
 
     def forecasts(
@@ -140,88 +139,88 @@ class Autoregressive(Protocol):
         steps: int,
         record: Mapping[str, Any],
     ) -> ForecastWriter:
-        """A file for states of all starts, members and steps; made where it is not there.
+        """A file for the states of all starts, members and steps; created if absent.
 
         Args:
             path: of the file or folder.
             starts, members, steps: its size.
-            record: how they were made, plain data for JSON, which the file keeps.
+            record: how the states were generated, JSON-compatible, stored in the file.
         """
 
     def recorded(self, path: Path) -> Mapping[str, Any] | None:
-        """The record of a finished file; None where there is none."""
+        """The record of a completed file; None if there is none."""
 
 
-RollOutFunction = Callable[[str, Sequence[int], int], Iterator[Sequence[Any]]]
-"""From a start, for some members, so many steps: after each, the states of all these members."""
+RolloutFunction = Callable[[str, Sequence[int], int], Iterator[Sequence[Any]]]
+"""(start, members, steps) -> after each step, the states of these members."""
 
 
 @runtime_checkable
 class VerifiesForecasts(Protocol):
-    """A domain whose samples follow one another, and are scored against what came."""
+    """A domain whose forecasts are scored against verifying analyses or observations."""
 
     @property
     def is_sequence(self) -> bool:
-        """Whether they do under this recipe; else they are scored by `Domain.scores`."""
+        """Whether items form a sequence under this recipe; else `Domain.scores` is used."""
 
-    def verify(self, roll_out: RollOutFunction, folder: Path, *, seed: int) -> Mapping[str, Any]:
-        """Roll out ensembles from held-out starts, score them, draw pictures into ``folder``.
+    def verify(self, roll_out: RolloutFunction, folder: Path, *, seed: int) -> Mapping[str, Any]:
+        """Forecast ensembles from held-out starts, score them, draw figures into ``folder``.
 
-        Returns plain data for ``evaluation.json``:
+        Returns JSON-compatible data for ``evaluation.json``:
 
-        - ``scores``: rows by name, as those of any score, with ``baselines`` besides, which have by
-          name a ``value`` and the interval of the ``difference`` to it;
-        - ``samples``, ``held_out``: forecasts and starts in number;
+        - ``scores``: rows by name, as for other metrics, and ``baselines``, which have by name a
+          ``value`` and the interval of the ``difference`` to it;
+        - ``samples``, ``held_out``: number of forecasts and of starts;
         - ``settings``: what was scored and how;
         - ``table``: the scores as text, in place of the usual table;
-        - ``notes``: what is to be said besides;
+        - ``notes``: remarks for the user;
         - ``pictures``: files in ``folder``, by relative path.
         """
 
 
 class FeatureScores(Protocol):
-    """Scores that look at a row of numbers for each item, so that no sample need be kept."""
+    """Metrics computed from a feature vector per item, so that samples need not be kept."""
 
     @property
     def best(self) -> Mapping[str, Best]:
-        """Names of the scores, in the order of a table, and which value of each is the best.
+        """Names of the metrics in table order, and which value of each is best.
 
-        Asked for after `prepare`.
+        Valid after `prepare`.
         """
 
     replaces: frozenset[str]
-    """Measures of `Domain.scores` that need not be taken beside these."""
+    """Metrics of `Domain.scores` that these replace."""
 
     def features(self, items: Sequence[Any]) -> np.ndarray[Any, np.dtype[Any]]:
-        """(items, D) numbers; each process does it for the samples that it made."""
+        """Features, (items, D); each process computes those of the samples it generated."""
 
     def prepare(self) -> Mapping[str, Any]:
-        """Find out about the real items that samples are compared with, before any is drawn.
+        """Prepare the reference statistics of real items, before samples are drawn.
 
-        Returns what they are, as plain data for the record; a list ``notes`` among it is for
-        people. Rank 0 alone asks.
+        Returns a description of them, JSON-compatible, for the record; its list ``notes`` is shown
+        to the user. Called on rank 0 only.
 
         Raises:
-            DataError: they are missing or unlike what the section says.
+            DataError: they are missing or inconsistent with the section.
         """
 
-    def scores(self, rows: np.ndarray[Any, np.dtype[Any]]) -> Mapping[str, float]:
-        """The scores of these items, NaN where one cannot be taken."""
+    def scores(self, features: np.ndarray[Any, np.dtype[Any]]) -> Mapping[str, float]:
+        """The metrics of these features, NaN if one cannot be computed."""
 
-    def resampled(self, rows: np.ndarray[Any, np.dtype[Any]]) -> Mapping[str, float]:
-        """The same of some of the items, for intervals; it may be quicker and less exact."""
+    def resampled(self, features: np.ndarray[Any, np.dtype[Any]]) -> Mapping[str, float]:
+        """Metrics of a resample, for intervals; may be faster and less exact."""
 
 
 @dataclass(frozen=True)
 class EvaluationProtocol:
-    """A published way of scoring samples.
+    """A published evaluation protocol.
 
     Attributes:
         name: of the protocol.
-        samples: how many are drawn.
+        samples: number of samples.
         sampling: keys of section ``sample`` that it fixes.
-        departures: from a record of an evaluation and the model's conditions, in words where it was
-            not followed.
+        departures: maps the record of an evaluation and the model's conditions to the deviations
+            from the protocol, as text.
     """
 
     name: str
@@ -232,35 +231,34 @@ class EvaluationProtocol:
 
 @runtime_checkable
 class ScoresFeatures(Protocol):
-    """A domain with scores on rows of numbers, besides `Domain.scores` or in place of some."""
+    """A domain with metrics on features, in addition to or in place of `Domain.scores`."""
 
     def scorer(self) -> tuple[FeatureScores | None, Sequence[str]]:
-        """What takes them, None where it cannot; and what people should know about it.
+        """The feature metrics, None if unavailable, and notes for the user.
 
         Raises:
-            DataError: what the recipe asks for is not there.
-            RecipeError: or cannot be meant.
+            DataError: something requested by the recipe is missing.
+            RecipeError: the request is invalid.
         """
 
     def evaluation_protocol(self) -> EvaluationProtocol | None:
-        """The published way of scoring that the recipe asks for; None without one."""
+        """The evaluation protocol that the recipe requests; None without one."""
 
 
 @runtime_checkable
 class Fetchable(Protocol):
-    """A domain whose data may lie far away, and that copies what a recipe reads of them."""
+    """A domain that can copy the data of a recipe from a remote store to disk."""
 
     def fetch(self, folder: Path) -> list[str]:
-        """Copy what the recipe reads into a folder, on disk and laid out for training.
+        """Copy the data that the recipe reads into a folder on disk, chunked for training.
 
-        The volume is told before it starts. A copy that was stopped, or of which a part was
-        damaged, is gone on with and mended.
+        The volume is reported first. An interrupted copy is resumed, damaged parts are repaired.
 
         Returns:
             Overrides with which the recipe reads the copy, such as ``domain.path=/data/copy``; its
-            items are then the same, bit for bit.
+            items are then identical, bit for bit.
 
         Raises:
-            DataError: the data cannot be read, the disk is too small, or the folder holds
-                something else.
+            DataError: the data cannot be read, the disk is too small, or the folder contains
+                other files.
         """

@@ -1,7 +1,7 @@
-"""The sections of a recipe that belong to the core: every key, its type, default and meaning.
+"""Recipe sections of the core: every key with type, default and meaning.
 
-They stand together, away from the code that reads them, because a recipe must be checked in the
-first second and that code loads torch. A domain's own section stands in its adapter.
+They are separate from the code that uses them, which loads torch, so that a recipe is validated
+within a second. The section of a domain is defined in its adapter.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Finite = Annotated[float, Limit(allow_inf_nan=False)]
 
 
 class Section(BaseModel):
-    """A part of a recipe: frozen, unknown keys refused, the line under a key is its meaning."""
+    """Base of recipe sections: frozen, unknown keys refused, the string under a key is its help."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=()
@@ -29,38 +29,38 @@ class Section(BaseModel):
 
 
 class DomainSection(Section):
-    """Section ``domain``: which kind of data. Adapters add their own keys to these."""
+    """Section ``domain``: the kind of data. Adapters add their keys to these."""
 
     free_to_change: ClassVar[tuple[str, ...]] = ("path",)
     """Keys that change neither the items nor the model, so that a run may be resumed with other
-    values: data may have moved, and whether they are the same is checked by themselves."""
+    values. Data may have moved; whether they are the same is checked on the data."""
 
     name: str
-    """Name of the adapter; `jitkit domains` lists what is installed."""
+    """Name of the adapter; `jitkit domains` lists the installed ones."""
 
 
 class ModelSection(Section):
     """Section ``model``: the transformer."""
 
     size: Literal["B", "L", "H", "G"] | None = None
-    """A size of the paper (table 9); keys given beside it take precedence."""
+    """Model size of the paper (table 9); other keys of this section take precedence."""
     width: Count | None = None
-    """Numbers in a token inside the network, W."""
+    """Features of a token inside the network, W."""
     depth: Count | None = None
-    """Blocks."""
+    """Number of transformer blocks."""
     heads: Count | None = None
-    """Attention heads; a head for every 64 of the width where not given."""
+    """Attention heads; width / 64 by default."""
     bottleneck: Count | None = None
-    """Width between a patch and its token (section 4.3); 128 where not given."""
+    """Bottleneck width of the patch embedding (section 4.3); 128 by default."""
     patch: Count | list[Count] | None = None
-    """Cells of a token: one number for all axes, or one for each; the domain's where not given."""
+    """Patch size in cells: one number for all axes, or one per axis; the domain's by default."""
     in_context_tokens: Natural | None = None
-    """Tokens that carry the condition through the blocks; 32 with a size of the paper, else 4, and
-    none where the condition is not one vector for the whole sample."""
+    """In-context conditioning tokens; 32 with a size of the paper, else 4, and none if no condition
+    is a single vector for the whole sample."""
     in_context_start: Natural | None = None
-    """The block before which they join, counted from 0; a third of the depth where not given."""
+    """Block before which they are added, counted from 0; a third of the depth by default."""
     mlp_hidden: Count | None = None
-    """Hidden numbers of SwiGLU; 8/3 of the width where not given."""
+    """Hidden features of SwiGLU; 8/3 of the width by default."""
     dropout: Annotated[float, Limit(ge=0, lt=1)] | None = None
     """Dropout in the middle half of the blocks."""
 
@@ -74,7 +74,7 @@ class ModelSection(Section):
         return self
 
     def resolved(self) -> dict[str, Any]:
-        """Every number the network needs, presets and defaults filled in (but for ``patch``)."""
+        """All sizes of the network with presets and defaults filled in, except ``patch``."""
         given = self.model_dump(exclude={"size", "patch"}, exclude_none=True)
         sizes: dict[str, Any] = SIZES[self.size] | given if self.size else given
         width, depth = sizes["width"], sizes["depth"]
@@ -90,7 +90,7 @@ class ModelSection(Section):
 
 
 SIZES: dict[str, dict[str, Any]] = {
-    # Li & He 2025, table 9, and dropout and starting block from the authors' code
+    # Li & He 2025, table 9; dropout and in_context_start from the official code
     "B": {"depth": 12, "width": 768, "heads": 12, "bottleneck": 128, "in_context_start": 4},
     "L": {"depth": 24, "width": 1024, "heads": 16, "bottleneck": 128, "in_context_start": 8},
     "H": {"depth": 32, "width": 1280, "heads": 16, "bottleneck": 256, "in_context_start": 10}
@@ -101,132 +101,132 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 class DiffusionSection(Section):
-    """Section ``diffusion``: the path from noise to data and what the network says of it."""
+    """Section ``diffusion``: the probability path, the prediction of the network and its loss."""
 
     prediction: Literal["x", "eps", "v"] = "x"
-    """What the network says: clean data, noise or velocity."""
+    """What the network predicts: clean data, noise or velocity."""
     loss: Literal["x", "eps", "v"] = "v"
-    """The space in which its error is measured."""
+    """The space in which the loss is computed."""
     t_distribution: Literal["logit-normal", "uniform"] = "logit-normal"
-    """How times are drawn in training."""
+    """Distribution of the times t in training."""
     P_mean: Finite = -0.8
-    """Mean of logit(t); lower is noisier."""
+    """Mean of logit(t); lower means noisier."""
     P_std: Positive = 0.8
     """Standard deviation of logit(t)."""
     noise_scale: Literal["auto"] | Positive = "auto"
     """Standard deviation of the noise; auto is the square root of the number of cells over 256, at
     least 1 (1, 2, 4 at 256, 512, 1024 pixels, as in the paper). `set` axes do not count."""
     t_eps: Annotated[float, Limit(gt=0, lt=1)] = 0.05
-    """The least value of 1 - t (and of t) in a division."""
+    """Lower bound of 1 - t (and of t) in divisions."""
 
 
 class TrainSection(Section):
-    """Section ``train``: how long, how fast, what is kept."""
+    """Section ``train``: steps, optimizer, EMA, precision, checkpoints, logging."""
 
     steps: Natural = 100_000
-    """Steps in all; a run that goes on counts from where it was."""
+    """Total number of steps, including those before a run was resumed."""
     batch_size: Count = 256
-    """Samples a step, of all processes together."""
+    """Samples per step, over all processes."""
     accumulate: Count = 1
-    """Parts in which each process takes its share of a step, one after the other: less memory for
-    the same step."""
+    """Gradient accumulation: number of parts in which each process computes its share of a step.
+    Uses less memory for the same step."""
     parallel: Literal["auto", "ddp", "fsdp"] = "auto"
-    """How several processes (torchrun) share the model: each holds all of it (ddp) or a part
-    (fsdp); auto is ddp where weights, gradients, means and optimizer fit in half the memory."""
+    """Strategy for several processes (torchrun): each holds the full model (ddp) or a shard (fsdp);
+    auto is ddp if parameters, gradients, EMAs and optimizer state fit in half the memory."""
     seed: Natural = 0
-    """Everything a step does is a function of this and the step's number."""
+    """All randomness of a step is a function of this and the step number."""
     blr: Positive = 5e-5
-    """Learning rate for 256 samples; the rate is blr x batch_size / 256."""
+    """Base learning rate: the learning rate is blr x batch_size / 256."""
     lr: Positive | None = None
-    """The learning rate itself, in place of blr."""
+    """Learning rate, in place of blr."""
     warmup_steps: Natural = 0
-    """Steps over which the learning rate rises from 0."""
+    """Steps of linear warm-up of the learning rate from 0."""
     schedule: Literal["constant", "cosine"] = "constant"
-    """The learning rate after the warm-up; cosine falls to zero at the last step."""
+    """Learning rate after the warm-up; cosine decays to zero at the last step."""
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """The paper's AdamW; or Muon for the matrices of the blocks and AdamW for the rest, which had
-    the lower loss on what we tried (docs/log.md). Not under fsdp."""
+    """AdamW as in the paper, or Muon for the matrices of the blocks and AdamW for the rest, which
+    had the lower loss in our experiments (docs/log.md). Muon does not support fsdp."""
     betas: tuple[Annotated[float, Limit(ge=0, lt=1)], Annotated[float, Limit(ge=0, lt=1)]] = (
         0.9,
         0.95,
     )
-    """AdamW's averages."""
+    """Betas of AdamW."""
     weight_decay: Annotated[float, Limit(ge=0)] = 0.0
-    """AdamW's decay, on matrices alone."""
+    """Weight decay of AdamW, on matrices only."""
     ema: list[Annotated[float, Limit(gt=0, lt=1)]] = Limit(default=[0.9999, 0.9996], min_length=1)
-    """Decays of the running means of the weights, one or several; the first is used for samples."""
+    """Decays of the EMAs of the weights, one or several; samples use the first by default."""
     ema_sigma_rel: list[Annotated[float, Limit(gt=0, lt=0.28)]] = []
-    """Relative widths of power-function means (Karras et al. 2023), 0.05 and 0.1 as in the paper:
-    from their snapshots `jitkit ema` makes a mean of any width after training."""
+    """Relative widths of power-function EMAs (Karras et al. 2023), 0.05 and 0.1 as in the paper;
+    from their snapshots `jitkit ema` reconstructs an EMA of any width after training."""
     ema_snapshot_every_steps: Count = 5_000
-    """Steps between snapshots of the power-function means; a hundred over a run are plenty."""
+    """Steps between snapshots of the power-function EMAs; a hundred per run are ample."""
     ema_device: Literal["auto", "cpu"] = "auto"
-    """Where running means are kept: with the weights (auto), or in the processor's memory (cpu),
-    which leaves that of a GPU free; they are then updated beside the GPU's work."""
+    """Where EMAs are stored: with the weights (auto), or in CPU memory (cpu), which frees GPU
+    memory; they are then updated concurrently with the GPU's work."""
     clip_gradient: Positive | None = None
-    """Largest norm of the gradient; a longer one is shortened to it."""
+    """Maximum norm of the gradient (clipping)."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Arithmetic inside the network; auto is bfloat16 where the machine has it in hardware. float16
-    runs with a loss scale of its own."""
+    """Precision inside the network; auto is bfloat16 if the hardware supports it. float16 uses
+    dynamic loss scaling."""
     tf32: bool = True
-    """Products of float32 matrices in TF32 on GPUs that have it: 10 bits of mantissa, faster."""
+    """Use TF32 for float32 matrix products on GPUs that support it: 10 bits of mantissa, faster."""
     compile: Literal["auto"] | bool = False
-    """Compile each block with torch.compile, which takes a minute at first; auto does on a GPU."""
+    """Compile each block with torch.compile, which takes about a minute; auto compiles on a GPU."""
     checkpoint_activations: bool = False
-    """Recompute blocks in the backward pass: less memory, about a third more time."""
+    """Activation checkpointing: recompute blocks in the backward pass, about a third more time."""
     workers: Natural = 0
-    """Processes that read and decode items, in place of the threads that pictures and arrays are
-    read in; 0 for none."""
+    """Processes that read and decode items, in place of the threads used for images and arrays; 0
+    for none."""
     save_every_steps: Count = 5_000
     """Steps between checkpoints; the last step is always saved."""
     keep: Count = 2
-    """Newest checkpoints kept."""
+    """Number of newest checkpoints to keep."""
     keep_every_steps: Count | None = None
-    """Checkpoints of every so many steps are kept for good."""
+    """Checkpoints at multiples of this many steps are never deleted."""
     max_bad_steps: Natural = 10
-    """Steps in a row that may have a loss or gradient that is no finite number; each is passed
-    over, and one more ends the run."""
+    """Maximum number of consecutive steps with a non-finite loss or gradient. Such steps are
+    skipped; one more ends the run."""
     preview_every_steps: Count = 5_000
-    """Steps between pictures of samples; the first is drawn before training."""
+    """Steps between preview images of samples; the first is drawn before training."""
     preview_samples: Count = 16
-    """Samples in such a picture."""
+    """Samples in a preview."""
     validate_every_steps: Count = 5_000
-    """Steps between held-out losses."""
+    """Steps between validation losses."""
     validate_items: Count = 512
-    """Held-out items that the loss is taken on, at most."""
+    """Maximum number of validation items."""
     log: Literal["auto"] | list[Literal["tensorboard", "wandb", "mlflow"]] = "auto"
-    """Where the numbers go besides metrics.jsonl; auto is TensorBoard where it is installed."""
+    """Experiment trackers besides metrics.jsonl; auto is TensorBoard if it is installed."""
 
 
 class SampleSection(Section):
-    """Section ``sample``: how noise becomes data."""
+    """Section ``sample``: solver, guidance and seed of the sampler."""
 
     method: Literal["euler", "heun", "ab2", "ab3", "dpm2m"] = "heun"
-    """Rule for one step of dz/dt = v; heun calls the network twice, the others once. ab2, ab3
-    (Adams-Bashforth) and dpm2m (DPM-Solver++) use what it said at earlier steps."""
+    """Solver of dz/dt = v; heun takes two network evaluations (NFE) per step, the others one. ab2,
+    ab3 (Adams-Bashforth) and dpm2m (DPM-Solver++) reuse predictions of earlier steps."""
     steps: Count = 50
     """Steps from noise (t = 0) to data (t = 1)."""
     time_grid: Literal["uniform", "cosine"] = "uniform"
-    """Where steps lie in time: evenly, or as a cosine, short at both ends, which is better where
-    steps are few."""
+    """Spacing of the steps in time: uniform, or cosine, which is finer at both ends and better with
+    few steps."""
     guidance: Finite = 1.0
-    """Weight of the condition: v = v_null + guidance (v_cond - v_null); 1 is none."""
+    """Scale of classifier-free guidance (CFG), v = v_null + guidance (v_cond - v_null); 1: none."""
     guidance_interval: tuple[Fraction, Fraction] = (0.1, 1.0)
-    """Times between which guidance acts, of either kind; the ends do not belong to it, but 0
-    does."""
+    """Open interval (t_low, t_high) of times with guidance or autoguidance; t_low = 0 includes
+    t = 0."""
     autoguidance: str | None = None
     """Autoguidance (Karras et al. 2024): a weaker model of the same data, a run or checkpoint with
-    the mean to use, such as `runs/small` or `runs/my/checkpoints/step-500@0.99`. With
-    v = v_guide + guide_scale (v - v_guide) samples move away from where both err alike. Not
-    together with `guidance`."""
+    optional EMA, such as `runs/small` or `runs/my/checkpoints/step-500@0.99`. With
+    v = v_guide + guide_scale (v - v_guide) samples move away from errors that both models share.
+    Cannot be combined with `guidance`."""
     guide_scale: Finite = 2.0
-    """Weight of autoguidance; 1 is none."""
+    """Scale of autoguidance; 1: none."""
     t_eps: Annotated[float, Limit(gt=0, lt=1)] | None = None
-    """The least value of 1 - t in the sampler; diffusion.t_eps where not given."""
+    """Lower bound of 1 - t in the sampler; diffusion.t_eps by default."""
     batch_size: Count | None = None
-    """Samples made at once; by the memory at hand where not given."""
+    """Samples per batch; by default chosen from the available memory."""
     seed: Natural = 0
-    """Sample i is a function of the weights, this and i."""
+    """Seed; sample i is a function of the weights, the seed and i."""
 
     @model_validator(mode="after")
     def _ordered(self) -> SampleSection:
@@ -243,14 +243,14 @@ class SampleSection(Section):
 
 
 class EvaluateSection(Section):
-    """Section ``evaluate``: how samples are scored."""
+    """Section ``evaluate``: number and seeds of scored samples."""
 
     samples: Count = 1_000
-    """Samples that are drawn and scored, for each seed."""
+    """Samples drawn and scored for each seed."""
     seed: Natural = 1
-    """Seed of these samples."""
+    """Seed of the samples."""
     seeds: Count = 1
-    """How many seeds, counted from `seed`: each score is the mean of theirs, and has a second
-    interval from their scatter."""
+    """Number of seeds, starting at `seed`. Each score is the mean over seeds, with a second
+    interval from their spread."""
     after_training: bool = False
-    """Score the finished run at once, as `jitkit evaluate` does."""
+    """Evaluate the run when training ends, as `jitkit evaluate` does."""

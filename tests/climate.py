@@ -1,4 +1,4 @@
-"""Array files that tests of the adapter for arrays share, and their sections."""
+"""Array files and domain sections shared by tests of the arrays adapter."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def smooth(*shape: int, seed: int = 0) -> np.ndarray[Any, np.dtype[np.float32]]:
 
 
 def climate(steps: int = 40) -> xr.Dataset:
-    """Six-hourly fields on a globe of 6 x 8 cells: two levels, land, a cloud, a forcing."""
+    """Six-hourly fields on a global 6 x 8 grid: two levels, land, a missing cell, a forcing."""
     time = np.datetime64("2000-02-27", "ns") + np.arange(steps) * np.timedelta64(6, "h")
     z = smooth(steps, 2, 6, 8) * [[[[300]], [[200]]]] + [[[[54000]], [[14000]]]]
     sst = 290 + 5 * smooth(steps, 6, 8, seed=1)
@@ -82,12 +82,12 @@ def as_zarr(data: xr.Dataset, path: Path, chunk: int = 3) -> str:
     return str(path)
 
 
-def made(**keys: Any) -> Arrays:
+def arrays_domain(**keys: Any) -> Arrays:
     return Arrays(section(**keys))
 
 
 def section(**keys: Any) -> ArraysSection:
-    """As a recipe gives it: from JSON, strictly."""
+    """A section parsed as from a recipe: JSON, strict."""
     text = json.dumps({"name": "arrays"} | keys)
     return ArraysSection.model_validate_json(text, strict=True)
 
@@ -119,7 +119,7 @@ def sea(folder: Path) -> dict[str, Any]:
 
 
 def films(folder: Path) -> dict[str, Any]:
-    """Five simulations of a volume; items are windows of one of them: four axes."""
+    """Five simulations of a volume; items are windows of one simulation: four axes."""
     with h5py.File(folder / "films.h5", "w") as file:
         file["u"] = smooth(5, 9, 4, 5, 6)
         for i, name in enumerate(("run", "step", "x", "y", "z")):
@@ -148,10 +148,10 @@ MANY: dict[str, Any] = {"axes": {"dim_2": "line", "dim_3": "circle"}, "unroll": 
 def everything(folder: Path) -> dict[str, Any]:
     """All conditions at once."""
     path = as_netcdf(climate(), folder / "everything.nc")
-    return {"path": path} | TOLD
+    return {"path": path} | CONDITIONED
 
 
-TOLD: dict[str, Any] = {
+CONDITIONED: dict[str, Any] = {
     "axes": GLOBE,
     "variables": ["z", "sst"],
     "unroll": ["level"],

@@ -1,4 +1,4 @@
-"""What several tests share: a recipe that trains in a second, its run, a folder of pictures."""
+"""Shared fixtures: a recipe that trains in a second, its run, a folder of images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-# before torch is loaded, and for the processes that tests start
+# before torch is imported, and for processes started by tests
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -45,19 +45,19 @@ def tiny() -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run of the tiny recipe; who alters it makes a copy."""
+    """The run of the tiny recipe; copy it before changing it."""
     from jitkit.training.trainer import train
 
     return train(copy.deepcopy(TINY), run=tmp_path_factory.mktemp("runs") / "tiny")
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """A folder of two class folders with a dozen colour pictures each, 10 x 8 cells of noise."""
+def image_folder(tmp_path: Path) -> Path:
+    """A folder of two class folders with twelve RGB images of noise each, 10 x 8 pixels."""
     from PIL import Image
 
     rng = np.random.default_rng(0)
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     for name in ("cat", "dog"):
         (folder / name).mkdir(parents=True)
         for i in range(12):
@@ -67,8 +67,8 @@ def pictures(tmp_path: Path) -> Path:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a command came to."""
+class Result:
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -78,11 +78,11 @@ class Answer:
 @pytest.fixture
 def jitkit(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., Answer]:
+) -> Callable[..., Result]:
     """The command line, in this process: ``jitkit("check", "digits").code``."""
     from jitkit.cli import main
 
-    def ask(*words: object) -> Answer:
+    def run(*words: object) -> Result:
         monkeypatch.setattr(sys, "argv", ["jitkit", *map(str, words)])
         capsys.readouterr()
         code: Any = 0
@@ -90,7 +90,7 @@ def jitkit(
             main()
         except SystemExit as end:
             code = end.code or 0
-        shown = capsys.readouterr()
-        return Answer(code, shown.out, shown.err)
+        output = capsys.readouterr()
+        return Result(code, output.out, output.err)
 
-    return ask
+    return run

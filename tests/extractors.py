@@ -1,4 +1,4 @@
-"""A small network that sees pictures, for scores in features where Inception's weights are not."""
+"""A small feature extractor for tests of FID without Inception's weights."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
 
 class Small(FeatureExtractorBase):  # type: ignore[misc]
-    """Fixed random convolutions: twelve features, and logits of five classes."""
+    """Fixed random convolutions: twelve features and logits of five classes."""
 
-    def __init__(self, name: str, features_list: list[str], **given: Any) -> None:
+    def __init__(self, name: str, features_list: list[str], **options: Any) -> None:
         super().__init__(name, features_list)
         generator = torch.Generator().manual_seed(0)
         self.conv1 = nn.Conv2d(3, 8, 3, padding=1)
@@ -22,12 +22,12 @@ class Small(FeatureExtractorBase):  # type: ignore[misc]
             for p in self.parameters():
                 p.copy_(torch.randn(p.shape, generator=generator) * p[0].numel() ** -0.5)
 
-    def forward(self, pictures: Tensor) -> tuple[Tensor, ...]:
-        assert pictures.dtype is torch.uint8 and pictures.shape[1] == 3
-        x = self.conv1(pictures.float() / 64 - 2).relu()
-        seen = self.conv2(x).relu().mean(dim=(2, 3))
-        found = {"features": seen, "logits": 3 * self.head(seen)}
-        return tuple(found[name] for name in self.features_list)
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        assert images.dtype is torch.uint8 and images.shape[1] == 3
+        x = self.conv1(images.float() / 64 - 2).relu()
+        features = self.conv2(x).relu().mean(dim=(2, 3))
+        outputs = {"features": features, "logits": 3 * self.head(features)}
+        return tuple(outputs[name] for name in self.features_list)
 
     @staticmethod
     def get_provided_features_list() -> tuple[str, ...]:
@@ -44,7 +44,7 @@ class Small(FeatureExtractorBase):  # type: ignore[misc]
 
 
 class Narrow(Small):
-    """The same without logits."""
+    """The same network without logits."""
 
     @staticmethod
     def get_default_feature_layer_for_metric(metric: str) -> str:

@@ -1,4 +1,4 @@
-"""Small models for tests, awake: all their weights are random, where fresh ones say only zero."""
+"""Small models for tests with random parameters; newly initialized ones predict zero."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from jitkit.nn.transformer import Sizes
 
 
 def sizes(**given: Any) -> Sizes:
-    """A network of about ten thousand weights; what is given takes precedence."""
-    least = {"width": 16, "depth": 3, "heads": 2, "bottleneck": 8, "mlp_hidden": 24}
-    return Sizes(**least | {"in_context_tokens": 2, "in_context_start": 1} | given)
+    """Sizes of a network of about ten thousand parameters; arguments take precedence."""
+    default = {"width": 16, "depth": 3, "heads": 2, "bottleneck": 8, "mlp_hidden": 24}
+    return Sizes(**default | {"in_context_tokens": 2, "in_context_start": 1} | given)
 
 
 def layout(*axes: tuple[int, int] | tuple[int, int, Kind], channels: int = 2) -> Layout:
     """Axes of (size, patch) or (size, patch, kind), and channels."""
-    made = (Axis(f"axis {i}", *axis) for i, axis in enumerate(axes))
-    return Layout(tuple(made), tuple(f"channel {i}" for i in range(channels)))
+    named = (Axis(f"axis {i}", *axis) for i, axis in enumerate(axes))
+    return Layout(tuple(named), tuple(f"channel {i}" for i in range(channels)))
 
 
 @torch.no_grad()
-def awaken(module: nn.Module, seed: int = 0) -> None:
-    """Give every parameter a random value of a size that keeps signals alive."""
+def randomize(module: nn.Module, seed: int = 0) -> None:
+    """Set every parameter to random values that preserve the scale of activations."""
     generator = torch.Generator().manual_seed(seed)
     for name, p in module.named_parameters():
         is_norm = "norm" in name
@@ -35,7 +35,7 @@ def awaken(module: nn.Module, seed: int = 0) -> None:
         p.copy_(torch.randn(p.shape, generator=generator) * std + is_norm)
 
 
-def awake(
+def random_model(
     layout: Layout,
     conditions: Mapping[str, Condition] | None = None,
     diffusion: Diffusion | None = None,
@@ -43,13 +43,13 @@ def awake(
     seed: int = 0,
     **given: Any,
 ) -> Denoiser:
-    """A tiny model whose weights are all random, in eval mode."""
+    """A tiny model with random parameters, in eval mode."""
     denoiser = Denoiser(layout, conditions or {}, sizes(**given), diffusion)
-    awaken(denoiser.network, seed)
+    randomize(denoiser.network, seed)
     return denoiser.eval()
 
 
 def difference(a: torch.Tensor, b: torch.Tensor) -> float:
-    """The largest difference between two tensors, relative to the largest number of the second."""
+    """The largest difference of two tensors, relative to the largest value of the second."""
     assert a.shape == b.shape, f"{tuple(a.shape)} is not {tuple(b.shape)}"
     return ((a - b).abs().max() / b.abs().max()).item()

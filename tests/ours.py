@@ -1,4 +1,4 @@
-"""The adapters that this project brings, whatever else is installed beside it."""
+"""The adapters of this project, without other installed ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs for the tests of reports: folders as `jitkit train` leaves them, with known numbers."""
+"""Runs for the tests of reports: folders as `jitkit train` writes them, with known metrics."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ SCORES: dict[str, Any] = {
     "seconds": 12.5,
     "sample": {"method": "heun", "steps": 20, "guidance": 1.5},
     "protocol": {"name": "jit", "departures": ["1000 samples, not 50000"]},
-    "notes": ["FID was not taken: it needs weights."],
+    "notes": ["FID was not computed: it needs weights."],
 }
 
 
 def make_run(
     folder: Path, overrides: Mapping[str, Any] | None = None, *, steps: int = 400, seed: int = 0
 ) -> Path:
-    """A run of the recipe `digits`: losses that fall like 1 / step, and noise as pictures."""
+    """A run of the recipe `digits`: losses that fall like 1 / step, and noise as images."""
     rng = np.random.default_rng(seed)
     (folder / "samples").mkdir(parents=True)
     (folder / "recipe.yaml").write_text(dump_recipe(load_recipe("digits", overrides or {})))
@@ -53,17 +53,17 @@ def make_run(
     with (folder / "metrics.jsonl").open("w") as file:
         for step in range(1, steps + 1):
             loss = (1 + 10 / step) * rng.lognormal(sigma=0.1)
-            told: dict[str, Any] = {
+            line: dict[str, Any] = {
                 "step": step,
                 "lr": 1e-3 * min(1, step / 50),
                 "loss": loss,
                 "gradient": 2 * loss,
             }
-            told["loss_bins"] = [loss * (k + 1) if rng.random() > 0.3 else None for k in range(10)]
+            line["loss_bins"] = [loss * (k + 1) if rng.random() > 0.3 else None for k in range(10)]
             if step % 50 == 0:
-                told["val_loss"] = 1 + abs(step - 300) / 100
-                told["val_loss_bins"] = [told["val_loss"] * 1.5**k for k in range(10)]
-            file.write(json.dumps(told) + "\n")
+                line["val_loss"] = 1 + abs(step - 300) / 100
+                line["val_loss_bins"] = [line["val_loss"] * 1.5**k for k in range(10)]
+            file.write(json.dumps(line) + "\n")
     speeds = {"samples_per_second": 500.0, "peak_share": None, "waiting_share": 0.02}
     lines = [json.dumps({"step": step} | speeds) + "\n" for step in range(20, steps, 20)]
     (folder / "speed.jsonl").write_text("".join(lines))
@@ -74,7 +74,7 @@ def make_run(
 
 
 def write_scores(run: Path) -> None:
-    """An evaluation with everything that one may hold, and a picture of it."""
+    """An evaluation with everything that it may contain, and a figure."""
     shutil.copy(run / "samples" / "step-0.png", run / "spectra-of-ink.png")
     write_json(run / "evaluation.json", SCORES | {"pictures": ["spectra-of-ink.png"]})
 
@@ -83,20 +83,21 @@ def write_sweep(run: Path, name: str, axes: Mapping[str, Sequence[Any]], done: i
     """A sweep whose score is least at guidance 2, and the first of every other axis."""
     points = []
     for values in product(*axes.values()):
-        place = dict(zip(axes, values, strict=True))
-        others = sum(values.index(place[axis]) for axis, values in list(axes.items())[1:])
-        score = 3 + (place["sample.guidance"] - 2) ** 2 + others
+        setting = dict(zip(axes, values, strict=True))
+        others = sum(values.index(setting[axis]) for axis, values in list(axes.items())[1:])
+        score = 3 + (setting["sample.guidance"] - 2) ** 2 + others
         row = {"value": score, "interval": [score - 0.1, score + 0.1], "best": "low"}
-        points.append({"set": place, "scores": {"fid": row}})
-    told: dict[str, Any] = {"axes": dict(axes), "samples": 800, "by": "fid"}
-    told["points"] = points[:done]
+        points.append({"set": setting, "scores": {"fid": row}})
+    sweep: dict[str, Any] = {"axes": dict(axes), "samples": 800, "by": "fid"}
+    sweep["points"] = points[:done]
     if done >= len(points):
         best = min(points, key=lambda point: point["scores"]["fid"]["value"])
         ties = [points[0]["set"]]
-        told["best"] = {"set": best["set"], **best["scores"]["fid"], "wins": 0.8, "tied_with": ties}
-        told["best"]["at_edge"] = ["ema"]
+        row = best["scores"]["fid"]
+        sweep["best"] = {"set": best["set"], **row, "wins": 0.8, "tied_with": ties}
+        sweep["best"]["at_edge"] = ["ema"]
     (run / "sweeps" / name).mkdir(parents=True)
-    write_json(run / "sweeps" / name / "sweep.json", told)
+    write_json(run / "sweeps" / name / "sweep.json", sweep)
 
 
 def write_json(path: Path, value: Any) -> None:

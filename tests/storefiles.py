@@ -1,4 +1,4 @@
-"""Files and stores of every format, for several tests: small, and made on the spot."""
+"""Small files and stores of every format, shared by several tests."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ DTYPES = ("f4", "f8", "i1", "i2", "i4", "u1", ">f4", ">f8", ">i2", ">i4")
 
 
 def field(shape: tuple[int, ...] = (6, 5, 4), dtype: str = "f4") -> Array:
-    """Numbers that all differ."""
+    """An array of distinct values."""
     return np.arange(np.prod(shape, dtype=int)).reshape(shape).astype(dtype)
 
 
 def raw_dataset(values: Array, attrs: dict[str, Any]) -> xr.Dataset:
-    """One variable ``v`` as its file shall have it, with coordinates of the first two axes."""
+    """One variable ``v``, encoded, with coordinates of the first two axes."""
     dims = ("time", "y", "x")[: values.ndim]
     coords = {
         "time": ("time", np.arange(len(values)), {"units": "days since 2001-02-27"}),
@@ -33,7 +33,7 @@ def raw_dataset(values: Array, attrs: dict[str, Any]) -> xr.Dataset:
 
 
 def write(raw: xr.Dataset, kind: str, folder: Path, chunks: tuple[int, ...] | None) -> Path:
-    """The dataset in a file or store of a kind, its chunks as given."""
+    """Write the dataset to a file or store of a format, with the given chunks."""
     encoding: dict[str, Any] = {}
     if kind.startswith("netcdf3"):
         path = folder / "v.nc"
@@ -56,7 +56,7 @@ def write(raw: xr.Dataset, kind: str, folder: Path, chunks: tuple[int, ...] | No
 
 
 def zipped(path: Path, compression: int = zipfile.ZIP_STORED) -> Path:
-    """A folder as an archive."""
+    """Zip a folder."""
     archive = path.with_suffix(".zip")
     with zipfile.ZipFile(archive, "w", compression) as file:
         for entry in sorted(path.rglob("*")):
@@ -66,15 +66,15 @@ def zipped(path: Path, compression: int = zipfile.ZIP_STORED) -> Path:
 
 
 def as_xarray_reads(path: Path) -> xr.Dataset:
-    """The reference."""
+    """The reference: the dataset as xarray reads it."""
     if path.suffix == ".nc" or path.suffix == ".h5":
         engine: Any = "scipy" if path.read_bytes()[:3] == b"CDF" else "h5netcdf"
-        with xr.open_dataset(path, engine=engine, decode_timedelta=False) as found:
-            return found.load()
+        with xr.open_dataset(path, engine=engine, decode_timedelta=False) as opened:
+            return opened.load()
     source: Any = zarr.storage.ZipStore(path, mode="r") if path.suffix == ".zip" else path
     return xr.open_zarr(source, chunks=None, consolidated=False, decode_timedelta=False).load()
 
 
 def source(store: Store, name: str) -> Any:
-    """How a variable's chunks are read."""
+    """The chunk source of a variable."""
     return store._variables[name].pieces[0].source

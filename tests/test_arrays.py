@@ -1,4 +1,4 @@
-"""Any array file as a kind of data: what is read, told, split, ordered, decoded and written."""
+"""Arrays domain: reading, conditions, splits, reading order, decoding and writing."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ import torch
 import xarray as xr
 from climate import (
     GLOBE,
+    arrays_domain,
     as_netcdf,
     as_zarr,
     climate,
@@ -28,7 +29,6 @@ from climate import (
     globe,
     levels,
     lines,
-    made,
     many,
     sea,
     section,
@@ -42,7 +42,7 @@ from jitkit import testing
 from jitkit.data import encode
 from jitkit.domain import Split
 from jitkit.domains.arrays.adapter import Arrays
-from jitkit.domains.arrays.conditions import Number
+from jitkit.domains.arrays.conditions import ScalarCondition
 from jitkit.domains.arrays.items import Sample
 from jitkit.domains.arrays.plan import make_axes
 from jitkit.errors import BadItem, DataError, JitkitError, RecipeError
@@ -54,39 +54,41 @@ Maker = Callable[[Path], dict[str, Any]]
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Statistics are kept with the test."""
+    """Statistics are cached in the test's folder."""
     monkeypatch.setenv("JITKIT_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
-# The questions of every adapter, on arrays of several kinds
+# The checks of every adapter, on arrays of several kinds
 
 
 @pytest.mark.parametrize("maker", [lines, globe, levels, sea, films, many, everything])
 @pytest.mark.parametrize("part", ["train", "val"])
-def test_arrays_of_every_shape_answer_all_questions(
+def test_arrays_of_every_kind_pass_the_domain_checks(
     maker: Maker, part: Split, tmp_path: Path
 ) -> None:
-    asked = section(**maker(tmp_path))
-    testing.check_domain(Arrays(asked), asked, split=part, num_items=4, tolerance=1e-4)
+    keys = section(**maker(tmp_path))
+    testing.check_domain(Arrays(keys), keys, split=part, num_items=4, tolerance=1e-4)
 
 
-def test_loading_the_adapter_loads_no_library_of_files() -> None:
+def test_importing_the_adapter_imports_no_file_library() -> None:
     code = (
         "import sys; import jitkit.domains.arrays.adapter\n"
         "print(sorted({'torch', 'xarray', 'zarr', 'h5py', 'h5netcdf', 'pandas', 'matplotlib', "
         "'scipy'} & set(sys.modules)))"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "[]"
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert answer.stdout.strip() == "[]"
 
 
-# What is read
+# Reading
 
 
-def test_items_are_what_xarray_selects(tmp_path: Path) -> None:
+def test_items_equal_the_selection_of_xarray(tmp_path: Path) -> None:
     data = climate()
-    domain = made(path=as_zarr(data, tmp_path / "a.zarr"), axes=GLOBE, unroll=["level"])
+    domain = arrays_domain(path=as_zarr(data, tmp_path / "a.zarr"), axes=GLOBE, unroll=["level"])
     assert domain.layout.channels == ("rain", "sst", "t2m", "z.500", "z.850")
     items = domain.items("train")
     assert (len(items), len(domain.items("val"))) == (36, 4)
@@ -96,25 +98,26 @@ def test_items_are_what_xarray_selects(tmp_path: Path) -> None:
         wanted = step[variable].sel(level=int(level)) if level else step[variable]
         np.testing.assert_array_equal(values, wanted.transpose(*GLOBE))
     assert items[7].name == "time=2000-02-28T18:00:00"
-    assert items[7].place == {"time": 7}
+    assert items[7].index == {"time": 7}
     np.testing.assert_array_equal(items[-1].values, items[35].values)
     assert [item.name for item in items[:2]] == [items[0].name, items[1].name]
     with pytest.raises(IndexError):
         items[36]
 
 
-def test_the_order_of_the_axes_is_the_recipes(tmp_path: Path) -> None:
+def test_axes_are_in_the_order_of_the_recipe(tmp_path: Path) -> None:
     path = as_netcdf(climate(), tmp_path / "a.nc")
-    turned = made(path=path, axes=dict(reversed(GLOBE.items())), variables=["t2m"])
-    straight = made(path=path, axes=GLOBE, variables=["t2m"])
-    assert [axis.name for axis in turned.layout.axes] == ["longitude", "latitude"]
-    a, b = turned.items("val")[0].values, straight.items("val")[0].values
+    axes = dict(reversed(GLOBE.items()))
+    transposed = arrays_domain(path=path, axes=axes, variables=["t2m"])
+    original = arrays_domain(path=path, axes=GLOBE, variables=["t2m"])
+    assert [axis.name for axis in transposed.layout.axes] == ["longitude", "latitude"]
+    a, b = transposed.items("val")[0].values, original.items("val")[0].values
     np.testing.assert_array_equal(a, b.transpose(0, 2, 1))
 
 
-def test_entries_are_selected_by_value(tmp_path: Path) -> None:
+def test_entries_are_selected_by_coordinate(tmp_path: Path) -> None:
     data = climate()
-    domain = made(
+    domain = arrays_domain(
         path=as_netcdf(data, tmp_path / "a.nc"),
         axes={"latitude": "line", "longitude": "line"},
         variables=["z"],
@@ -142,17 +145,19 @@ def test_entries_are_selected_by_value(tmp_path: Path) -> None:
         np.testing.assert_array_equal(again.z[0], wanted[-1])
 
 
-def test_one_entry_of_a_dimension_need_not_be_spoken_of(tmp_path: Path) -> None:
+def test_a_dimension_with_one_entry_needs_no_role(tmp_path: Path) -> None:
     data = climate()
     path = as_netcdf(data, tmp_path / "a.nc")
-    domain = made(path=path, axes=GLOBE, variables=["z", "t2m"], select={"level": [850]})
+    domain = arrays_domain(path=path, axes=GLOBE, variables=["z", "t2m"], select={"level": [850]})
     assert domain.layout.channels == ("z", "t2m")
     np.testing.assert_array_equal(domain.items("train")[2].values[0], data.z[2, 1])
 
 
-def test_windows_are_an_axis_in_front(tmp_path: Path) -> None:
+def test_windows_are_the_first_axis(tmp_path: Path) -> None:
     data = climate()
-    domain = made(path=as_zarr(data, tmp_path / "a.zarr"), variables=["t2m"], axes=GLOBE, window=4)
+    domain = arrays_domain(
+        path=as_zarr(data, tmp_path / "a.zarr"), variables=["t2m"], axes=GLOBE, window=4
+    )
     assert [(a.name, a.size, a.kind) for a in domain.layout.axes] == [
         ("time", 4, "line"),
         ("latitude", 6, "line"),
@@ -161,18 +166,18 @@ def test_windows_are_an_axis_in_front(tmp_path: Path) -> None:
     np.testing.assert_array_equal(domain.items("train")[5].values[0], data.t2m[5:9])
 
 
-def test_the_first_sample_dimension_is_split_and_windows_go_along_another(tmp_path: Path) -> None:
-    domain = made(**films(tmp_path))
+def test_the_first_sample_dimension_is_split_and_windows_are_along_another(tmp_path: Path) -> None:
+    domain = arrays_domain(**films(tmp_path))
     train, val = domain.items("train"), domain.items("val")
     assert (len(train), len(val)) == (4 * 7, 7)
-    assert {item.place["run"] for item in val} == {4}
-    assert [item.place["step"] for item in train[:8]] == [*range(7), 0]
+    assert {item.index["run"] for item in val} == {4}
+    assert [item.index["step"] for item in train[:8]] == [*range(7), 0]
     with h5py.File(tmp_path / "films.h5") as file:
         np.testing.assert_array_equal(train[9].values[0], file["u"][1, 2:5])
 
 
-def test_simulations_as_the_well_lays_them_out(tmp_path: Path) -> None:
-    """Dimensions of that file are called sample and time, as ours would be."""
+def test_samples_are_written_if_the_source_has_a_dimension_named_sample(tmp_path: Path) -> None:
+    """A file with dimensions sample and time, like those of The Well."""
     with h5py.File(tmp_path / "a.hdf5", "w") as file:
         file.attrs["n_trajectories"] = 4
         for i, size in enumerate((4, 7, 6, 8)):
@@ -182,7 +187,7 @@ def test_simulations_as_the_well_lays_them_out(tmp_path: Path) -> None:
         file["density"] = smooth(4, 7, 6, 8)
         for i, name in enumerate(("sample", "time", "x", "y")):
             file["density"].dims[i].attach_scale(file[name])
-    domain = made(
+    domain = arrays_domain(
         path=str(tmp_path / "a.hdf5"),
         axes={"x": "circle", "y": "circle"},
         along="time",
@@ -195,14 +200,14 @@ def test_simulations_as_the_well_lays_them_out(tmp_path: Path) -> None:
         assert again.density.dims == ("sample", "time", "x", "y")
 
 
-def test_the_time_may_be_the_axis_and_stations_the_channels(tmp_path: Path) -> None:
+def test_time_can_be_the_axis_and_stations_the_channels(tmp_path: Path) -> None:
     time = np.arange("2001-01-01", "2001-01-25", dtype="M8[D]").astype("M8[ns]")
     data = xr.Dataset(
         {"level": (("run", "station", "time"), smooth(20, 3, 24))},
         {"time": time, "station": ["Wien", "Linz", "Graz am See"]},
     )
     path = as_zarr(data, tmp_path / "a.zarr")
-    domain = made(path=path, axes={"time": "line"}, unroll=["station"])
+    domain = arrays_domain(path=path, axes={"time": "line"}, unroll=["station"])
     assert domain.layout.channels == ("level.Wien", "level.Linz", "level.Graz am See")
     (file,) = domain.write(domain.items("train")[:2], tmp_path / "out")
     with xr.open_zarr(file) as again:
@@ -236,13 +241,13 @@ def test_the_default_patch_is_the_smallest_power_of_two_for_512_tokens(
     assert np.prod([axis.tokens for axis in axes]) <= 512
 
 
-def test_members_of_an_ensemble_can_be_held_out_by_name(tmp_path: Path) -> None:
+def test_ensemble_members_are_held_out_by_name(tmp_path: Path) -> None:
     data = xr.Dataset(
         {"u": (("member", "time", "x"), smooth(4, 6, 10))},
         {"member": ["a", "b", "c", "d"], "time": np.arange(6)},
     )
     path = as_netcdf(data, tmp_path / "a.nc")
-    domain = made(path=path, axes={"x": "line"}, splits={"val": ["b", "d"]})
+    domain = arrays_domain(path=path, axes={"x": "line"}, splits={"val": ["b", "d"]})
     assert {item.name.split(",")[0] for item in domain.items("val")} == {"member=b", "member=d"}
     assert (len(domain.items("train")), len(domain.items("val"))) == (12, 12)
 
@@ -250,34 +255,34 @@ def test_members_of_an_ensemble_can_be_held_out_by_name(tmp_path: Path) -> None:
 # Conditions
 
 
-def test_a_model_is_told_maps_numbers_and_classes(tmp_path: Path) -> None:
+def test_conditions_are_maps_scalars_and_categories(tmp_path: Path) -> None:
     data = climate()
-    domain = made(**everything(tmp_path))
-    told = domain.conditions
-    assert told["static"] == Grid(("land", "latitude"))
-    assert told["grids"] == Grid(("t2m", "rain"))
+    domain = arrays_domain(**everything(tmp_path))
+    conditions = domain.conditions
+    assert conditions["static"] == Grid(("land", "latitude"))
+    assert conditions["grids"] == Grid(("t2m", "rain"))
     channels = ("z.500", "z.850", "sst")
     names = tuple(f"{name}@-{steps}" for steps in (2, 1) for name in channels)
-    assert told["past"] == Grid(names)
-    assert told["scalars"] == Scalars(
+    assert conditions["past"] == Grid(names)
+    assert conditions["scalars"] == Scalars(
         ("time.dayofyear.sin", "time.dayofyear.cos", "time.hour.sin", "time.hour.cos", "co2")
     )
-    assert (told["regime"], told["phase"]) == (Category(3), Category(2))
+    assert (conditions["regime"], conditions["phase"]) == (Category(3), Category(2))
 
     item = domain.items("train")[4]
-    at = item.place["time"]
-    assert at == 6  # two steps of past come first
-    np.testing.assert_array_equal(item.cond["past"][2], data.sst[at - 2])
-    np.testing.assert_array_equal(item.cond["past"][3], data.z[at - 1, 0])
-    np.testing.assert_array_equal(item.cond["grids"][0], data.t2m[at])
+    step = item.index["time"]
+    assert step == 6  # after two past steps
+    np.testing.assert_array_equal(item.cond["past"][2], data.sst[step - 2])
+    np.testing.assert_array_equal(item.cond["past"][3], data.z[step - 1, 0])
+    np.testing.assert_array_equal(item.cond["grids"][0], data.t2m[step])
     assert item.cond["time.dayofyear"] == pytest.approx(31 + 28 + 0.5)  # February 28, 12 hours
     assert (item.cond["time.hour"], item.cond["regime"], item.cond["phase"]) == (12, "calm", 0)
 
     cond = domain.encode(item).cond
     assert cond["scalars"][2:4].tolist() == pytest.approx([0, -(2**0.5)], abs=1e-5)  # noon
-    seen = data.co2[:34]  # held out: 4; gap: 2
-    wanted = float((data.co2[at] - seen.mean()) / seen.std())
-    assert float(cond["scalars"][4]) == pytest.approx(wanted, rel=1e-4)  # it is read as float32
+    train = data.co2[:34]  # validation: 4; gap: 2
+    expected = float((data.co2[step] - train.mean()) / train.std())
+    assert float(cond["scalars"][4]) == pytest.approx(expected, rel=1e-4)  # read as float32
     assert (int(cond["regime"]), int(cond["phase"])) == (0, 0)
     latitude = cond["static"][1]
     assert torch.equal(latitude, latitude[:, :1].expand(6, 8))
@@ -289,39 +294,39 @@ def test_a_model_is_told_maps_numbers_and_classes(tmp_path: Path) -> None:
     again = domain.decode(domain.encode(item))
     np.testing.assert_allclose(again.cond["past"], item.cond["past"], rtol=1e-5)
     assert again.cond["time.hour"] == pytest.approx(12)
-    assert again.cond["co2"] == pytest.approx(float(data.co2[at]))
+    assert again.cond["co2"] == pytest.approx(float(data.co2[step]))
     assert again.cond["regime"] == "calm"
 
 
-def test_what_an_item_is_not_told_is_unknown(tmp_path: Path) -> None:
-    domain = made(**everything(tmp_path))
+def test_conditions_that_an_item_lacks_are_unknown(tmp_path: Path) -> None:
+    domain = arrays_domain(**everything(tmp_path))
     bare = Sample(domain.items("train")[0].values)
     cond = domain.encode(bare).cond
     assert bool(cond["past"].isnan().all()) and bool(cond["scalars"].isnan().all())
     assert int(cond["regime"]) == 3  # the null class
 
 
-def test_each_condition_is_hidden_as_often_as_asked(tmp_path: Path) -> None:
+def test_each_condition_has_the_drop_probability_of_the_recipe(tmp_path: Path) -> None:
     keys = everything(tmp_path) | {"condition_drop": {"past": 0.0, "regime": 0.5}}
-    told = made(**keys).conditions
-    assert [told[name].drop for name in ("static", "past", "regime")] == [0.1, 0.0, 0.5]
-    assert made(**keys | {"condition_drop": 0.3}).conditions["scalars"].drop == 0.3
+    conditions = arrays_domain(**keys).conditions
+    assert [conditions[name].drop for name in ("static", "past", "regime")] == [0.1, 0.0, 0.5]
+    assert arrays_domain(**keys | {"condition_drop": 0.3}).conditions["scalars"].drop == 0.3
 
 
 @given(st.floats(0, 1), st.sampled_from([24.0, 365.25]), st.sampled_from([0.0, 1.0]))
-def test_a_cyclic_number_comes_back(turn: float, length: float, begin: float) -> None:
-    number = Number("n", begin, length, cyclic=True)
-    value = begin + turn * length
-    back = number.decode(number.encode(value))
-    apart = abs(back - value) % length
-    assert min(apart, length - apart) < 1e-6 * length
+def test_decode_undoes_encode_of_a_cyclic_scalar(phase: float, length: float, start: float) -> None:
+    scalar = ScalarCondition("n", start, length, cyclic=True)
+    value = start + phase * length
+    decoded = scalar.decode(scalar.encode(value))
+    difference = abs(decoded - value) % length
+    assert min(difference, length - difference) < 1e-6 * length
 
 
-def test_calendars_without_a_numpy_date_have_parts_too(tmp_path: Path) -> None:
+def test_time_scalars_of_a_calendar_with_360_days(tmp_path: Path) -> None:
     data = climate(48)[["t2m"]].drop_vars("height")
     time = xr.date_range("2001-01-15", periods=48, freq="MS", calendar="360_day", use_cftime=True)
     path = as_netcdf(data.assign_coords(time=time), tmp_path / "a.nc")
-    domain = made(
+    domain = arrays_domain(
         path=path,
         axes=GLOBE,
         conditions={"scalars": ["time.dayofyear", "time.year"]},
@@ -336,9 +341,11 @@ def test_calendars_without_a_numpy_date_have_parts_too(tmp_path: Path) -> None:
 # Missing data
 
 
-def test_land_comes_back_as_land_and_a_cloud_as_a_cloud(tmp_path: Path) -> None:
+def test_never_observed_cells_and_masked_cells_are_missing_in_samples(tmp_path: Path) -> None:
     data = climate()
-    domain = made(path=as_netcdf(data, tmp_path / "a.nc"), variables=["sst", "t2m"], axes=GLOBE)
+    domain = arrays_domain(
+        path=as_netcdf(data, tmp_path / "a.nc"), variables=["sst", "t2m"], axes=GLOBE
+    )
     assert domain.layout.missing
     field = domain.encode(domain.items("train")[3])
     assert field.mask is not None
@@ -347,53 +354,55 @@ def test_land_comes_back_as_land_and_a_cloud_as_a_cloud(tmp_path: Path) -> None:
     sampled = domain.decode(jitkit.fields.Field(torch.zeros(2, 6, 8)))  # without a mask
     np.testing.assert_array_equal(np.isnan(sampled.values[0]), np.isnan(data.sst[0]))
     assert np.isfinite(sampled.values[1]).all()
-    clouded = domain.decode(jitkit.fields.Field(torch.zeros(2, 6, 8), field.mask))
-    np.testing.assert_array_equal(np.isnan(clouded.values[0]), np.isnan(data.sst[3]))
+    masked = domain.decode(jitkit.fields.Field(torch.zeros(2, 6, 8), field.mask))
+    np.testing.assert_array_equal(np.isnan(masked.values[0]), np.isnan(data.sst[3]))
 
 
-def test_a_layout_speaks_of_missing_cells_only_where_training_has_some(tmp_path: Path) -> None:
+def test_a_layout_has_missing_cells_only_if_training_data_do(tmp_path: Path) -> None:
     data = climate()
     path = as_netcdf(data, tmp_path / "a.nc")
-    assert not made(path=path, variables=["t2m"], axes=GLOBE).layout.missing
-    assert made(path=path, variables=["t2m"], axes=GLOBE, missing=True).layout.missing
-    data["t2m"][-1, 0, 0] = np.nan  # held out
-    other = made(path=as_netcdf(data, tmp_path / "b.nc"), variables=["t2m"], axes=GLOBE)
+    assert not arrays_domain(path=path, variables=["t2m"], axes=GLOBE).layout.missing
+    assert arrays_domain(path=path, variables=["t2m"], axes=GLOBE, missing=True).layout.missing
+    data["t2m"][-1, 0, 0] = np.nan  # in the validation split
+    other = arrays_domain(path=as_netcdf(data, tmp_path / "b.nc"), variables=["t2m"], axes=GLOBE)
     assert not other.layout.missing
     with pytest.raises(BadItem, match=r"time=2000-03-07T18:00:00: 1 of 48 cells are missing"):
         encode(other, other.items("val")[3])
 
 
-def test_items_with_missing_cells_are_passed_over_where_asked(tmp_path: Path) -> None:
+def test_items_with_missing_cells_are_skipped_if_missing_is_false(tmp_path: Path) -> None:
     data = climate()
     data["t2m"][3, 0, 0] = np.nan
     path = as_netcdf(data, tmp_path / "a.nc")
-    domain = made(path=path, variables=["t2m"], axes=GLOBE, missing=False)
+    domain = arrays_domain(path=path, variables=["t2m"], axes=GLOBE, missing=False)
     with pytest.raises(BadItem, match="1 of 48 cells"):
         encode(domain, domain.items("train")[3])
     encode(domain, domain.items("train")[4])
-    land = made(path=path, variables=["sst"], axes=GLOBE, missing=False)
+    land = arrays_domain(path=path, variables=["sst"], axes=GLOBE, missing=False)
     with pytest.raises(DataError, match="all have some: sst has cells that are never observed"):
         land.layout  # noqa: B018
 
 
-def test_a_channel_may_be_absent_and_an_item_without_data_is_named(tmp_path: Path) -> None:
+def test_a_channel_may_be_missing_and_an_item_without_data_is_named(tmp_path: Path) -> None:
     data = climate()
     data["t2m"][5] = np.nan
     data["sst"][6] = np.nan
     data["t2m"][6] = np.nan
-    domain = made(path=as_netcdf(data, tmp_path / "a.nc"), variables=["sst", "t2m"], axes=GLOBE)
+    domain = arrays_domain(
+        path=as_netcdf(data, tmp_path / "a.nc"), variables=["sst", "t2m"], axes=GLOBE
+    )
     field = encode(domain, domain.items("train")[5])
     assert field.mask is not None and bool(field.mask[0].any()) and not bool(field.mask[1].any())
     with pytest.raises(BadItem, match="time=2000-02-28T12:00:00: no data in any of its cells"):
         encode(domain, domain.items("train")[6])
 
 
-def test_values_that_cannot_be_encoded_are_a_bad_item(tmp_path: Path) -> None:
+def test_values_that_cannot_be_encoded_raise_bad_item(tmp_path: Path) -> None:
     data = climate()
-    data["rain"][-1, 0, 0] = -1  # held out
+    data["rain"][-1, 0, 0] = -1  # in the validation split
     data["rain"][-2, 0, 0] = np.inf
     path = as_netcdf(data, tmp_path / "a.nc")
-    domain = made(path=path, axes=GLOBE, variables=["rain"], transforms={"rain": "sqrt"})
+    domain = arrays_domain(path=path, axes=GLOBE, variables=["rain"], transforms={"rain": "sqrt"})
     with pytest.raises(BadItem, match="time=2000-03-07T18:00:00: .*rain.*-1"):
         domain.encode(domain.items("val")[3])
     with pytest.raises(BadItem, match="time=2000-03-07T12:00:00: infinite values"):
@@ -403,47 +412,49 @@ def test_values_that_cannot_be_encoded_are_a_bad_item(tmp_path: Path) -> None:
 # Statistics
 
 
-def test_held_out_data_change_no_statistics_and_are_not_read_for_them(tmp_path: Path) -> None:
+def test_statistics_do_not_depend_on_validation_data(tmp_path: Path) -> None:
     data = climate()
-    one = made(path=as_netcdf(data, tmp_path / "a.nc"), variables=["t2m"], axes=GLOBE)
+    one = arrays_domain(path=as_netcdf(data, tmp_path / "a.nc"), variables=["t2m"], axes=GLOBE)
     data["t2m"][-4:] += 1000
-    two = made(path=as_netcdf(data, tmp_path / "b.nc"), variables=["t2m"], axes=GLOBE)
+    two = arrays_domain(path=as_netcdf(data, tmp_path / "b.nc"), variables=["t2m"], axes=GLOBE)
     assert one.metadata()["statistics"] == two.metadata()["statistics"]
     values = data.t2m[:36].values.astype(np.float64)
     assert one.metadata()["statistics"]["mean"][0] == pytest.approx(values.mean())
     assert one.metadata()["statistics"]["std"][0] == pytest.approx(values.std())
 
 
-def test_statistics_are_measured_once_for_all(tmp_path: Path, cache: Path) -> None:
+def test_statistics_are_cached(tmp_path: Path, cache: Path) -> None:
     path = as_zarr(climate(), tmp_path / "a.zarr")
-    first = made(path=path, axes=GLOBE, variables=["t2m"])
+    first = arrays_domain(path=path, axes=GLOBE, variables=["t2m"])
     metadata = first.metadata()
-    kept = [file.stat().st_mtime_ns for file in sorted(cache.rglob("*.npz"))]
-    assert len(kept) == 1
-    second = made(path=path, axes=GLOBE, variables=["t2m"])
+    cached = [file.stat().st_mtime_ns for file in sorted(cache.rglob("*.npz"))]
+    assert len(cached) == 1
+    second = arrays_domain(path=path, axes=GLOBE, variables=["t2m"])
     assert second.metadata()["statistics"] == metadata["statistics"]
-    assert [file.stat().st_mtime_ns for file in sorted(cache.rglob("*.npz"))] == kept
-    made(path=path, axes=GLOBE, variables=["t2m"], val=0.2).metadata()
+    assert [file.stat().st_mtime_ns for file in sorted(cache.rglob("*.npz"))] == cached
+    arrays_domain(path=path, axes=GLOBE, variables=["t2m"], val=0.2).metadata()
     assert len(list(cache.rglob("*.npz"))) == 2
 
 
-def test_statistics_may_be_taken_from_a_part_of_many_data(tmp_path: Path) -> None:
+def test_statistics_can_use_part_of_the_values(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", 5 + smooth(400, 64, 32))
     keys: dict[str, Any] = {
         "path": str(tmp_path / "a.npy"),
         "axes": {"dim_1": "line", "dim_2": "line"},
     }
-    whole, part = made(**keys), made(**keys, measure=400_000)
+    whole, part = arrays_domain(**keys), arrays_domain(**keys, measure=400_000)
     counts = [domain.metadata()["statistics"]["count"][0] for domain in (whole, part)]
     assert counts[0] == 360 * 64 * 32
     assert 200_000 < counts[1] <= 400_000
     assert part.metadata()["statistics"]["mean"][0] == pytest.approx(5, abs=0.1)
 
 
-def test_a_channel_that_does_not_vary_stops_with_its_name(tmp_path: Path) -> None:
+def test_a_constant_channel_is_refused_by_name(tmp_path: Path) -> None:
     data = climate()
     data["rain"][:] = 0
-    domain = made(path=as_netcdf(data, tmp_path / "a.nc"), axes=GLOBE, variables=["t2m", "rain"])
+    domain = arrays_domain(
+        path=as_netcdf(data, tmp_path / "a.nc"), axes=GLOBE, variables=["t2m", "rain"]
+    )
     with pytest.raises(DataError, match="rain"):
         domain.layout  # noqa: B018
 
@@ -451,45 +462,48 @@ def test_a_channel_that_does_not_vary_stops_with_its_name(tmp_path: Path) -> Non
 # The order of reading
 
 
-@pytest.mark.parametrize(("window", "most"), [(1, 1.0), (4, 1.2)])
-def test_an_epoch_decodes_each_chunk_about_once_in_a_small_buffer(
-    window: int, most: float, tmp_path: Path
+@pytest.mark.parametrize(("window", "limit"), [(1, 1.0), (4, 1.2)])
+def test_an_epoch_decodes_each_chunk_about_once_with_a_small_buffer(
+    window: int, limit: float, tmp_path: Path
 ) -> None:
     data = xr.Dataset({"u": (("time", "x"), smooth(640, 64))})
     path = as_zarr(data, tmp_path / "a.zarr", chunk=4)  # 160 chunks of 1 KiB
     keys: dict[str, Any] = {"path": path, "axes": {"x": "line"}, "val": 0, "window": window}
 
     def decoded(buffer: str, order: Callable[[Any], Any]) -> int:
-        domain = made(**keys, buffer=buffer)
+        domain = arrays_domain(**keys, buffer=buffer)
         items = domain.items("train")
-        store = items._reading.store
+        store = items._spec.store
         before = store.stats.decoded
         for index in order(items):
             items[int(index)]
         return store.stats.decoded - before
 
-    def shuffled(items: Any) -> Any:
+    def in_blocks(items: Any) -> Any:
         return items.order(np.random.default_rng(0))
 
-    def scattered(items: Any) -> Any:
+    def shuffled(items: Any) -> Any:
         return np.random.default_rng(0).permutation(len(items))
 
-    assert decoded("64KiB", shuffled) <= most * 160
-    assert decoded("64KiB", scattered) > 2 * 160
+    assert decoded("64KiB", in_blocks) <= limit * 160
+    assert decoded("64KiB", shuffled) > 2 * 160
 
 
-def test_an_order_mixes_all_that_fits_in_memory(tmp_path: Path) -> None:
+def test_all_items_are_shuffled_together_if_they_fit_in_the_buffer(tmp_path: Path) -> None:
     data = xr.Dataset({"u": (("time", "x"), smooth(200, 8))})
     keys: dict[str, Any] = {"path": as_zarr(data, tmp_path / "a.zarr"), "axes": {"x": "line"}}
-    order = made(**keys).items("train").order(np.random.default_rng(0))
+    order = arrays_domain(**keys).items("train").order(np.random.default_rng(0))
     assert order.dtype == np.int64 and sorted(order.tolist()) == list(range(180))
     assert abs(np.corrcoef(order, np.arange(180))[0, 1]) < 0.3
 
 
-def test_threads_read_what_one_reads_alone(tmp_path: Path) -> None:
+def test_items_read_by_several_threads_are_identical(tmp_path: Path) -> None:
     keys = everything(tmp_path)
-    items, alone = made(**keys, buffer="20KiB").items("train"), made(**keys).items("train")
-    assert items.threads == 4 and made(**keys, threads=2).items("val").threads == 2
+    items, alone = (
+        arrays_domain(**keys, buffer="20KiB").items("train"),
+        arrays_domain(**keys).items("train"),
+    )
+    assert items.threads == 4 and arrays_domain(**keys, threads=2).items("val").threads == 2
     order = items.order(np.random.default_rng(0)).tolist()
     with ThreadPoolExecutor(items.threads) as pool:
         for index, item in zip(order, pool.map(items.__getitem__, order), strict=True):
@@ -497,11 +511,11 @@ def test_threads_read_what_one_reads_alone(tmp_path: Path) -> None:
             np.testing.assert_array_equal(item.cond["past"], alone[index].cond["past"])
 
 
-# Facts
+# Metadata
 
 
 def stored(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Through JSON and tensors, as a checkpoint keeps them."""
+    """Metadata after saving to JSON and tensors, as in a checkpoint."""
     from safetensors.numpy import load, save
 
     plain, arrays = without_arrays(metadata)
@@ -509,50 +523,50 @@ def stored(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("maker", [lines, sea, films, many, everything])
-def test_a_model_stands_on_its_facts_when_the_data_are_gone(maker: Maker, tmp_path: Path) -> None:
+def test_metadata_are_enough_without_the_data(maker: Maker, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     keys = maker(tmp_path / "data")
-    domain = made(**keys)
+    domain = arrays_domain(**keys)
     fields = [domain.encode(item) for item in domain.items("train")[:2]]
     metadata = stored(domain.metadata())
     wanted = domain.write([domain.decode(field) for field in fields], tmp_path / "one")
     shutil.rmtree(tmp_path / "data")
-    alone = Arrays(section(**keys), metadata)
-    assert alone.layout == domain.layout and alone.conditions == domain.conditions
-    files = alone.write([alone.decode(field) for field in fields], tmp_path / "two")
+    loaded = Arrays(section(**keys), metadata)
+    assert loaded.layout == domain.layout and loaded.conditions == domain.conditions
+    files = loaded.write([loaded.decode(field) for field in fields], tmp_path / "two")
     assert [file.name for file in files] == [file.name for file in wanted]
     for field in fields:
-        np.testing.assert_array_equal(alone.decode(field).values, domain.decode(field).values)
+        np.testing.assert_array_equal(loaded.decode(field).values, domain.decode(field).values)
     with pytest.raises(DataError, match=re.escape(str(tmp_path / "data"))):
-        alone.items("train")
+        loaded.items("train")
     if files[0].suffix == ".nc":
         with xr.open_dataset(files[0]) as a, xr.open_dataset(wanted[0]) as b:
             xr.testing.assert_identical(a, b)
 
 
-def test_other_data_under_a_model_are_refused(tmp_path: Path) -> None:
+def test_data_that_differ_from_training_are_refused(tmp_path: Path) -> None:
     path = as_netcdf(climate(), tmp_path / "a.nc")
-    metadata = made(path=path, axes=GLOBE, variables=["t2m"]).metadata()
+    metadata = arrays_domain(path=path, axes=GLOBE, variables=["t2m"]).metadata()
     other = Arrays(section(path=path, axes=GLOBE, variables=["sst"]), metadata)
     with pytest.raises(DataError, match=r"has channels sst on .*the model was trained on t2m"):
         other.items("val")
-    turned = as_netcdf(climate().isel(latitude=slice(None, None, -1)), tmp_path / "turned.nc")
-    other = Arrays(section(path=turned, axes=GLOBE, variables=["t2m"]), metadata)
-    with pytest.raises(DataError, match="latitude runs from .*Turn the data round"):
+    flipped = as_netcdf(climate().isel(latitude=slice(None, None, -1)), tmp_path / "flipped.nc")
+    other = Arrays(section(path=flipped, axes=GLOBE, variables=["t2m"]), metadata)
+    with pytest.raises(DataError, match="latitude runs from .*Flip the data"):
         other.items("val")
     with pytest.raises(DataError, match="metadata of format 0"):
         Arrays(section(path=path), metadata | {"format": 0})
 
 
-def test_items_cross_to_a_worker_without_open_files(tmp_path: Path) -> None:
-    items = made(**everything(tmp_path)).items("train")
+def test_items_are_pickled_without_open_files(tmp_path: Path) -> None:
+    items = arrays_domain(**everything(tmp_path)).items("train")
     items[0]
     again = pickle.loads(pickle.dumps(items))
     np.testing.assert_array_equal(again[3].values, items[3].values)
     assert len(pickle.dumps(items)) < 200_000
 
 
-# Mistakes
+# Errors
 
 T2M: dict[str, Any] = {"variables": ["t2m"]}
 
@@ -564,7 +578,7 @@ T2M: dict[str, Any] = {"variables": ["t2m"]}
         ({"axes": {"latitud": "line"}}, "no dimension 'latitud'.*did you mean 'latitude'"),
         ({"path": None}, "domain.path is not set"),
         ({"variables": ["t2n"]}, "no variable 't2n'.*did you mean 't2m'"),
-        ({"variables": ["regime"]}, "'regime' holds no numbers"),
+        ({"variables": ["regime"]}, "'regime' is not numeric"),
         ({"variables": ["land"]}, "no dimension is left to draw samples from: land"),
         ({"variables": ["co2"]}, r"co2\(time\) lacks axis latitude, longitude"),
         ({}, "rain.* has no dimension level, along which samples of z are drawn; unroll it"),
@@ -573,12 +587,12 @@ T2M: dict[str, Any] = {"variables": ["t2m"]}
             r"dimension level \(2\) of 'z' is neither axis nor sample dimension nor unrolled",
         ),
         ({"unroll": ["levels"]}, "domain.unroll: no dimension 'levels'.*did you mean 'level'"),
-        ({"variables": ["t2m"], "along": "tme"}, "domain.along: 'tme' is no sample dimension"),
+        ({"variables": ["t2m"], "along": "tme"}, "domain.along: 'tme' is not a sample dimension"),
         (
             {"select": {"level": [505]}},
             "domain.select.level: no 505; there are 500, 850; the nearest is 500",
         ),
-        ({"select": {"time": {"from": 2001}}}, r"nothing lies from 2001; there are 40 values from"),
+        ({"select": {"time": {"from": 2001}}}, r"no entries from 2001; there are 40 values from"),
         ({"select": {"time": {"from": "x"}}}, "'x' is not a time; write it as 2000 or 2000-02-27"),
         (
             {"select": {"longitude": {"to": 90}}} | T2M,
@@ -586,7 +600,7 @@ T2M: dict[str, Any] = {"variables": ["t2m"]}
         ),
         (
             {"window": 5} | T2M,
-            "no item is left for val: it has 4 of 40 time .*5 steps of time.*raise domain.val",
+            "no item is left for val: it has 4 of 40 .*5 consecutive steps.*raise domain.val",
         ),
         (
             {"variables": ["t2m"], "window": 37, "val": 0.1},
@@ -596,11 +610,11 @@ T2M: dict[str, Any] = {"variables": ["t2m"]}
         ({"variables": ["t2m"], "transforms": {"t2n": "sqrt"}}, "no variable or channel 't2n'"),
         (
             T2M | {"conditions": {"static": ["sst"]}},
-            "static: 'sst' has dimension time; what changes .* domain.conditions.grids",
+            "static: 'sst' has dimension time; maps that change .* domain.conditions.grids",
         ),
         (
             T2M | {"conditions": {"grids": ["co2"]}},
-            "'co2' lies on none of the axes latitude, longitude; .*conditions.scalars",
+            "'co2' has none of the axes latitude, longitude; .*conditions.scalars",
         ),
         (
             T2M | {"conditions": {"scalars": ["land"]}},
@@ -608,7 +622,7 @@ T2M: dict[str, Any] = {"variables": ["t2m"]}
         ),
         (
             T2M | {"conditions": {"scalars": ["regime"]}},
-            "'regime' holds no numbers",
+            "'regime' is not numeric",
         ),
         (
             T2M | {"conditions": {"scalars": ["height"]}},
@@ -617,16 +631,18 @@ T2M: dict[str, Any] = {"variables": ["t2m"]}
         (T2M | {"conditions": {"scalars": ["co3"]}}, "did you mean 'co2'"),
         (
             T2M | {"conditions": {"scalars": ["level.hour"]}},
-            "no times but|dimension",
+            "not hold times but|dimension",
         ),
         (T2M | {"conditions": {"categories": ["co2"]}}, "'co2' holds fractions"),
         (T2M | {"conditions": {"categories": ["time"]}}, "'time' holds times"),
     ],
 )
-def test_mistakes_are_told_in_words(keys: dict[str, Any], text: str, tmp_path: Path) -> None:
+def test_keys_that_do_not_fit_the_data_are_refused(
+    keys: dict[str, Any], text: str, tmp_path: Path
+) -> None:
     path = as_netcdf(climate(), tmp_path / "a.nc")
     with pytest.raises(JitkitError, match=text):
-        made(**{"path": path, "axes": GLOBE} | keys).metadata()
+        arrays_domain(**{"path": path, "axes": GLOBE} | keys).metadata()
 
 
 @pytest.mark.parametrize(
@@ -634,34 +650,34 @@ def test_mistakes_are_told_in_words(keys: dict[str, Any], text: str, tmp_path: P
     [
         ({"axes": {"x": "ring"}}, "axes"),
         ({"select": {"x": {}}}, "give from, to or both"),
-        ({"buffer": "much"}, "'much' is no size; write 512MiB"),
+        ({"buffer": "much"}, "'much' is not a size; write 512MiB"),
         ({"transforms": {"x": "log"}}, "transforms.x: .*log1p"),
         ({"condition_drop": {"past": 0.2}}, "no condition 'past'; there are: none"),
         ({"axes": {"x": "line"}, "unroll": ["x"]}, "x is an axis"),
     ],
 )
-def test_keys_that_cannot_be_meant_are_refused_at_once(keys: dict[str, Any], text: str) -> None:
+def test_invalid_keys_are_refused(keys: dict[str, Any], text: str) -> None:
     with pytest.raises(ValueError, match=text):
         section(**keys)
 
 
-def test_a_circle_of_degrees_has_360_of_them(tmp_path: Path) -> None:
+def test_a_circle_in_degrees_must_cover_360(tmp_path: Path) -> None:
     data = climate()
     data = data.assign_coords(longitude=data.longitude / 2)  # keeps no attributes
     data.longitude.attrs["units"] = "degrees_east"
     path = as_netcdf(data, tmp_path / "a.nc")
     with pytest.raises(RecipeError, match="8 cells of 22.5 degrees_east make 180 degrees, not 360"):
-        made(path=path, axes=GLOBE, variables=["t2m"])
+        arrays_domain(path=path, axes=GLOBE, variables=["t2m"])
 
 
 @pytest.mark.parametrize(
-    ("size", "bytes_"), [("1GiB", 2**30), ("1.5 MB", 1_500_000), ("64k", 64_000), ("123", 123)]
+    ("size", "num_bytes"), [("1GiB", 2**30), ("1.5 MB", 1_500_000), ("64k", 64_000), ("123", 123)]
 )
-def test_sizes_of_memory_are_read(size: str, bytes_: int) -> None:
-    assert section(buffer=size).buffer_bytes == bytes_
+def test_memory_sizes_are_parsed(size: str, num_bytes: int) -> None:
+    assert section(buffer=size).buffer_bytes == num_bytes
 
 
-# The whole path
+# Training and sampling
 
 
 def test_a_recipe_of_six_lines_trains_and_samples(tmp_path: Path) -> None:
@@ -688,7 +704,7 @@ def test_a_recipe_of_six_lines_trains_and_samples(tmp_path: Path) -> None:
     assert list((run / "samples").rglob("samples.nc")) or list((run / "samples").iterdir())
 
 
-def test_training_with_all_conditions_and_workers_is_that_without(tmp_path: Path) -> None:
+def test_training_with_all_conditions_is_identical_with_workers(tmp_path: Path) -> None:
     recipe = {
         "domain": {"name": "arrays", **everything(tmp_path), "window": 2},
         "model": {"width": 16, "depth": 2, "heads": 2, "bottleneck": 8, "patch": 2},
@@ -701,7 +717,7 @@ def test_training_with_all_conditions_and_workers_is_that_without(tmp_path: Path
         assert torch.equal(a, b)
 
 
-def test_a_run_goes_on_and_other_data_stop_it(tmp_path: Path) -> None:
+def test_a_run_resumes_but_refuses_changed_data(tmp_path: Path) -> None:
     path = as_netcdf(climate(), tmp_path / "a.nc")
     recipe = {
         "domain": {"name": "arrays", "path": path, "axes": GLOBE, "variables": ["sst", "t2m"]},
@@ -743,11 +759,13 @@ REAL: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("name", "keys"), REAL, ids=[name for name, _ in REAL])
-def test_real_files_go_all_the_way_round(name: str, keys: dict[str, Any], tmp_path: Path) -> None:
+def test_items_of_real_files_are_written_unchanged(
+    name: str, keys: dict[str, Any], tmp_path: Path
+) -> None:
     """Sea temperature with land, a regional scenario with years of 360 days, curved grids."""
     data = pytest.importorskip("iris_sample_data")
     path = str(Path(data.path) / name)
-    domain = made(path=path, **keys)
+    domain = arrays_domain(path=path, **keys)
     items = domain.items("train")
     item = items[len(items) // 2]
     again = domain.decode(encode(domain, item))

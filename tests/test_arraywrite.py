@@ -1,4 +1,4 @@
-"""Files of samples: of the source's kind, with its coordinates, attributes and types."""
+"""Sample files: the format, coordinates, attributes and types of the source data."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
-from climate import GLOBE, as_netcdf, as_zarr, climate, lines, made, many, smooth
+from climate import GLOBE, arrays_domain, as_netcdf, as_zarr, climate, lines, many, smooth
 
 from jitkit.domains.arrays.items import Sample
 from jitkit.errors import DataError
@@ -17,7 +17,7 @@ from jitkit.errors import DataError
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Statistics are kept with the test."""
+    """Statistics are cached in the test's folder."""
     monkeypatch.setenv("JITKIT_CACHE", str(tmp_path / "cache"))
 
 
@@ -36,12 +36,12 @@ WRITTEN: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("kind", ["nc", "h5", "zarr"])
-def test_files_of_samples_are_like_those_of_the_data(kind: str, tmp_path: Path) -> None:
+def test_sample_files_have_the_format_of_the_data(kind: str, tmp_path: Path) -> None:
     data = climate()
-    domain = made(**source(kind, tmp_path))
+    domain = arrays_domain(**source(kind, tmp_path))
     items = [domain.items("train")[i] for i in range(3)]
-    made_up = [domain.decode(domain.encode(item)) for item in items]
-    (file,) = domain.write(made_up, tmp_path / "out")
+    samples = [domain.decode(domain.encode(item)) for item in items]
+    (file,) = domain.write(samples, tmp_path / "out")
     assert file.name == f"samples.{kind}"
     engine: Any = "zarr" if kind == "zarr" else "h5netcdf"
     with xr.open_dataset(file, engine=engine) as again:
@@ -59,19 +59,19 @@ def test_files_of_samples_are_like_those_of_the_data(kind: str, tmp_path: Path) 
     assert list((tmp_path / "out").iterdir()) == [file]
 
 
-def test_numpy_files_come_back_as_numpy_files(tmp_path: Path) -> None:
+def test_numpy_data_are_written_as_numpy_files(tmp_path: Path) -> None:
     counts = np.random.default_rng(0).poisson(3, (20, 7, 9)).astype(np.uint8)
     np.save(tmp_path / "a.npy", counts)
-    domain = made(path=str(tmp_path / "a.npy"), axes={"dim_1": "line", "dim_2": "line"})
+    domain = arrays_domain(path=str(tmp_path / "a.npy"), axes={"dim_1": "line", "dim_2": "line"})
     items = [domain.decode(domain.encode(domain.items("train")[i])) for i in range(12)]
     (file,) = domain.write(items, tmp_path / "out")
     again = np.load(file)
     assert again.dtype == np.uint8
     np.testing.assert_array_equal(again, counts[:12])
-    far = Sample(np.full((1, 7, 9), 1e9, np.float32))
-    assert int(np.load(domain.write([far], tmp_path / "out")[0]).min()) == 255
+    too_large = Sample(np.full((1, 7, 9), 1e9, np.float32))
+    assert int(np.load(domain.write([too_large], tmp_path / "out")[0]).min()) == 255
 
-    domain = made(**many(tmp_path))
+    domain = arrays_domain(**many(tmp_path))
     (file,) = domain.write([domain.items("train")[0]], tmp_path / "out")
     with np.load(file) as archive, np.load(tmp_path / "many.npz") as given:
         np.testing.assert_array_equal(archive["u"], given["u"][:1])
@@ -80,7 +80,7 @@ def test_numpy_files_come_back_as_numpy_files(tmp_path: Path) -> None:
 def test_windows_are_written_with_the_time_since_their_first_step(tmp_path: Path) -> None:
     data = climate()
     path = as_netcdf(data, tmp_path / "a.nc")
-    domain = made(path=path, axes=GLOBE, variables=["z"], unroll=["level"], window=3)
+    domain = arrays_domain(path=path, axes=GLOBE, variables=["z"], unroll=["level"], window=3)
     item = domain.items("train")[2]
     (file,) = domain.write([item, item], tmp_path / "out")
     with xr.open_dataset(file) as again:
@@ -103,7 +103,7 @@ def test_curved_grids_keep_their_coordinates(tmp_path: Path) -> None:
             "t": np.arange("2000-01", "2001-01", dtype="M8[M]").astype("M8[ns]"),
         },
     )
-    domain = made(path=as_netcdf(data, tmp_path / "a.nc"), axes={"y": "line", "x": "line"})
+    domain = arrays_domain(path=as_netcdf(data, tmp_path / "a.nc"), axes={"y": "line", "x": "line"})
     (file,) = domain.write([domain.items("train")[0]], tmp_path / "out")
     with xr.open_dataset(file) as again:
         xr.testing.assert_identical(again.nav_lat, data.nav_lat)
@@ -113,8 +113,8 @@ def test_curved_grids_keep_their_coordinates(tmp_path: Path) -> None:
     domain.preview([domain.items("train")[0]])
 
 
-def test_a_file_holds_what_was_made_when_something_stops_the_rest(tmp_path: Path) -> None:
-    domain = made(**lines(tmp_path))
+def test_items_before_an_interruption_are_written(tmp_path: Path) -> None:
+    domain = arrays_domain(**lines(tmp_path))
 
     def some() -> Iterator[Sample]:
         yield from domain.items("train")[:2]

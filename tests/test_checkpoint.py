@@ -1,4 +1,4 @@
-"""Checkpoints: bit for bit, whole or passed over, and nothing in them is run."""
+"""Checkpoints: restored bit for bit, skipped if torn, and no code in them is run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import awake, layout
+from models import layout, random_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -52,10 +52,10 @@ FILES = [
 
 
 class Model:
-    """A small model in training: its means and its optimizer have seen a few steps."""
+    """A small model in training, whose EMAs and optimizer have seen a few steps."""
 
     def __init__(self, seed: int = 0, steps: int = 3) -> None:
-        self.denoiser = awake(layout((4, 2), (6, 2)), {"label": Category(3)}, seed=seed)
+        self.denoiser = random_model(layout((4, 2), (6, 2)), {"label": Category(3)}, seed=seed)
         self.ema = EMA(self.denoiser.network, [0.5, 0.9999])
         self.optimizer = adamw(self.denoiser.network, betas=(0.9, 0.95), weight_decay=0.1)
         for _ in range(steps):
@@ -72,18 +72,18 @@ class Model:
         self.optimizer.zero_grad()
         self.ema.update()
 
-    def save_checkpoint(self, run: Path, step: int) -> Path:
+    def save(self, run: Path, step: int) -> Path:
         return save_checkpoint(run, step, self.denoiser, self.ema, optimizer=self.optimizer)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that a further step depends on."""
+        """All tensors that the next step depends on."""
         parameters = dict(self.denoiser.network.named_parameters())
-        found = {f"weight/{name}": p.detach() for name, p in parameters.items()}
-        for decay, mean in self.ema.means.items():
-            found |= {f"{decay}/{name}": value for name, value in mean.items()}
+        tensors = {f"weight/{name}": p.detach() for name, p in parameters.items()}
+        for decay, average in self.ema.averages.items():
+            tensors |= {f"{decay}/{name}": value for name, value in average.items()}
         for name, p in parameters.items():
-            found |= {f"{key}/{name}": v for key, v in self.optimizer.state[p].items()}
-        return {name: value.clone() for name, value in found.items()} | {
+            tensors |= {f"{key}/{name}": v for key, v in self.optimizer.state[p].items()}
+        return {name: value.clone() for name, value in tensors.items()} | {
             "updates": torch.tensor(self.ema.updates)
         }
 
@@ -94,7 +94,7 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with checkpoints of steps 3 and 4; who alters it makes a copy."""
+    """A run with checkpoints of steps 3 and 4; tests that change it make a copy."""
     run, model = tmp_path_factory.mktemp("two"), Model()
     model.save(run, 3)
     model.step()
@@ -108,14 +108,14 @@ def run(two: Path, tmp_path: Path) -> Path:
 
 
 def steps(run: Path) -> list[str]:
-    """What lies in a run's folder of checkpoints, hidden files as well."""
+    """Names in a run's folder of checkpoints, including hidden ones."""
     return sorted(path.name for path in (run / "checkpoints").iterdir())
 
 
-# There and back
+# Save and load
 
 
-def test_what_was_saved_is_restored_bit_for_bit_and_goes_on_alike(tmp_path: Path) -> None:
+def test_a_restored_model_is_bit_identical_and_continues_identically(tmp_path: Path) -> None:
     model = Model()
     path = model.save(tmp_path, 3)
     other = Model(seed=1, steps=1)
@@ -127,34 +127,34 @@ def test_what_was_saved_is_restored_bit_for_bit_and_goes_on_alike(tmp_path: Path
     assert equal(model.tensors(), other.tensors())
 
 
-def test_a_loaded_model_has_the_first_mean_for_weights_and_says_the_same(two: Path) -> None:
+def test_a_loaded_model_has_the_first_ema_and_predicts_the_same(two: Path) -> None:
     model = Model(steps=4)
-    found = load(two)
-    assert not found.training
-    for name, p in found.network.named_parameters():
-        assert torch.equal(p, model.ema.means["0.5"][name]), name
+    loaded = load(two)
+    assert not loaded.training
+    for name, p in loaded.network.named_parameters():
+        assert torch.equal(p, model.ema.averages["0.5"][name]), name
     z, t = torch.randn(2, 2, 4, 6), torch.tensor([0.1, 0.9])
-    said = load(two, ema="none")(z, t, {"label": torch.tensor([1, 2])})
-    assert torch.equal(said, model.denoiser(z, t, {"label": torch.tensor([1, 2])}))
+    prediction = load(two, ema="none")(z, t, {"label": torch.tensor([1, 2])})
+    assert torch.equal(prediction, model.denoiser(z, t, {"label": torch.tensor([1, 2])}))
 
 
 @pytest.mark.parametrize("ema", [0.9999, "0.9999"])
-def test_another_mean_or_the_weights_themselves_can_be_asked_for(two: Path, ema: Any) -> None:
+def test_another_ema_or_the_raw_parameters_can_be_loaded(two: Path, ema: Any) -> None:
     model = Model(steps=4)
     for name, p in load(two, ema=ema).network.named_parameters():
-        assert torch.equal(p, model.ema.means["0.9999"][name]), name
-    weights = dict(load(two, ema="none").network.named_parameters())
-    assert all(torch.equal(p, weights[n]) for n, p in model.denoiser.network.named_parameters())
+        assert torch.equal(p, model.ema.averages["0.9999"][name]), name
+    raw = dict(load(two, ema="none").network.named_parameters())
+    assert all(torch.equal(p, raw[n]) for n, p in model.denoiser.network.named_parameters())
 
 
-def test_a_mean_that_is_not_kept_is_refused_with_those_that_are(two: Path) -> None:
+def test_a_missing_ema_is_refused_and_the_existing_ones_are_listed(two: Path) -> None:
     with pytest.raises(
-        CheckpointError, match=r"step-4: no EMA 0\.99; it has 0\.5, 0\.9999, and none for"
+        CheckpointError, match=r"step-4: no EMA 0\.99; it has 0\.5, 0\.9999, and none for the raw"
     ):
         load(two, ema=0.99)
 
 
-def test_a_model_of_every_kind_of_axis_and_condition_is_built_again(tmp_path: Path) -> None:
+def test_a_model_with_every_kind_of_axis_and_condition_is_rebuilt(tmp_path: Path) -> None:
     conditions: dict[str, Condition] = {
         "label": Category(3, drop=0.25),
         "a.b": Scalars(("energy", "day")),
@@ -162,14 +162,16 @@ def test_a_model_of_every_kind_of_axis_and_condition_is_built_again(tmp_path: Pa
         "residue": PerToken(20),
     }
     diffusion = Diffusion("v", "eps", noise_scale=2.5, t_eps=0.01)
-    made = awake(layout((5, 2), (6, 3, "circle"), (2, 1, "set")), conditions, diffusion, heads=1)
-    save_checkpoint(tmp_path, 0, made, EMA(made.network, [0.9]))
-    found = jitkit.load(tmp_path)
-    assert (found.layout, found.conditions) == (made.layout, conditions)
-    assert (found.diffusion, found.network.sizes) == (diffusion, made.network.sizes)
+    saved = random_model(
+        layout((5, 2), (6, 3, "circle"), (2, 1, "set")), conditions, diffusion, heads=1
+    )
+    save_checkpoint(tmp_path, 0, saved, EMA(saved.network, [0.9]))
+    loaded = jitkit.load(tmp_path)
+    assert (loaded.layout, loaded.conditions) == (saved.layout, conditions)
+    assert (loaded.diffusion, loaded.network.sizes) == (diffusion, saved.network.sizes)
 
 
-def test_the_newest_is_loaded_and_an_older_one_by_its_folder(two: Path) -> None:
+def test_a_run_loads_its_newest_checkpoint_and_an_older_one_by_its_folder(two: Path) -> None:
     assert find_checkpoint(two).step == 4
     assert find_checkpoint(two / "checkpoints" / "step-3").step == 3
     first = dict(load(two / "checkpoints" / "step-3", ema="none").network.named_parameters())
@@ -177,27 +179,27 @@ def test_the_newest_is_loaded_and_an_older_one_by_its_folder(two: Path) -> None:
     assert all(torch.equal(p, first[n]) for n, p in model.denoiser.network.named_parameters())
 
 
-def test_samples_are_decoded_where_the_data_are_gone(tmp_path: Path, pictures: Path) -> None:
-    section = ImagesSection(name="images", path=pictures, size=8)
+def test_samples_are_decoded_without_the_training_data(tmp_path: Path, image_folder: Path) -> None:
+    section = ImagesSection(name="images", path=image_folder, size=8)
     domain = Images(section)
-    made = awake(domain.layout.with_patch(4), domain.conditions)
+    saved = random_model(domain.layout.with_patch(4), domain.conditions)
     record = DomainRecord(section.model_dump(mode="json"), domain.metadata())
-    save_checkpoint(tmp_path, 1, made, EMA(made.network, [0.9]), domain=record)
-    shutil.rmtree(pictures)
-    found = load(tmp_path)
-    assert found.domain.metadata() == {"num_classes": 2, "class_names": ["cat", "dog"]}
-    assert found.domain.layout == domain.layout
+    save_checkpoint(tmp_path, 1, saved, EMA(saved.network, [0.9]), domain=record)
+    shutil.rmtree(image_folder)
+    loaded = load(tmp_path)
+    assert loaded.domain.metadata() == {"num_classes": 2, "class_names": ["cat", "dog"]}
+    assert loaded.domain.layout == domain.layout
 
 
-def test_a_model_that_was_saved_without_its_domain_says_so(two: Path) -> None:
+def test_a_model_saved_without_its_domain_has_no_domain(two: Path) -> None:
     with pytest.raises(jitkit.JitkitError, match="no domain; .* set denoiser.domain"):
         load(two).domain  # noqa: B018
 
 
-# What it consists of
+# Contents
 
 
-def test_a_checkpoint_is_safetensors_and_json_and_nothing_else(two: Path) -> None:
+def test_a_checkpoint_consists_of_safetensors_and_json_only(two: Path) -> None:
     folder = two / "checkpoints" / "step-4"
     assert sorted(file.name for file in folder.iterdir()) == FILES
     for file in folder.iterdir():
@@ -213,7 +215,7 @@ def test_a_checkpoint_is_safetensors_and_json_and_nothing_else(two: Path) -> Non
 
 
 class Bomb:
-    """What unpickling it does is to make a file."""
+    """Unpickling it creates a file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -223,26 +225,26 @@ class Bomb:
 
 
 @pytest.mark.parametrize("save_as", [pickle.dump, torch.save])
-def test_a_pickle_in_the_place_of_weights_is_refused_and_not_run(
+def test_a_pickle_instead_of_parameters_is_refused_and_not_run(
     run: Path, tmp_path: Path, save_as: Any
 ) -> None:
-    went_off = tmp_path / "went off"
+    created = tmp_path / "created"
     for name in ("model", "ema-0.5", "optimizer"):
         with (run / f"checkpoints/step-4/{name}.safetensors").open("wb") as file:
-            save_as(Bomb(went_off), file)
-    mended_sizes(run / "checkpoints/step-4")
+            save_as(Bomb(created), file)
+    update_sizes(run / "checkpoints/step-4")
     with pytest.raises(CheckpointError, match=r"ema-0.5.safetensors: torn or not safetensors"):
         load(run)
     model = Model()
     with pytest.raises(CheckpointError, match=r"model.safetensors: torn or not safetensors"):
         restore(find_checkpoint(run), model.denoiser, model.ema, model.optimizer)
-    assert not went_off.exists()
-    pickle.loads(pickle.dumps(Bomb(went_off)))
-    assert went_off.exists()
+    assert not created.exists()
+    pickle.loads(pickle.dumps(Bomb(created)))
+    assert created.exists()
 
 
-def mended_sizes(folder: Path) -> None:
-    """Let state.json tell the sizes that the files have now."""
+def update_sizes(folder: Path) -> None:
+    """Write the current file sizes into state.json."""
     state = json.loads((folder / "state.json").read_text())
     state["files"] = {name: (folder / name).stat().st_size for name in state["files"]}
     (folder / "state.json").write_text(json.dumps(state))
@@ -252,20 +254,21 @@ def mended_sizes(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_checkpoint_that_lacks_a_file_is_passed_over_with_a_warning(
+def test_a_checkpoint_with_a_missing_file_is_skipped_with_a_warning(
     run: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (run / "checkpoints/step-4" / name).unlink()
-    found = newest(run)
-    assert found is not None and found.step == 3
+    previous = newest(run)
+    assert previous is not None and previous.step == 3
     warning = capsys.readouterr().err
-    assert warning.startswith("warning: ") and warning.endswith("; trying the one before it\n")
+    assert warning.startswith("warning: ")
+    assert warning.endswith("; trying the previous checkpoint\n")
     assert "step-4: torn: " in warning and name in warning
 
 
 @given(st.sampled_from(FILES), st.floats(0, 1, exclude_max=True))
 @settings(max_examples=40, deadline=None)
-def test_a_checkpoint_with_a_file_cut_anywhere_is_torn(two: Path, name: str, part: float) -> None:
+def test_a_checkpoint_with_a_truncated_file_is_torn(two: Path, name: str, part: float) -> None:
     file = two / "checkpoints/step-4" / name
     whole = file.read_bytes()
     try:
@@ -278,49 +281,49 @@ def test_a_checkpoint_with_a_file_cut_anywhere_is_torn(two: Path, name: str, par
     assert find_checkpoint(two).step == 4
 
 
-def test_a_file_that_is_too_long_is_torn_as_well(run: Path) -> None:
+def test_a_checkpoint_with_a_file_that_is_too_long_is_torn(run: Path) -> None:
     with (run / "checkpoints/step-4/model.safetensors").open("ab") as file:
         file.write(b"\0")
     with pytest.raises(CheckpointError, match=r"model.safetensors has \d+ bytes of \d+"):
         open_checkpoint(run / "checkpoints/step-4")
 
 
-def test_a_run_with_torn_checkpoints_alone_is_not_begun_again(
+def test_a_run_whose_checkpoints_are_all_torn_is_not_restarted(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for step in (3, 4):
         (run / f"checkpoints/step-{step}/model.json").unlink()
-    for look in (newest, load):
+    for read in (newest, load):
         with pytest.raises(CheckpointError, match="none of 2 checkpoints is whole; start another"):
-            look(run)
-        assert capsys.readouterr().err.count("trying the one before it") == 2
+            read(run)
+        assert capsys.readouterr().err.count("trying the previous checkpoint") == 2
 
 
-def test_a_newer_format_is_not_taken_for_torn(run: Path) -> None:
+def test_a_newer_format_is_not_treated_as_torn(run: Path) -> None:
     path = run / "checkpoints/step-4/model.json"
     path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
-    for look in (newest, load):
+    for read in (newest, load):
         with pytest.raises(
             CheckpointError,
             match=r"step-4: format 2 is newer than this jitkit reads \(1\); update jitkit",
         ):
-            look(run)
+            read(run)
 
 
-# What does not fit
+# Tensors that do not fit
 
 
-def altered(run: Path, name: str, tensors: dict[str, Tensor]) -> None:
+def replace_tensors(run: Path, name: str, tensors: dict[str, Tensor]) -> None:
     save_file(tensors, run / f"checkpoints/step-4/{name}.safetensors")
-    mended_sizes(run / "checkpoints/step-4")
+    update_sizes(run / "checkpoints/step-4")
 
 
-def test_weights_that_do_not_fit_are_one_error_that_lists_them_all(run: Path) -> None:
+def test_all_parameters_that_do_not_fit_are_listed_in_one_error(run: Path) -> None:
     tensors = load_file(run / "checkpoints/step-4/ema-0.5.safetensors")
     del tensors["final.norm.weight"], tensors["context"]
     tensors["final.nrom.weight"] = torch.zeros(3)
     tensors["time.layer1.bias"] = torch.zeros(2, 3)
-    altered(run, "ema-0.5", tensors)
+    replace_tensors(run, "ema-0.5", tensors)
     with pytest.raises(CheckpointError) as caught:
         load(run)
     path = run / "checkpoints/step-4/ema-0.5.safetensors"
@@ -332,35 +335,35 @@ def test_weights_that_do_not_fit_are_one_error_that_lists_them_all(run: Path) ->
 
 
 @pytest.mark.parametrize("name", ["model", "ema-0.9999"])
-def test_a_run_does_not_go_on_from_weights_that_do_not_fit(run: Path, name: str) -> None:
+def test_a_run_is_not_resumed_from_parameters_that_do_not_fit(run: Path, name: str) -> None:
     tensors = load_file(run / f"checkpoints/step-4/{name}.safetensors")
     del tensors["context"]
-    altered(run, name, tensors)
+    replace_tensors(run, name, tensors)
     model = Model()
     with pytest.raises(CheckpointError, match=rf"{name}.safetensors .*; missing: context$"):
         restore(find_checkpoint(run), model.denoiser, model.ema, model.optimizer)
 
 
-def test_a_run_does_not_go_on_from_half_an_optimizer(run: Path) -> None:
+def test_a_run_is_not_resumed_from_an_incomplete_optimizer(run: Path) -> None:
     tensors = load_file(run / "checkpoints/step-4/optimizer.safetensors")
     del tensors["exp_avg_sq/context"]
-    altered(run, "optimizer", tensors)
+    replace_tensors(run, "optimizer", tensors)
     model = Model()
     with pytest.raises(CheckpointError, match="optimizer.safetensors: no exp_avg_sq/context"):
         restore(find_checkpoint(run), model.denoiser, model.ema, model.optimizer)
 
 
-def test_a_description_that_makes_no_model_is_refused(run: Path) -> None:
+def test_an_invalid_model_description_is_refused(run: Path) -> None:
     path = run / "checkpoints/step-4/model.json"
     model = json.loads(path.read_text())
     model["sizes"]["wdith"] = model["sizes"].pop("width")
     path.write_text(json.dumps(model))
-    mended_sizes(path.parent)
+    update_sizes(path.parent)
     with pytest.raises(CheckpointError, match=r"model.json: not a model: .*wdith"):
         load(run)
 
 
-def test_a_folder_that_is_no_run_is_refused_with_the_nearest_name(
+def test_a_folder_that_is_no_run_is_refused_and_the_nearest_name_suggested(
     two: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(CheckpointError, match=rf"{two}s: no such folder; did you mean"):
@@ -371,12 +374,12 @@ def test_a_folder_that_is_no_run_is_refused_with_the_nearest_name(
         load(tmp_path)
 
 
-# Failing to write
+# Write errors
 
 
 @contextmanager
 def files_of_at_most(size: int) -> Iterator[None]:
-    """As on a full disk, no file of this process can grow past a size."""
+    """Limit the file size of this process, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -391,13 +394,13 @@ def contents(run: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("size", [0, 1000, 40_000])
-def test_a_disk_that_is_full_leaves_what_was_there(run: Path, size: int) -> None:
+def test_a_full_disk_leaves_existing_checkpoints_untouched(run: Path, size: int) -> None:
     model, before = Model(), contents(run)
     with (
         files_of_at_most(size),
         pytest.raises(
             CheckpointError,
-            match=r"step-5 cannot be written: .*large.*; the checkpoints before it are untouched",
+            match=r"step-5 cannot be written: .*large.*; earlier checkpoints are untouched",
         ),
     ):
         model.save(run, 5)
@@ -407,7 +410,7 @@ def test_a_disk_that_is_full_leaves_what_was_there(run: Path, size: int) -> None
 
 
 @pytest.mark.parametrize("call", range(8))
-def test_a_failure_to_flush_leaves_no_half_checkpoint(
+def test_a_failed_flush_leaves_no_partial_checkpoint(
     run: Path, monkeypatch: pytest.MonkeyPatch, call: int
 ) -> None:
     calls, fsync = iter(range(100)), os.fsync
@@ -421,13 +424,13 @@ def test_a_failure_to_flush_leaves_no_half_checkpoint(
     with pytest.raises(CheckpointError, match="No space left on device"):
         Model().save(run, 5)
     monkeypatch.undo()
-    found = find_checkpoint(run)
-    assert found.step in ((5,) if call == 7 else (4,))  # the last flush is of the rename itself
+    newest_step = find_checkpoint(run).step
+    assert newest_step == (5 if call == 7 else 4)  # the last flush is that of the rename
     assert not list((run / "checkpoints").glob(".*"))
     load(run)
 
 
-def test_an_interruption_leaves_no_half_checkpoint(
+def test_an_interruption_leaves_no_partial_checkpoint(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*args: Any) -> None:
@@ -439,7 +442,7 @@ def test_an_interruption_leaves_no_half_checkpoint(
     assert steps(run) == ["step-3", "step-4"]
 
 
-def test_a_step_that_is_saved_again_replaces_the_old_one(run: Path) -> None:
+def test_saving_a_step_again_replaces_its_checkpoint(run: Path) -> None:
     (run / "checkpoints/step-4/model.safetensors").unlink()
     Model(steps=4).save(run, 4)
     assert sorted(file.name for file in (run / "checkpoints/step-4").iterdir()) == FILES
@@ -449,18 +452,18 @@ def test_a_step_that_is_saved_again_replaces_the_old_one(run: Path) -> None:
 # Pruning
 
 
-def test_pruning_keeps_the_newest_by_number_not_by_name(tmp_path: Path) -> None:
+def test_pruning_keeps_the_newest_by_step_not_by_name(tmp_path: Path) -> None:
     model = Model()
     for step in (100, 9, 20, 3):
         model.save(tmp_path, step)
-    (tmp_path / "checkpoints" / "step-best").mkdir()  # a user's own
+    (tmp_path / "checkpoints" / "step-best").mkdir()  # made by a user
     prune(tmp_path, 2)
     assert steps(tmp_path) == ["step-100", "step-20", "step-best"]
     prune(tmp_path, 5)
     assert steps(tmp_path) == ["step-100", "step-20", "step-best"]
 
 
-def test_a_torn_checkpoint_does_not_push_out_a_whole_one(run: Path) -> None:
+def test_pruning_does_not_count_torn_checkpoints(run: Path) -> None:
     Model().save(run, 9)
     (run / "checkpoints/step-9/model.safetensors").unlink()
     prune(run, 1)
@@ -468,16 +471,16 @@ def test_a_torn_checkpoint_does_not_push_out_a_whole_one(run: Path) -> None:
     assert steps(run) == ["step-4", "step-9"]
 
 
-def test_what_a_killed_save_left_is_never_loaded_and_goes_with_the_next(run: Path) -> None:
+def test_leftovers_of_a_killed_save_are_never_loaded_and_are_pruned(run: Path) -> None:
     shutil.copytree(run / "checkpoints/step-4", run / "checkpoints/.step-7.part")
     assert find_checkpoint(run).step == 4
     prune(run, 2)
     assert steps(run) == ["step-3", "step-4"]
 
 
-def test_a_denoiser_goes_where_it_is_told(two: Path) -> None:
-    found: Denoiser = load(two, device="meta")
-    assert found.device.type == "meta"
+def test_a_model_is_loaded_to_the_requested_device(two: Path) -> None:
+    loaded: Denoiser = load(two, device="meta")
+    assert loaded.device.type == "meta"
 
 
 @pytest.mark.parametrize(
@@ -488,7 +491,7 @@ def test_a_denoiser_goes_where_it_is_told(two: Path) -> None:
         ('"noise_scale": 1.0', '"noise_scale": 0'),
     ],
 )
-def test_a_model_that_was_written_over_is_refused(run: Path, old: str, new: str) -> None:
+def test_a_model_description_with_invalid_values_is_refused(run: Path, old: str, new: str) -> None:
     path = run / "checkpoints/step-4/model.json"
     text = path.read_text()
     assert old in text
@@ -501,7 +504,7 @@ def test_a_model_that_was_written_over_is_refused(run: Path, old: str, new: str)
         load(run)
 
 
-def test_weights_that_are_no_numbers_are_refused(run: Path) -> None:
+def test_parameters_that_are_not_finite_are_refused(run: Path) -> None:
     path = run / "checkpoints/step-4/model.safetensors"
     tensors = load_file(path)
     tensors["final.linear.bias"][0] = torch.nan

@@ -1,4 +1,4 @@
-"""Chunks: decoded once, in bounded memory, by threads, after forks and in spawned workers."""
+"""Chunk cache: one decode per chunk, bounded memory, threads, forks and spawned workers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def chunked(tmp_path: Path) -> Path:
     return write(raw_dataset(field((8, 32, 32)), {}), "zarr3", tmp_path, (1, 32, 32))
 
 
-def test_a_chunk_is_decoded_once_while_it_stays(chunked: Path) -> None:
+def test_a_cached_chunk_is_decoded_once(chunked: Path) -> None:
     store = Store(chunked)
     for _ in range(3):
         for step in range(8):
@@ -39,23 +39,25 @@ def test_a_chunk_is_decoded_once_while_it_stays(chunked: Path) -> None:
     assert store.stats.decoded_bytes == 8 * 4096
 
 
-def test_the_buffer_is_never_passed_and_the_oldest_chunk_leaves_first(chunked: Path) -> None:
-    store = Store(chunked, buffer_bytes=15_000)  # of which 85 % are filled: three chunks
+def test_the_cache_stays_within_its_size_and_evicts_the_least_recently_used_chunk(
+    chunked: Path,
+) -> None:
+    store = Store(chunked, buffer_bytes=15_000)  # 85 % are used: three chunks
     for step in (0, 1, 2, 0, 3, 0, 1):
         store.read("v", {"time": step})
-        assert store._cache.held <= 3 * 4096 + 100
-    assert store.stats.decoded == 5  # 1 was the oldest when 3 came
+        assert store._cache.bytes_held <= 3 * 4096 + 100
+    assert store.stats.decoded == 5  # 1 was the least recently used when 3 was read
     store.read("v")
-    assert store._cache.held == 3 * 4096
+    assert store._cache.bytes_held == 3 * 4096
 
 
-def test_a_chunk_larger_than_the_buffer_is_read_and_not_kept(
+def test_a_chunk_larger_than_the_buffer_is_read_but_not_cached(
     chunked: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = Store(chunked, buffer_bytes=100)
     for _ in range(2):
         np.testing.assert_array_equal(store.read("v", {"time": 3}), field((8, 32, 32))[3])
-    assert store.stats.decoded == 2 and store._cache.held == 0
+    assert store.stats.decoded == 2 and store._cache.bytes_held == 0
     assert capsys.readouterr().err.count("do not fit into a buffer") == 1
 
 
@@ -68,23 +70,23 @@ def test_many_threads_wait_for_one_decode() -> None:
         time.sleep(0.05)
         return field()
 
-    def ask(_: int) -> Array:
+    def request(_: int) -> Array:
         gate.wait()
         return cache.get("key", decode)
 
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(ask, range(8)))
-    assert len(decodes) == 1 and all(chunk is found[0] for chunk in found)
+        chunks = list(pool.map(request, range(8)))
+    assert len(decodes) == 1 and all(chunk is chunks[0] for chunk in chunks)
 
 
-def test_a_decode_that_fails_is_told_to_all_and_tried_again() -> None:
+def test_a_failed_decode_raises_in_all_threads_and_is_retried() -> None:
     cache, gate = ChunkCache(2**20), threading.Barrier(4)
 
     def broken() -> Array:
         time.sleep(0.05)
         raise DataError("torn")
 
-    def ask(_: int) -> str:
+    def request(_: int) -> str:
         gate.wait()
         try:
             cache.get("key", broken)
@@ -93,7 +95,7 @@ def test_a_decode_that_fails_is_told_to_all_and_tried_again() -> None:
         return ""
 
     with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(ask, range(4))) == ["torn"] * 4
+        assert list(pool.map(request, range(4))) == ["torn"] * 4
     assert cache.get("key", field).shape == (6, 5, 4)
 
 
@@ -101,14 +103,14 @@ def test_a_decode_that_fails_is_told_to_all_and_tried_again() -> None:
 def test_threads_read_what_one_thread_reads(tmp_path: Path, kind: str) -> None:
     values = np.random.default_rng(0).standard_normal((40, 9, 8), "f4")
     path = write(raw_dataset(values, {}), kind, tmp_path, (3, 5, 8))
-    store = Store(path, buffer_bytes=2000)  # about four chunks: they come and go
+    store = Store(path, buffer_bytes=2000)  # about four chunks, so chunks are evicted
     steps = np.random.default_rng(1).integers(0, 40, 400)
     with ThreadPoolExecutor(6) as pool:
         found = list(pool.map(lambda step: store.read("v", {"time": int(step)}), steps))
     np.testing.assert_array_equal(np.stack(found), values[steps])
 
 
-def test_threads_share_what_only_h5py_can_read(tmp_path: Path) -> None:
+def test_threads_share_h5py_for_chunks_that_only_it_can_read(tmp_path: Path) -> None:
     values = np.random.default_rng(0).standard_normal((40, 9, 8), "f4")
     with h5py.File(tmp_path / "v.h5", "w") as file:
         file.create_dataset("v", data=values, chunks=(3, 9, 8), compression="lzf")
@@ -116,23 +118,23 @@ def test_threads_share_what_only_h5py_can_read(tmp_path: Path) -> None:
     with ThreadPoolExecutor(6) as pool:
         found = list(pool.map(lambda step: store.read("v", {"phony_dim_0": step}), range(40)))
     np.testing.assert_array_equal(np.stack(found), values)
-    with h5py.File(tmp_path / "v.h5", "r") as file:  # others may open what is open here
+    with h5py.File(tmp_path / "v.h5", "r") as file:  # the file can be opened by other code
         assert file["v"].shape == values.shape
 
 
-def _read(store: Store, out: Any) -> None:
+def _read_step(store: Store, out: Any) -> None:
     out.put((store.read("v", {"time": 5}), store.stats.hits))
 
 
 @pytest.mark.parametrize("kind", ["zarr3", "netcdf4", "netcdf3", "hdf5"])
-def test_a_fork_reads_with_files_of_its_own(tmp_path: Path, kind: str) -> None:
+def test_a_fork_opens_new_files_and_starts_with_an_empty_cache(tmp_path: Path, kind: str) -> None:
     path = write(raw_dataset(field((8, 4, 4)), {}), kind, tmp_path, (1, 4, 4))
     store = Store(path)
-    store.read("v")  # everything is open, and in the cache
+    store.read("v")  # all files are open and all chunks cached
     context = multiprocessing.get_context("fork")
     out = context.Queue()
-    with store._cache._lock:  # as if a thread of the parent were in the middle of something
-        child = context.Process(target=_read, args=(store, out))
+    with store._cache._lock:  # as if a thread of the parent held the lock
+        child = context.Process(target=_read_step, args=(store, out))
         child.start()
     values, hits = out.get(timeout=20)
     child.join()
@@ -151,7 +153,7 @@ def test_a_spawned_worker_reads_without_the_heavy_libraries(tmp_path: Path, kind
     program = (
         "import pickle, sys\n"
         f"store = pickle.load(open({str(tmp_path / 'store.pickle')!r}, 'rb'))\n"
-        "assert store.stats.decoded == 0 and store._cache.held == 0\n"
+        "assert store.stats.decoded == 0 and store._cache.bytes_held == 0\n"
         "print(store.read('v', {'time': 5}).sum())\n"
         "heavy = {'torch', 'xarray', 'zarr', 'h5py', 'matplotlib', 'scipy'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
@@ -162,14 +164,14 @@ def test_a_spawned_worker_reads_without_the_heavy_libraries(tmp_path: Path, kind
     assert done.returncode == 0, done.stderr
 
 
-def test_a_pickle_holds_no_chunks(chunked: Path) -> None:
+def test_a_pickle_contains_no_chunks(chunked: Path) -> None:
     store = Store(chunked)
     before = len(pickle.dumps(store))
     store.read("v")
     assert len(pickle.dumps(store)) == before < 10_000
 
 
-def test_a_spoilt_chunk_is_named(tmp_path: Path) -> None:
+def test_a_damaged_chunk_is_named(tmp_path: Path) -> None:
     values = np.random.default_rng(0).standard_normal((8, 32, 32), "f4")
     path = write(raw_dataset(values, {}), "zarr3", tmp_path, (1, 32, 32))
     store = Store(path)
@@ -184,7 +186,7 @@ def test_a_spoilt_chunk_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["netcdf4", "netcdf3", "hdf5", "zarr2.zip"])
-def test_a_file_that_was_cut_short_says_so(tmp_path: Path, kind: str) -> None:
+def test_a_truncated_file_is_reported(tmp_path: Path, kind: str) -> None:
     values = np.random.default_rng(0).standard_normal((8, 32, 32), "f4")
     path = write(raw_dataset(values, {}), kind, tmp_path, (1, 32, 32))
     data = path.read_bytes()

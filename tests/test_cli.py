@@ -1,4 +1,4 @@
-"""The command line: what it answers, and that a mistake is one message, code 2, and no files."""
+"""The command line: output of commands; an error is one message, code 2, and changes no file."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from jitkit.recipe.load import dump_recipe, load_recipe
+from jitkit.recipe.load import bundled, dump_recipe, load_recipe
 
+ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "data" / "jit_tiny.npz"
 
-Ask = Callable[..., Any]
+Run = Callable[..., Any]
 
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder, the current one, and no ImageNet anywhere."""
+    """An empty current folder, and no path to ImageNet in the environment."""
     folder = tmp_path / "here"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -53,36 +54,59 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
-def refusal(answer: Any) -> str:
-    """The one message of a command that was refused."""
-    assert (answer.code, answer.out) == (2, "")
-    assert answer.err.startswith("jitkit: ") and answer.err.endswith("\n")
-    assert "Traceback" not in answer.err and answer.err.count("jitkit: ") == 1
-    return str(answer.err.removeprefix("jitkit: ").removesuffix("\n"))
+def refusal(result: Any) -> str:
+    """The single error message of a refused command."""
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith("jitkit: ") and result.err.endswith("\n")
+    assert "Traceback" not in result.err and result.err.count("jitkit: ") == 1
+    return str(result.err.removeprefix("jitkit: ").removesuffix("\n"))
 
 
-# What it says of itself
+# Information
 
 
-def test_domains_lists_what_is_installed_with_its_first_line(jitkit: Ask) -> None:
-    answer = jitkit("domains")
-    assert (answer.code, answer.err) == (0, "")
-    lines = dict(line.split(maxsplit=1) for line in answer.out.splitlines())
+def test_domains_lists_installed_domains_with_their_first_docstring_line(jitkit: Run) -> None:
+    result = jitkit("domains")
+    assert (result.code, result.err) == (0, "")
+    lines = dict(line.split(maxsplit=1) for line in result.out.splitlines())
     assert lines["digits"].startswith("Digits 0 to 9, 8 x 8 cells of ink")
-    assert lines["images"].startswith("Pictures in a folder, with classes by folder or without.")
-    assert lines["images"].endswith("(jitkit.domains.images:Images)")
+    assert lines["images"].startswith(
+        "Images in a folder, conditioned on their class folder or unconditional."
+    )
+    assert lines["images"].endswith("(jitkit.domains.images.adapter:Images)")
 
 
-def test_help_and_version_are_answers(jitkit: Ask) -> None:
-    answer = jitkit("--help")
-    assert answer.code == 0
-    for command in ("train", "sample", "evaluate", "check", "domains", "import"):
-        assert re.search(rf"│ {command} +[A-Z]", answer.out), command
+def test_recipes_lists_every_bundled_recipe_with_a_title(jitkit: Run) -> None:
+    result = jitkit("recipes")
+    assert (result.code, result.err) == (0, "")
+    lines = dict(line.split(maxsplit=1) for line in result.out.splitlines())
+    assert all(lines.values()) and set(lines) > set(bundled())
+    assert lines["digits"].startswith("Handwritten digits, 8 x 8 cells")
+    paper = {path.stem for path in (ROOT / "recipes/paper").glob("*.yaml")}
+    assert {Path(name).stem for name in set(lines) - set(bundled())} == paper
+    shown = result.out.splitlines()[: len(bundled())]
+    assert len({line.index(lines[line.split()[0]]) for line in shown}) == 1  # aligned
+
+
+def test_recipes_as_json_are_names_that_load_with_their_titles(jitkit: Run) -> None:
+    titles = json.loads(jitkit("recipes", "--json").out)
+    assert set(titles) > set(bundled())
+    for name, title in titles.items():
+        text = Path(name).read_text(encoding="utf-8") if name.endswith(".yaml") else None
+        assert load_recipe(name).name == Path(name).stem
+        assert title and (text is None or text.startswith(f"# {title}\n"))
+
+
+def test_help_and_version_are_printed(jitkit: Run) -> None:
+    result = jitkit("--help")
+    assert result.code == 0
+    for command in ("train", "sample", "evaluate", "check", "domains", "recipes", "import"):
+        assert re.search(rf"│ {command} +[A-Z]", result.out), command
     assert jitkit("--version").out.strip() == "0.1.0"
     assert "--cond-from" in jitkit("sample", "--help").out
 
 
-# What is refused
+# Errors
 
 RECIPE, RUN = "RECIPE", "RUN"
 
@@ -97,15 +121,15 @@ REFUSED = {
     ("train", RECIPE, "train.steps"): "override train.steps: no value; write section.key=value",
     ("train", RECIPE, "train.lr=fast"): "override train.lr: 'fast' is not a number",
     ("train", RECIPE, "train.lr=0", "train.sed=1"): (
-        "tiny.yaml: 2 mistakes\n  override train.lr: 0 is not above 0\n"
+        "tiny.yaml: 2 errors\n  override train.lr: 0 is not above 0\n"
         "  override train.sed: unknown; did you mean train.seed?"
     ),
     ("train", RECIPE, "domain=digitz"): ("override domain.name: no domain 'digitz'; installed: "),
     ("train", RECIPE, "model.patch=9"): "patch 9 is larger than its 8 cells",
     ("train", RECIPE, "model.in_context_start=2"): "the network has blocks 0 to 1",
-    ("train", "imagenet256"): "domain.path data/imagenet: no such folder. For ImageNet fetch",
+    ("train", "imagenet256"): "domain.path data/imagenet: no such folder. For ImageNet download",
     ("check", "imagenet256", "domain.path=elsewhere", "domain.classes="): (
-        "domain.path elsewhere: no such folder. For ImageNet fetch"
+        "domain.path elsewhere: no such folder. For ImageNet download"
     ),
     ("check", RECIPE, "sample.stepz=1"): "override sample.stepz: unknown",
     ("sample", "nowhere"): "nowhere: no such folder",
@@ -142,31 +166,33 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("words", REFUSED, ids=" ".join)
-def test_a_mistake_is_one_message_and_changes_no_file(
-    jitkit: Ask, recipe: Path, run: Path, tmp_path: Path, words: tuple[str, ...]
+def test_an_error_is_one_message_and_changes_no_file(
+    jitkit: Run, recipe: Path, run: Path, tmp_path: Path, words: tuple[str, ...]
 ) -> None:
     before = contents(tmp_path)
-    place = {RECIPE: recipe, RUN: run, RUN + "s": f"{run}s"}
-    answer = jitkit(*(place.get(word, word) for word in words))
-    if words[0] == "check":  # which shows all it could find out first
-        answer = type(answer)(answer.code, "", answer.err)
-    text = refusal(answer)
+    path = {RECIPE: recipe, RUN: run, RUN + "s": f"{run}s"}
+    result = jitkit(*(path.get(word, word) for word in words))
+    if words[0] == "check":  # prints what it can before the error
+        result = type(result)(result.code, "", result.err)
+    text = refusal(result)
     assert REFUSED[words].replace("tiny.yaml", str(recipe)) in text
     assert contents(tmp_path) == before
 
 
-def test_a_run_that_began_otherwise_is_one_message(jitkit: Ask, recipe: Path, run: Path) -> None:
+def test_a_run_with_another_recipe_is_refused_with_one_message(
+    jitkit: Run, recipe: Path, run: Path
+) -> None:
     before = contents(run)
     text = refusal(jitkit("train", recipe, "train.lr=1e-3", "--run", run))
     assert text == (
-        f"{run} holds a run that began otherwise:\n  train.lr: 0.01 -> 0.001\n"
-        "start another with --new or --run DIR, or take these back to go on"
+        f"{run} holds a run with another recipe:\n  train.lr: 0.01 -> 0.001\n"
+        "start another with --new or --run DIR, or undo these changes to resume"
     )
     assert contents(run) == before
 
 
-def test_a_folder_of_other_files_is_refused_without_touching_it(
-    jitkit: Ask, recipe: Path, tmp_path: Path
+def test_a_folder_of_other_files_is_refused_and_unchanged(
+    jitkit: Run, recipe: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "notes.txt").write_text("mine")
@@ -175,7 +201,9 @@ def test_a_folder_of_other_files_is_refused_without_touching_it(
     assert contents(tmp_path / "own") == {"notes.txt": b"mine"}
 
 
-def test_a_checkpoint_that_lacks_a_weight_is_refused_with_its_name(jitkit: Ask, run: Path) -> None:
+def test_a_checkpoint_with_a_missing_weight_is_refused_with_its_name(
+    jitkit: Run, run: Path
+) -> None:
     folder = run / "checkpoints" / "step-12"
     tensors = load_file(folder / "ema-0.2.safetensors")
     del tensors["final.norm.weight"]
@@ -190,42 +218,44 @@ def test_a_checkpoint_that_lacks_a_weight_is_refused_with_its_name(jitkit: Ask, 
     assert jitkit("sample", run, "--n", 1, "--ema", "none").code == 0
 
 
-def test_a_place_that_cannot_be_written_is_one_message(jitkit: Ask, run: Path, here: Path) -> None:
+def test_an_output_path_that_is_a_file_is_refused_with_one_message(
+    jitkit: Run, run: Path, here: Path
+) -> None:
     (here / "file").write_text("mine")
     text = refusal(jitkit("sample", run, "--n", 1, "--out", "file"))
-    assert text == "--out file holds something already; choose a new folder"
+    assert text == "--out file is not an empty folder; choose a new folder"
     assert contents(here) == {"file": b"mine"}
 
 
-def test_a_key_pressed_to_stop_is_no_traceback(
-    jitkit: Ask, recipe: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_keyboard_interrupt_prints_no_traceback(
+    jitkit: Run, recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stopped(*args: Any, **keys: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("jitkit.training.trainer.Trainer.loop", stopped)
-    answer = jitkit("train", recipe)
-    assert (answer.code, answer.err) == (130, "jitkit: interrupted\n")
+    result = jitkit("train", recipe)
+    assert (result.code, result.err) == (130, "jitkit: interrupted\n")
 
 
 # Training
 
 
-def test_a_recipe_is_trained_and_gone_on_with(jitkit: Ask, recipe: Path, here: Path) -> None:
-    answer = jitkit("train", recipe, "train.steps=4")
-    assert (answer.code, answer.err) == (0, "")
-    first = "tiny: 1 channels on 8 x 8 cells, 4 tokens of 16 numbers, conditions: label"
-    assert answer.out.splitlines()[0] == first
-    assert answer.out.endswith("the run is in runs/tiny\n")
+def test_a_recipe_is_trained_and_resumed(jitkit: Run, recipe: Path, here: Path) -> None:
+    result = jitkit("train", recipe, "train.steps=4")
+    assert (result.code, result.err) == (0, "")
+    first = "tiny: 1 channels on 8 x 8 cells, 4 tokens of 16 features, conditions: label"
+    assert result.out.splitlines()[0] == first
+    assert result.out.endswith("the run is in runs/tiny\n")
     again = jitkit("train", recipe, "train.steps=6")
-    assert "going on from step 4 of 6 (runs/tiny/checkpoints/step-4)" in again.out
+    assert "resuming from step 4 of 6 (runs/tiny/checkpoints/step-4)" in again.out
     assert "step 6 of 6 is done" in jitkit("train", recipe, "train.steps=6").out
     assert jitkit("train", recipe, "train.steps=1", "--new").code == 0
     assert sorted(path.name for path in (here / "runs").iterdir()) == ["tiny", "tiny-2"]
     assert len((here / "runs/tiny/metrics.jsonl").read_text().splitlines()) == 6
 
 
-def test_missing_data_are_told_in_the_first_second_without_torch(here: Path) -> None:
+def test_missing_data_are_reported_quickly_without_torch(here: Path) -> None:
     code = (
         "import atexit, runpy, sys\n"
         "atexit.register(lambda: print(*sorted({'torch'} & set(sys.modules)), 'end'))\n"
@@ -237,18 +267,25 @@ def test_missing_data_are_told_in_the_first_second_without_torch(here: Path) -> 
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert (done.returncode, done.stdout.strip()) == (2, "end")
     assert done.stderr.startswith("jitkit: domain.path data/imagenet: no such folder. For ImageNet")
-    assert "domain.path=FOLDER says where it lies" in done.stderr
+    assert "Set domain.path=FOLDER" in done.stderr
     assert done.stderr.count("\n") == 1
     seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    assert seconds < 2  # of processor: a busy machine does not count
+    assert seconds < 2  # CPU time, independent of machine load
     assert list(here.iterdir()) == []
 
 
 @pytest.mark.slow
 def test_the_reference_recipe_trains_on_any_folder_of_class_folders(
-    pictures: Path, here: Path
+    image_folder: Path, here: Path
 ) -> None:
-    command = [sys.executable, "-m", "jitkit", "train", "imagenet256", f"domain.path={pictures}"]
+    command = [
+        sys.executable,
+        "-m",
+        "jitkit",
+        "train",
+        "imagenet256",
+        f"domain.path={image_folder}",
+    ]
     overrides = ["train.steps=3", "train.batch_size=2"]
     done = subprocess.run([*command, *overrides], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -258,20 +295,18 @@ def test_the_reference_recipe_trains_on_any_folder_of_class_folders(
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3]
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-3"]
-    with Image.open(run / "samples" / "step-0.png") as picture:
-        assert picture.width >= 512
+    with Image.open(run / "samples" / "step-0.png") as image:
+        assert image.width >= 512
 
 
 # Sampling
 
 
-def test_samples_are_files_of_the_domain_in_the_run_or_where_they_are_put(
-    jitkit: Ask, run: Path, here: Path
-) -> None:
-    answer = jitkit("sample", run, "--n", 3, "--cond", "label=7", "sample.seed=5")
+def test_samples_are_written_into_the_run_or_to_out(jitkit: Run, run: Path, here: Path) -> None:
+    result = jitkit("sample", run, "--n", 3, "--cond", "label=7", "sample.seed=5")
     folder = run / "samples" / "step-12-seed-5"
-    assert (answer.code, answer.err) == (0, "")
-    assert answer.out == f"3 samples of step 12: 5 files in {folder}\n"
+    assert (result.code, result.err) == (0, "")
+    assert result.out == f"3 samples of step 12: 5 files in {folder}\n"
     names = ["00000.png", "00001.png", "00002.png", "grid.png", "samples.npz"]
     assert sorted(path.name for path in folder.iterdir()) == names
     with np.load(folder / "samples.npz") as archive:
@@ -282,28 +317,28 @@ def test_samples_are_files_of_the_domain_in_the_run_or_where_they_are_put(
         assert np.abs(all_three["arr_0"][1:].astype(int) - last_two["arr_0"]).max() <= 1
 
 
-def test_an_older_checkpoint_and_other_weights_can_be_sampled(
-    jitkit: Ask, run: Path, here: Path
+def test_an_older_checkpoint_and_other_emas_can_be_sampled(
+    jitkit: Run, run: Path, here: Path
 ) -> None:
     older = run / "checkpoints" / "step-4"
     for number, words in enumerate(([], ["--ema", "none"], ["--ema", "0.99"])):
-        answer = jitkit("sample", older, "--n", 2, "--out", str(number), *words)
-        assert answer.out == f"2 samples of step 4: 4 files in {number}\n"
+        result = jitkit("sample", older, "--n", 2, "--out", str(number), *words)
+        assert result.out == f"2 samples of step 4: 4 files in {number}\n"
     arrays = [np.load(here / f"{number}/samples.npz")["arr_0"].tobytes() for number in range(3)]
     assert len(set(arrays)) == 3
 
 
-def test_conditions_are_taken_from_real_items(jitkit: Ask, run: Path, here: Path) -> None:
+def test_conditions_can_be_taken_from_real_items(jitkit: Run, run: Path, here: Path) -> None:
     assert jitkit("sample", run, "--n", 5, "--cond-from", "val:0-3", "--out", "o").code == 0
     with np.load(here / "o" / "samples.npz") as archive:
-        assert archive["arr_1"].tolist() == [1, 7, 4, 6, 1]  # the first held-out digits, in turn
+        assert archive["arr_1"].tolist() == [1, 7, 4, 6, 1]  # the first validation digits, in turn
 
 
 # Importing
 
 
 def official(path: Path) -> Path:
-    """A checkpoint as the authors' code writes it, of four blocks."""
+    """A checkpoint in the format of the official code, with four blocks."""
     with np.load(GOLDEN) as golden:
         state = {
             name.removeprefix("state."): torch.from_numpy(golden[name])
@@ -314,23 +349,23 @@ def official(path: Path) -> Path:
     return path
 
 
-def test_a_checkpoint_of_the_authors_is_imported_and_sampled(
-    jitkit: Ask, here: Path, tmp_path: Path
+def test_an_official_checkpoint_is_imported_and_sampled(
+    jitkit: Run, here: Path, tmp_path: Path
 ) -> None:
     path = official(tmp_path / "theirs.pth")
-    answer = jitkit("import", path, "--in-context-start", 1)
-    assert (answer.code, answer.err) == (0, "")
-    assert answer.out.startswith("imported into runs/theirs; draw pictures with: jitkit sample")
-    answer = jitkit("sample", "runs/theirs", "--n", 2, "--cond", "label=0-9", "sample.steps=2")
-    assert answer.out == "2 samples of step 0: 4 files in runs/theirs/samples/step-0-seed-0\n"
-    with Image.open(here / "runs/theirs/samples/step-0-seed-0/00001.png") as picture:
-        assert (picture.size, picture.mode) == ((32, 32), "RGB")
+    result = jitkit("import", path, "--in-context-start", 1)
+    assert (result.code, result.err) == (0, "")
+    assert result.out.startswith("imported into runs/theirs; generate images with: jitkit sample")
+    result = jitkit("sample", "runs/theirs", "--n", 2, "--cond", "label=0-9", "sample.steps=2")
+    assert result.out == "2 samples of step 0: 4 files in runs/theirs/samples/step-0-seed-0\n"
+    with Image.open(here / "runs/theirs/samples/step-0-seed-0/00001.png") as image:
+        assert (image.size, image.mode) == ((32, 32), "RGB")
     again = refusal(jitkit("import", path, "--in-context-start", 1))
-    assert again == ("runs/theirs holds something already; choose another folder with --run DIR")
+    assert again == ("runs/theirs is not empty; choose another folder with --run DIR")
 
 
 class Bomb:
-    """What unpickling it does is to make a file."""
+    """Creates a file when unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -340,8 +375,8 @@ class Bomb:
 
 
 @pytest.mark.parametrize("write", [pickle.dump, torch.save])
-def test_a_checkpoint_that_wants_to_run_code_is_refused_and_runs_none(
-    jitkit: Ask, here: Path, tmp_path: Path, write: Any
+def test_a_checkpoint_that_contains_code_is_refused_and_runs_none(
+    jitkit: Run, here: Path, tmp_path: Path, write: Any
 ) -> None:
     with (tmp_path / "theirs.pth").open("wb") as file:
         write({"model": Bomb(tmp_path / "went off")}, file)

@@ -1,7 +1,7 @@
-"""A domain of one's own, as docs/custom-domain.md tells it: in Python, and as an installed package.
+"""Custom domains as in docs/custom-domain.md: in Python, and as an installed package.
 
-The package is built as a wheel and installed into an environment in which nothing else is; there a
-line of a .pth file lets it see what is installed here, jitkit and torch among it.
+The package is built as a wheel and installed into an empty environment; a .pth file there adds the
+packages of this environment, including jitkit and torch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import Answer
+from conftest import Result
 from PIL import Image
 
 import jitkit
@@ -31,6 +31,7 @@ from jitkit import testing
 from jitkit.domain import Metric, Split
 from jitkit.domains.digits import Digits, DigitsSection
 from jitkit.fields import Axis, Condition, Field, Layout, Scalars
+from jitkit.metrics.fid.section import FidSection
 from jitkit.sections import DomainSection
 from jitkit.training.resume import domain_record
 from jitkit.training.trainer import train
@@ -47,13 +48,13 @@ def blocks(language: str) -> list[str]:
 
 
 def of_package(block: str) -> bool:
-    """Whether a block is, word for word, a part of the package."""
+    """Whether a block is literally part of the package."""
     files = ("jitkit_eeg.py", "pyproject.toml")
     return any(block in (PACKAGE / file).read_text(encoding="utf-8") for file in files)
 
 
 def run(command: Sequence[object], folder: Path) -> str:
-    """What a command prints; a path of Python's, by which it would find this tree, is not set."""
+    """Output of a command, run without PYTHONPATH so that it does not import from this tree."""
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
     result = subprocess.run(
         [str(word) for word in command],
@@ -67,16 +68,10 @@ def run(command: Sequence[object], folder: Path) -> str:
     return result.stdout
 
 
-def size_of(picture: Path) -> tuple[int, int]:
-    """Width and height of a picture, in pixels."""
-    with Image.open(picture) as image:
-        return image.size
+# The page
 
 
-# What the page says
-
-
-def test_blocks_of_the_page_are_parts_of_the_package_or_of_its_script() -> None:
+def test_code_blocks_of_the_page_are_from_the_package_or_form_a_script() -> None:
     python, toml = blocks("python"), blocks("toml")
     assert [of_package(block) for block in python] == [True, True, False, False]
     assert [of_package(block) for block in toml] == [True]
@@ -96,7 +91,7 @@ def test_the_class_of_the_page_has_thirty_lines() -> None:
     assert len(lines) == 30
 
 
-def test_links_of_the_page_lead_somewhere() -> None:
+def test_links_of_the_page_are_valid() -> None:
     links = re.findall(r"\]\((?!https?:)([^)#]+)\)", TEXT)
     assert links and not [link for link in links if not (DOCS / link).exists()]
 
@@ -112,20 +107,20 @@ def test_the_script_of_the_page_checks_trains_samples_writes_and_scores(tmp_path
     assert "frequency_distance_hz" in printed.splitlines()[-1]
     with np.load(tmp_path / "samples" / "samples.npz") as file:
         assert file["eeg"].shape == (16, 4, 128) and file["subject"].tolist()[::4] == [0, 1, 2, 3]
-    with Image.open(tmp_path / "samples.png") as picture:
-        assert picture.size == (800, 560)
+    with Image.open(tmp_path / "samples.png") as image:
+        assert image.size == (800, 560)
 
 
-# A class in a script, made from arrays at hand
+# A class in a script, made from arrays in memory
 
 
 class Spectra:
-    """Two lines on 24 wavelengths, their heights told; without a section, from arrays."""
+    """Two lines on 24 wavelengths, conditioned on their heights; without a section, from arrays."""
 
     conditions: ClassVar[dict[str, Condition]] = {"heights": Scalars(("first", "second"))}
 
     def __init__(self, heights: Array, scale: Array) -> None:
-        """Made from heights (N, 2), and from the scale of each wavelength (24,)."""
+        """Made from heights (N, 2) and the scale of each wavelength (24,)."""
         self.heights, self.scale = heights, scale
         self.layout = Layout((Axis("wavelength", 24, patch=4),), ("flux",))
 
@@ -158,30 +153,30 @@ class Spectra:
 
 
 class NamedSpectra(Spectra):
-    """The same with a section of keys that were never asked for."""
+    """With a section that is not used."""
 
     class Section(DomainSection):
         path: Path = Path("spectra.csv")
-        """Where they would lie."""
+        """Path of the file."""
 
 
 class StoredSection(DomainSection):
-    """A section with a key without a default."""
+    """A section with a required key."""
 
     path: Path
-    """Where they lie."""
+    """Path of the file."""
     width: Literal[1, 2] = 2
-    """Of a line."""
+    """Width of a line."""
 
 
 class StoredSpectra(Spectra):
-    """Has a section, and is made from arrays all the same."""
+    """Has a section, but is made from arrays."""
 
     Section = StoredSection
 
 
 class OpenedSpectra(Spectra):
-    """Made from a section, which it says."""
+    """Made from a section, kept as attribute ``section``."""
 
     Section = StoredSection
 
@@ -208,25 +203,25 @@ def spectra(cls: type[Spectra] = Spectra, scale: float = 1.5) -> Any:
 
 
 @pytest.fixture(scope="module")
-def by_hand(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of a domain that was given in Python, under a recipe without section domain."""
+def in_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a domain passed in Python, with a recipe without section domain."""
     folder = tmp_path_factory.mktemp("runs") / "spectra"
     return jitkit.train(RECIPE, run=folder, domain=spectra())
 
 
-def test_a_domain_in_python_needs_neither_a_section_nor_a_name(by_hand: Path) -> None:
-    written = jitkit.load_recipe(by_hand / "recipe.yaml", domain=Spectra)
+def test_a_domain_in_python_needs_no_section_and_no_name(in_python: Path) -> None:
+    written = jitkit.load_recipe(in_python / "recipe.yaml", domain=Spectra)
     assert (written.name, written.domain.name) == ("spectra", "spectra")
-    scored = json.loads((by_hand / "evaluation.json").read_text())
+    scored = json.loads((in_python / "evaluation.json").read_text())
     assert set(scored["scores"]) == {"mean_height"}
-    assert (by_hand / "samples" / "step-0.png").is_file()
+    assert (in_python / "samples" / "step-0.png").is_file()
 
 
-def test_a_model_is_loaded_with_its_domain_sampled_decoded_and_written(
-    by_hand: Path, tmp_path: Path
+def test_a_loaded_model_samples_decodes_and_writes_with_its_domain(
+    in_python: Path, tmp_path: Path
 ) -> None:
     domain = spectra()
-    denoiser = jitkit.load(by_hand, domain=domain)
+    denoiser = jitkit.load(in_python, domain=domain)
     assert denoiser.domain is domain
     heights = torch.tensor([[1.0, 2.0], [3.0, 0.5]])
     x = jitkit.sample(denoiser, n=2, cond={"heights": heights}, steps=2)
@@ -235,31 +230,33 @@ def test_a_model_is_loaded_with_its_domain_sampled_decoded_and_written(
     assert np.loadtxt(file, delimiter=",").shape == (2, 2)
 
 
-def test_a_run_of_a_domain_in_python_goes_on_as_if_unbroken(by_hand: Path, tmp_path: Path) -> None:
-    broken = tmp_path / "broken"
+def test_a_resumed_run_of_a_domain_in_python_is_bit_identical(
+    in_python: Path, tmp_path: Path
+) -> None:
+    interrupted = tmp_path / "interrupted"
     for steps in (3, 6):
-        jitkit.train(RECIPE, {"train.steps": steps}, run=broken, domain=spectra())
-    whole, mended = (jitkit.load(path, domain=spectra()) for path in (by_hand, broken))
+        jitkit.train(RECIPE, {"train.steps": steps}, run=interrupted, domain=spectra())
+    whole, resumed = (jitkit.load(path, domain=spectra()) for path in (in_python, interrupted))
     for name, weight in whole.state_dict().items():
-        assert torch.equal(weight, mended.state_dict()[name]), name
+        assert torch.equal(weight, resumed.state_dict()[name]), name
 
 
-def test_facts_that_are_arrays_are_compared_when_a_run_goes_on(by_hand: Path) -> None:
+def test_arrays_in_the_metadata_are_compared_when_a_run_resumes(in_python: Path) -> None:
     with pytest.raises(jitkit.DataError, match="metadata.scale: array"):
-        jitkit.train(RECIPE, {"train.steps": 7}, run=by_hand, domain=spectra(scale=2.0))
+        jitkit.train(RECIPE, {"train.steps": 7}, run=in_python, domain=spectra(scale=2.0))
 
 
 @pytest.mark.parametrize("command", ["sample", "evaluate"])
-def test_a_command_on_such_a_run_is_refused_with_what_to_do(
-    command: str, by_hand: Path, jitkit: Callable[..., Answer]
+def test_a_command_on_a_run_of_a_python_domain_is_refused_with_instructions(
+    command: str, in_python: Path, jitkit: Callable[..., Result]
 ) -> None:
-    answer = jitkit(command, by_hand)
-    assert answer.code == 2
-    assert "was trained with a domain that was given in Python" in answer.err
-    assert f"jitkit.load({str(by_hand)!r}, domain=...)" in answer.err
+    result = jitkit(command, in_python)
+    assert result.code == 2
+    assert "was trained with a domain that was given in Python" in result.err
+    assert f"jitkit.load({str(in_python)!r}, domain=...)" in result.err
 
 
-def test_a_class_with_a_section_of_its_own_may_be_given_too(tmp_path: Path) -> None:
+def test_a_class_with_an_unused_section_may_be_passed(tmp_path: Path) -> None:
     domain = spectra(NamedSpectra)
     run = jitkit.train(RECIPE, {"train.steps": 1}, run=tmp_path / "run", domain=domain)
     written = jitkit.load_recipe(run / "recipe.yaml", domain=NamedSpectra)
@@ -267,23 +264,23 @@ def test_a_class_with_a_section_of_its_own_may_be_given_too(tmp_path: Path) -> N
 
 
 def recorded(run: Path) -> dict[str, Any]:
-    """Section domain of the recipe that a run keeps."""
+    """Section domain of the recipe in a run folder."""
     section: dict[str, Any] = yaml.safe_load((run / "recipe.yaml").read_text())["domain"]
     return section
 
 
-def test_keys_of_the_section_are_not_demanded_of_a_recipe_beside_a_domain(tmp_path: Path) -> None:
+def test_required_keys_of_the_section_may_be_missing_if_a_domain_is_passed(tmp_path: Path) -> None:
     domain = spectra(StoredSpectra)
     run = jitkit.train(RECIPE, {"train.steps": 1}, run=tmp_path / "run", domain=domain)
     assert recorded(run) == {"name": "storedspectra"}
     jitkit.train(RECIPE, {"train.steps": 2}, run=run, domain=domain)
-    said = {"domain.width": 1, "train.steps": 1}
-    other = jitkit.train(RECIPE, said, run=tmp_path / "other", domain=domain)
+    overrides = {"domain.width": 1, "train.steps": 1}
+    other = jitkit.train(RECIPE, overrides, run=tmp_path / "other", domain=domain)
     assert recorded(other) == {"name": "storedspectra", "width": 1}
 
 
 @pytest.mark.parametrize(
-    ("said", "text"),
+    ("overrides", "text"),
     [
         ({"domain.width": 3}, "domain.width: 3 is not"),
         ({"domain.widht": 2}, "domain.widht: unknown; did you mean domain.width"),
@@ -291,15 +288,15 @@ def test_keys_of_the_section_are_not_demanded_of_a_recipe_beside_a_domain(tmp_pa
         ({"domain.name": 3}, "domain.name: 3 is not"),
     ],
 )
-def test_what_a_recipe_says_beside_a_domain_is_checked_all_the_same(
-    said: dict[str, Any], text: str, tmp_path: Path
+def test_domain_keys_of_the_recipe_are_checked_if_a_domain_is_passed(
+    overrides: dict[str, Any], text: str, tmp_path: Path
 ) -> None:
     with pytest.raises(jitkit.JitkitError, match=text):
-        jitkit.train(RECIPE, said, run=tmp_path / "run", domain=spectra(StoredSpectra))
+        jitkit.train(RECIPE, overrides, run=tmp_path / "run", domain=spectra(StoredSpectra))
     assert not (tmp_path / "run").exists()
 
 
-def test_the_section_that_a_domain_says_is_recorded(tmp_path: Path) -> None:
+def test_the_section_attribute_of_a_domain_is_recorded(tmp_path: Path) -> None:
     section = StoredSection(name="opened", path=Path("here.csv"))
     testing.check_domain(OpenedSpectra(section))
     opened = OpenedSpectra(section)
@@ -310,31 +307,36 @@ def test_the_section_that_a_domain_says_is_recorded(tmp_path: Path) -> None:
         jitkit.train(RECIPE, {"train.steps": 2}, run=run, domain=narrow)
 
 
-def test_an_installed_domain_that_is_given_keeps_its_section_for_the_commands(
-    tmp_path: Path, jitkit: Callable[..., Answer]
+def test_a_passed_installed_domain_keeps_its_section_for_the_commands(
+    tmp_path: Path, jitkit: Callable[..., Result]
 ) -> None:
     digits = Digits(DigitsSection(name="digits", label_drop=0.25))
     run = train(RECIPE, {"evaluate.after_training": False}, run=tmp_path / "run", domain=digits)
-    assert recorded(run) == {"name": "digits", "label_drop": 0.25}
-    answer = jitkit("sample", run, "--n", 2, "--out", tmp_path / "two")
-    assert answer.code == 0, answer.err
-    lacking = DomainSection(name="digits")  # with which no command could open it
-    assert domain_record(digits, lacking, 1500).section is None
+    fid = FidSection().model_dump(mode="json")
+    assert recorded(run) == {"name": "digits", "label_drop": 0.25, "fid": fid}
+    result = jitkit("sample", run, "--n", 2, "--out", tmp_path / "two")
+    assert result.code == 0, result.err
+    incomplete = DomainSection(name="digits")  # no command could open it
+    assert domain_record(digits, incomplete, 1500).section is None
 
 
-def test_the_class_in_place_of_a_domain_is_refused_in_words(by_hand: Path, tmp_path: Path) -> None:
+def test_passing_the_class_in_place_of_an_instance_is_refused(
+    in_python: Path, tmp_path: Path
+) -> None:
     cls: Any = Spectra
-    with pytest.raises(jitkit.JitkitError, match=r"domain=Spectra is the class; .*a\(\.\.\.\)"):
+    with pytest.raises(jitkit.JitkitError, match=r"domain=Spectra is a class; .*a\(\.\.\.\)"):
         jitkit.train(RECIPE, run=tmp_path / "run", domain=cls)
     assert not (tmp_path / "run").exists()
     for use in (jitkit.load, jitkit.evaluate):
-        with pytest.raises(jitkit.JitkitError, match="domain=Spectra is the class"):
-            use(by_hand, domain=cls)
+        with pytest.raises(jitkit.JitkitError, match="domain=Spectra is a class"):
+            use(in_python, domain=cls)
 
 
-def test_a_run_of_a_domain_in_python_is_scored_again(by_hand: Path, tmp_path: Path) -> None:
+def test_a_run_of_a_domain_in_python_can_be_evaluated_again(
+    in_python: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
-    shutil.copytree(by_hand, run)
+    shutil.copytree(in_python, run)
     result = jitkit.evaluate(run, {"evaluate.samples": 4}, domain=spectra())
     assert (result["samples"], set(result["scores"])) == (4, {"mean_height"})
     with pytest.raises(jitkit.JitkitError, match=r"given in Python; use it there.*domain=\.\.\."):
@@ -343,11 +345,11 @@ def test_a_run_of_a_domain_in_python_is_scored_again(by_hand: Path, tmp_path: Pa
         jitkit.evaluate(run, ["domain.path=x"], domain=spectra())
 
 
-def test_a_domain_without_a_section_is_asked_all_that_needs_none() -> None:
+def test_a_domain_without_a_section_passes_the_other_checks() -> None:
     testing.check_domain(spectra())
 
 
-NATURAL = """
+VALID = """
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -357,7 +359,7 @@ from PIL import Image
 
 import jitkit
 from jitkit import Axis, Category, DomainSection, Field, Layout
-from jitkit.domain import Measure, Split
+from jitkit.domain import Metric, Split
 from jitkit.testing import check_domain
 
 
@@ -366,7 +368,7 @@ class HeightSection(DomainSection):
 
 
 class Plain:
-    \"\"\"Made from numbers at hand.\"\"\"
+    \"\"\"Made from a list in memory.\"\"\"
 
     def __init__(self, heights: list[float]) -> None:
         self.heights = heights
@@ -391,7 +393,7 @@ class Plain:
     def preview(self, items: Sequence[float]) -> Image.Image:
         raise NotImplementedError
 
-    def scores(self) -> dict[str, Measure]:
+    def scores(self) -> dict[str, Metric]:
         return {}
 
 
@@ -426,12 +428,12 @@ check_domain(assigned, section)
 
 
 @pytest.mark.slow
-def test_a_strict_type_checker_takes_the_ways_to_write_a_domain(tmp_path: Path) -> None:
-    """And refuses one that lacks a method, or it would take anything."""
-    lacking = NATURAL.replace("def preview", "def show")
-    for name, text in (("natural", NATURAL), ("lacking", lacking)):
+def test_strict_mypy_accepts_the_ways_to_write_a_domain(tmp_path: Path) -> None:
+    """And rejects a domain with a missing method."""
+    incomplete = VALID.replace("def preview", "def show")
+    for name, text in (("valid", VALID), ("incomplete", incomplete)):
         (tmp_path / f"{name}.py").write_text(text)
-    answer = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", "."],
         cwd=tmp_path,
         env=os.environ | {"MYPYPATH": str(DOCS.parent)},
@@ -439,8 +441,8 @@ def test_a_strict_type_checker_takes_the_ways_to_write_a_domain(tmp_path: Path) 
         text=True,
         timeout=300,
     )
-    assert "natural.py" not in answer.stdout, answer.stdout
-    assert '"Plain" is missing following "Domain" protocol member' in answer.stdout
+    assert "valid.py" not in result.stdout, result.stdout
+    assert '"Plain" is missing following "Domain" protocol member' in result.stdout
 
 
 # The package
@@ -450,43 +452,43 @@ PACKAGED = pytest.mark.xdist_group("package")  # tests of one environment, built
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The package of the page, built from a copy, with the setuptools that torch brings."""
+    """Wheel of the example package, built from a copy with the installed setuptools."""
     folder = tmp_path_factory.mktemp("build")
     shutil.copytree(PACKAGE, folder / "source")
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
     run([*pip, "--wheel-dir", folder, folder / "source"], folder)
-    (found,) = folder.glob("*.whl")
-    return found
+    (path,) = folder.glob("*.whl")
+    return path
 
 
 @pytest.fixture(scope="module")
 def clean(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python of an environment that holds the wheel, and sees what is installed here."""
+    """Python of an environment with the wheel, which also sees the packages installed here."""
     folder = tmp_path_factory.mktemp("clean")
     run([sys.executable, "-m", "venv", "--without-pip", folder], folder)
     python = folder / "bin" / "python"
-    places = run([python, "-c", "import site; print(site.getsitepackages()[0])"], folder)
-    here = "".join(f"; site.addsitedir({place!r})" for place in site.getsitepackages())
-    (Path(places.strip()) / "here.pth").write_text(f"import site{here}\n")
+    packages = run([python, "-c", "import site; print(site.getsitepackages()[0])"], folder)
+    here = "".join(f"; site.addsitedir({path!r})" for path in site.getsitepackages())
+    (Path(packages.strip()) / "here.pth").write_text(f"import site{here}\n")
     pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-index"]
-    run([*pip, wheel], folder)  # that jitkit, which it needs, is there is for pip to find
+    run([*pip, wheel], folder)  # pip must find its dependency jitkit
     return python
 
 
 @pytest.fixture(scope="module")
 def work(clean: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the recipe and recordings, and a short run of it: 200 steps."""
+    """A folder with recipe, recordings and a short run of 200 steps."""
     folder = tmp_path_factory.mktemp("work")
     shutil.copy(PACKAGE / "eeg.yaml", folder)
     run([clean, "-m", "simulated_eeg", "recordings.npz"], folder)
-    few = ["train.steps=200", "evaluate.samples=80", "train.preview_every_steps=200"]
-    run([clean, "-m", "jitkit", "train", "eeg.yaml", *few], folder)
+    short = ["train.steps=200", "evaluate.samples=80", "train.preview_every_steps=200"]
+    run([clean, "-m", "jitkit", "train", "eeg.yaml", *short], folder)
     return folder
 
 
 @pytest.mark.slow
 @PACKAGED
-def test_the_wheel_holds_two_modules_and_an_entry_point(wheel: Path) -> None:
+def test_the_wheel_has_two_modules_and_an_entry_point(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {name for name in names if ".dist-info/" not in name} == {
         "jitkit_eeg.py",
@@ -509,7 +511,7 @@ def test_the_installed_package_is_found_by_its_entry_point(clean: Path, tmp_path
 
 @pytest.mark.slow
 @PACKAGED
-def test_jitkit_train_of_the_package_learns_rhythm_and_lag(work: Path) -> None:
+def test_jitkit_train_with_the_package_learns_rhythm_and_lag(work: Path) -> None:
     """Untrained, frequency_distance_hz is 10 and lag_error_degrees 45."""
     scored = json.loads((work / "runs" / "eeg" / "evaluation.json").read_text())["scores"]
     assert scored["frequency_distance_hz"]["value"] < 2
@@ -522,13 +524,13 @@ def test_jitkit_train_of_the_package_learns_rhythm_and_lag(work: Path) -> None:
 
 @pytest.mark.slow
 @PACKAGED
-def test_jitkit_sample_of_the_package_needs_no_recordings(
+def test_jitkit_sample_with_the_package_needs_no_recordings(
     work: Path, clean: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(work / "runs", tmp_path / "runs")
     command = [clean, "-m", "jitkit", "sample", "runs/eeg", "--n", "8", "--out", "eight"]
-    told = run([*command, "--cond", "subject=2"], tmp_path)
-    assert "8 samples of step 200: 1 files in eight" in told
+    printed = run([*command, "--cond", "subject=2"], tmp_path)
+    assert "8 samples of step 200: 1 files in eight" in printed
     with np.load(tmp_path / "eight" / "samples.npz") as file:
         assert file["eeg"].shape == (8, 4, 128) and file["subject"].tolist() == [2] * 8
         assert 5 < file["eeg"].std() < 30  # microvolts
@@ -536,7 +538,7 @@ def test_jitkit_sample_of_the_package_needs_no_recordings(
 
 @pytest.mark.slow
 @PACKAGED
-def test_jitkit_evaluate_of_the_package_scores_the_run_again(work: Path, clean: Path) -> None:
+def test_jitkit_evaluate_with_the_package_scores_the_run_again(work: Path, clean: Path) -> None:
     command = [clean, "-m", "jitkit", "evaluate", "runs/eeg", "evaluate.samples=40", "--json"]
     result = json.loads(run(command, work))
     assert set(result["scores"]) == {"frequency_distance_hz", "lag_error_degrees"}
@@ -550,5 +552,5 @@ def test_the_package_passes_its_own_tests_where_it_is_installed(
 ) -> None:
     shutil.copytree(PACKAGE / "tests", tmp_path / "tests")
     (tmp_path / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\n")
-    told = run([clean, "-m", "pytest", "-q", "tests"], tmp_path)
-    assert re.search(r"^8 passed", told, re.MULTILINE), told
+    printed = run([clean, "-m", "pytest", "-q", "tests"], tmp_path)
+    assert re.search(r"^8 passed", printed, re.MULTILINE), printed

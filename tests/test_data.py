@@ -1,4 +1,4 @@
-"""Items into batches: the order, the augmentation, what is passed over, what is padded."""
+"""Data loading: order, augmentation, skipped items, padding, validation batches."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from jitkit.data import BatchPlan, batches, collate, encode, held_out, spread
+from jitkit.data import BatchPlan, batches, collate, encode, evenly_spaced, validation_batches
 from jitkit.domains.digits import Digits, DigitsSection
 from jitkit.errors import BadItem, DataError
 from jitkit.fields import (
@@ -31,9 +31,9 @@ from jitkit.fields import (
 
 
 class Numbers(Digits):
-    """Items are numbers; all cells of one hold it, plus less than 1/2 that its rng draws.
+    """Items are integers; all cells of an item hold it, plus a random number below 1/2 with an rng.
 
-    Those in ``bad`` cannot be read.
+    Items in ``bad`` cannot be read.
     """
 
     def __init__(self, size: int = 10, bad: Sequence[int] = ()) -> None:
@@ -50,7 +50,7 @@ class Numbers(Digits):
         return Field(torch.full((1, 8, 8), moved), cond={"label": item % 10})
 
 
-def drawn(
+def load_batches(
     domain: Numbers,
     start: int,
     stop: int,
@@ -64,9 +64,9 @@ def drawn(
     return list(batches(domain, items, plan, workers=workers))
 
 
-def values(found: Sequence[Batch]) -> list[float]:
-    """What the items of batches hold, one after the other."""
-    return [float(x) for batch in found for x in batch.x[:, 0, 0, 0]]
+def values(loaded: Sequence[Batch]) -> list[float]:
+    """Values of the items of all batches in order."""
+    return [float(x) for batch in loaded for x in batch.x[:, 0, 0, 0]]
 
 
 def same(a: Sequence[Batch], b: Sequence[Batch]) -> bool:
@@ -83,19 +83,19 @@ def same(a: Sequence[Batch], b: Sequence[Batch]) -> bool:
 
 @given(st.integers(1, 12), st.integers(1, 15), st.integers(0, 2**63))
 @settings(max_examples=40, deadline=None)
-def test_every_epoch_is_a_permutation_and_batches_run_on_without_a_gap(
+def test_every_epoch_is_a_permutation_and_batches_continue_without_a_gap(
     size: int, batch_size: int, seed: int
 ) -> None:
-    found = drawn(Numbers(size), 0, 3 * size, batch_size=batch_size, seed=seed)
-    assert [len(batch.x) for batch in found] == [batch_size] * (3 * size)
-    order = [int(value) for value in values(found)]
+    loaded = load_batches(Numbers(size), 0, 3 * size, batch_size=batch_size, seed=seed)
+    assert [len(batch.x) for batch in loaded] == [batch_size] * (3 * size)
+    order = [int(value) for value in values(loaded)]
     for epoch in range(0, len(order), size):
         assert sorted(order[epoch : epoch + size]) == list(range(size))
 
 
-def test_every_epoch_and_every_seed_has_its_own_order() -> None:
+def test_every_epoch_and_every_seed_has_a_different_order() -> None:
     orders = {
-        tuple(int(v) for v in values(drawn(Numbers(20), k, k + 1, batch_size=20, seed=seed)))
+        tuple(int(v) for v in values(load_batches(Numbers(20), k, k + 1, batch_size=20, seed=seed)))
         for k in range(3)
         for seed in range(3)
     }
@@ -104,30 +104,32 @@ def test_every_epoch_and_every_seed_has_its_own_order() -> None:
 
 @given(st.integers(0, 12), st.integers(0, 12), st.integers(1, 9))
 @settings(max_examples=20, deadline=None)
-def test_to_start_in_the_middle_is_to_run_through(start: int, more: int, batch_size: int) -> None:
-    through = drawn(Numbers(7, bad=[3]), 0, start + more, batch_size=batch_size)
-    started = drawn(Numbers(7, bad=[3]), start, start + more, batch_size=batch_size)
-    assert same(through[start:], started)
+def test_batches_do_not_depend_on_the_start(start: int, more: int, batch_size: int) -> None:
+    full = load_batches(Numbers(7, bad=[3]), 0, start + more, batch_size=batch_size)
+    resumed = load_batches(Numbers(7, bad=[3]), start, start + more, batch_size=batch_size)
+    assert same(full[start:], resumed)
 
 
-def test_workers_change_nothing() -> None:
+def test_workers_do_not_change_batches() -> None:
     domain = Numbers(10, bad=[2, 3])
-    assert same(drawn(domain, 1, 9, workers=0), drawn(domain, 1, 9, workers=2))
+    assert same(load_batches(domain, 1, 9, workers=0), load_batches(domain, 1, 9, workers=2))
 
 
-def test_more_workers_than_cores_are_one_line_of_advice(
+def test_more_workers_than_cores_print_one_warning(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
-    assert len(drawn(Numbers(), 0, 1, workers=2)) == 1
-    told = capsys.readouterr().err
-    assert told == "warning: train.workers is 2 on 1 cores; fewer may be faster\n"
+    assert len(load_batches(Numbers(), 0, 1, workers=2)) == 1
+    printed = capsys.readouterr().err
+    assert printed == "warning: train.workers is 2 on 1 cores; fewer may be faster\n"
 
 
 def test_augmentation_is_a_function_of_seed_epoch_and_item() -> None:
     def by_number(batch_size: int, seed: int = 0) -> list[dict[int, float]]:
-        """For each of three epochs, what each item was moved to."""
-        order = values(drawn(Numbers(6), 0, 18 // batch_size, batch_size=batch_size, seed=seed))
+        """For each of three epochs, the augmented value of each item."""
+        order = values(
+            load_batches(Numbers(6), 0, 18 // batch_size, batch_size=batch_size, seed=seed)
+        )
         return [{int(v): v for v in order[at : at + 6]} for at in range(0, 18, 6)]
 
     assert by_number(2) == by_number(9)
@@ -137,53 +139,55 @@ def test_augmentation_is_a_function_of_seed_epoch_and_item() -> None:
         assert by_number(2, seed=1)[0][number] != first[number]
 
 
-# What is passed over
+# Skipped items
 
 
-def test_an_item_that_cannot_be_read_is_replaced_by_the_next_and_noted() -> None:
-    found = drawn(Numbers(8, bad=[2, 7]), 0, 1, batch_size=8)[0]
-    numbers = sorted(int(v) for v in values([found]))
+def test_an_unreadable_item_is_replaced_by_the_next_and_noted() -> None:
+    batch = load_batches(Numbers(8, bad=[2, 7]), 0, 1, batch_size=8)[0]
+    numbers = sorted(int(v) for v in values([batch]))
     assert numbers == [0, 0, 1, 3, 3, 4, 5, 6]
-    assert sorted(found.notes) == [("number 2", "unlucky"), ("number 7", "unlucky")]
-    assert drawn(Numbers(8), 0, 1, batch_size=8)[0].notes == ()
+    assert sorted(batch.notes) == [("number 2", "unlucky"), ("number 7", "unlucky")]
+    assert load_batches(Numbers(8), 0, 1, batch_size=8)[0].notes == ()
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_sixteen_unreadable_items_in_a_row_stop_with_the_first_one_s_reason(workers: int) -> None:
+def test_sixteen_consecutive_unreadable_items_stop_with_the_reason_of_the_first(
+    workers: int,
+) -> None:
     with pytest.raises(DataError) as caught:
-        drawn(Numbers(40, bad=range(40)), 0, 1, batch_size=1, workers=workers)
-    text = str(caught.value)  # of one line: no traceback of a worker
+        load_batches(Numbers(40, bad=range(40)), 0, 1, batch_size=1, workers=workers)
+    text = str(caught.value)  # one line, without a traceback of a worker
     assert text.startswith("16 items in a row cannot be read; the first: number ")
     assert text.endswith(": unlucky") and "\n" not in text
 
 
-def test_fifteen_unreadable_items_in_a_row_do_not_stop() -> None:
-    found = drawn(Numbers(40, bad=range(15)), 0, 1, batch_size=40)[0]
-    assert [int(v) for v in values([found])].count(15) == 16
-    assert len(set(found.notes)) == 15
+def test_fifteen_consecutive_unreadable_items_do_not_stop() -> None:
+    batch = load_batches(Numbers(40, bad=range(15)), 0, 1, batch_size=40)[0]
+    assert [int(v) for v in values([batch])].count(15) == 16
+    assert len(set(batch.notes)) == 15
 
 
 class Gone(Numbers):
-    """Its store is not there any more."""
+    """Its store no longer exists."""
 
     def encode(self, item: Any, rng: np.random.Generator | None = None) -> Field:
         raise DataError("store.zarr: gone")
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_data_that_are_wrong_altogether_stop_at_once_in_their_own_words(workers: int) -> None:
+def test_a_data_error_stops_at_once_with_its_text(workers: int) -> None:
     with pytest.raises(DataError) as caught:
-        drawn(Gone(), 0, 1, workers=workers)
+        load_batches(Gone(), 0, 1, workers=workers)
     assert str(caught.value) == "store.zarr: gone"
 
 
 def test_a_split_without_items_is_refused() -> None:
     with pytest.raises(DataError, match="the training split has no items"):
-        drawn(Numbers(0), 0, 1)
+        load_batches(Numbers(0), 0, 1)
 
 
-class Given(Digits):
-    """Items are fields already."""
+class Encoded(Digits):
+    """Items are encoded fields."""
 
     def __init__(self, layout: Layout) -> None:
         super().__init__(DigitsSection(name="digits"))
@@ -212,14 +216,14 @@ CROSSED = torch.tensor([[1.0, nan, 1.0, nan], [nan, 1.0, nan, 1.0]])  # no cell 
 )
 def test_a_field_without_data_is_a_bad_item(layout: Layout, field: Field) -> None:
     with pytest.raises(BadItem, match="an item: no data in any of its cells"):
-        encode(Given(layout), field)
+        encode(Encoded(layout), field)
 
 
-def test_a_field_with_data_in_a_single_cell_is_a_good_one() -> None:
+def test_a_field_with_data_in_a_single_cell_is_valid() -> None:
     one = NOWHERE.clone()
     one[1, 2] = 0
-    assert encode(Given(HOLES), Field(one)).values is one
-    assert encode(Given(HOLES), Field(CROSSED)).values is CROSSED
+    assert encode(Encoded(HOLES), Field(one)).values is one
+    assert encode(Encoded(HOLES), Field(CROSSED)).values is CROSSED
 
 
 # Batches
@@ -227,7 +231,7 @@ def test_a_field_with_data_in_a_single_cell_is_a_good_one() -> None:
 
 @st.composite
 def fields(draw: st.DrawFn) -> tuple[Layout, list[Field]]:
-    """Fields of one to three axes and differing sizes, with NaN, masks or both."""
+    """Fields of one to three axes and different sizes, with NaN, masks or both."""
     axes = draw(st.integers(1, 3))
     channels = draw(st.integers(1, 2))
     layout = Layout(
@@ -249,38 +253,39 @@ def fields(draw: st.DrawFn) -> tuple[Layout, list[Field]]:
 
 
 def known(layout: Layout, field: Field) -> Tensor:
-    """Where a field has data, (C, X1..Xn), told cell by cell."""
-    there = torch.zeros_like(field.values, dtype=torch.bool)
+    """Mask of cells with data, (C, X1..Xn), computed cell by cell."""
+    observed = torch.zeros_like(field.values, dtype=torch.bool)
     for index in np.ndindex(*field.values.shape):
         mask = True
         if field.mask is not None:
             mask = bool(field.mask[index if field.mask.ndim == len(index) else index[1:]])
-        there[index] = mask and not field.values[index].isnan()
-    if not layout.missing:  # a cell counts where all of its channels are there
-        there &= there.all(dim=0, keepdim=True)
-    return there
+        observed[index] = mask and not field.values[index].isnan()
+    if not layout.missing:  # a cell has data if all of its channels have
+        observed &= observed.all(dim=0, keepdim=True)
+    return observed
 
 
 @given(fields())
 @settings(max_examples=100, deadline=None)
-def test_a_batch_holds_what_is_known_and_zero_elsewhere(case: tuple[Layout, list[Field]]) -> None:
+def test_a_batch_holds_observed_values_and_zero_elsewhere(case: tuple[Layout, list[Field]]) -> None:
     layout, made = case
     batch = collate(layout, {}, made)
     grid = tuple(np.max([field.values.shape[1:] for field in made], axis=0))
     assert batch.x.shape == (len(made), len(layout.channels), *grid)
-    wanted_x, wanted_mask = torch.zeros_like(batch.x), torch.zeros_like(batch.x, dtype=torch.bool)
+    expected = torch.zeros_like(batch.x)
+    expected_mask = torch.zeros_like(batch.x, dtype=torch.bool)
     for i, field in enumerate(made):
-        there = known(layout, field)
-        own: Any = (..., *(slice(size) for size in field.values.shape[1:]))
-        wanted_mask[i][own] = there
-        wanted_x[i][own] = torch.where(there, field.values, 0.0)
-    assert torch.equal(batch.x, wanted_x)
+        observed = known(layout, field)
+        cells: Any = (..., *(slice(size) for size in field.values.shape[1:]))
+        expected_mask[i][cells] = observed
+        expected[i][cells] = torch.where(observed, field.values, 0.0)
+    assert torch.equal(batch.x, expected)
     if batch.mask is None:
-        assert bool(wanted_mask.all())
+        assert bool(expected_mask.all())
     else:
         assert batch.mask.shape[1] == (len(layout.channels) if layout.missing else 1)
-        assert torch.equal(batch.mask.expand_as(batch.x), wanted_mask)
-        assert not bool(wanted_mask.all())
+        assert torch.equal(batch.mask.expand_as(batch.x), expected_mask)
+        assert not bool(expected_mask.all())
 
 
 EVERY: dict[str, Condition] = {
@@ -291,15 +296,15 @@ EVERY: dict[str, Condition] = {
 }
 
 
-def test_conditions_on_the_grid_are_padded_with_what_stands_for_not_told() -> None:
+def test_conditions_on_the_grid_are_padded_with_the_unset_value() -> None:
     def field(size: int) -> Field:
-        told = {
+        cond = {
             "kind": 3,
             "numbers": torch.tensor([0.5, nan]),
             "ground": torch.arange(float(size))[None],
             "residue": torch.arange(size, dtype=torch.int32),
         }
-        return Field(torch.ones(2, size), cond=told)
+        return Field(torch.ones(2, size), cond=cond)
 
     cond = collate(LINE, EVERY, [field(2), field(4)]).cond
     assert cond["kind"].tolist() == [3, 3] and cond["kind"].dtype == torch.long
@@ -314,7 +319,7 @@ def test_conditions_on_the_grid_are_padded_with_what_stands_for_not_told() -> No
     assert cond["residue"].dtype == torch.long
 
 
-def test_coordinates_are_counted_in_cells_where_a_field_gives_none() -> None:
+def test_default_coordinates_count_cells() -> None:
     layout = Layout((Axis("row", 2), Axis("column", 3)), ("u",))
     moved = torch.full((1, 2, 2), 7.5)
     batch = collate(
@@ -328,28 +333,28 @@ def test_coordinates_are_counted_in_cells_where_a_field_gives_none() -> None:
     assert collate(layout, {}, [Field(torch.zeros(1, 2, 3))]).coords is None
 
 
-# What is held out
+# Validation batches
 
 
 @given(st.integers(0, 500), st.integers(1, 500))
 @settings(deadline=None)
-def test_indices_are_spread_evenly_and_start_at_the_first(size: int, most: int) -> None:
-    indices = spread(size, most)
-    assert len(indices) == min(size, most)
+def test_indices_are_evenly_spaced_and_start_at_the_first(size: int, max_items: int) -> None:
+    indices = evenly_spaced(size, max_items)
+    assert len(indices) == min(size, max_items)
     assert indices[:1] == ([0] if size else [])
     ends = [*indices, size]
     gaps = [ends[i + 1] - ends[i] for i in range(len(indices))]
     assert not gaps or 1 <= min(gaps) and max(gaps) - min(gaps) <= 1
 
 
-def test_held_out_items_are_not_augmented_and_keep_their_indices() -> None:
+def test_validation_items_are_not_augmented_and_keep_their_indices() -> None:
     domain = Numbers(100, bad=[30])
 
-    def found(batch_size: int) -> Iterator[tuple[int, float]]:
-        for indices, batch, own in held_out(domain, most=10, batch_size=batch_size):
+    def read(batch_size: int) -> Iterator[tuple[int, float]]:
+        for indices, batch, own in validation_batches(domain, max_items=10, batch_size=batch_size):
             assert own
             assert len(indices) <= batch_size
             yield from zip(indices, values([batch]), strict=True)
 
-    wanted = [(i, float(i)) for i in range(0, 100, 10) if i != 30]
-    assert list(found(3)) == list(found(10)) == list(found(1)) == wanted
+    expected = [(i, float(i)) for i in range(0, 100, 10) if i != 30]
+    assert list(read(3)) == list(read(10)) == list(read(1)) == expected

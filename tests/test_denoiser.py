@@ -1,4 +1,4 @@
-"""A network and how it was trained: clean data out of whatever the network says."""
+"""Denoiser: x-, eps- and v-prediction, losses, masks, description and domain."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import awake, difference, layout, sizes
+from models import difference, layout, random_model, sizes
 from torch import Tensor
 
 from jitkit.diffusion.denoiser import Denoiser, Diffusion, build
@@ -33,7 +33,7 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 
 class Oracle(Denoiser):
-    """A model that always says the truth, in its own space."""
+    """A model whose prediction is always the truth, in its own space."""
 
     truth: Tensor
 
@@ -52,34 +52,36 @@ def oracle(prediction: Space, loss: Space, x: Tensor, eps: Tensor) -> Oracle:
 
 @settings(deadline=None, max_examples=30)
 @given(st.sampled_from(SPACES), st.sampled_from(SPACES), st.floats(0.05, 0.95))
-def test_who_says_the_truth_guesses_the_data_and_has_no_loss(
+def test_an_oracle_predicts_the_data_and_has_no_loss(
     prediction: Space, loss: Space, t: float
 ) -> None:
     x, eps, at = noise(2, 2, 6), noise(2, 2, 6, seed=1), torch.tensor([t, 1 - t])
-    knows, z = oracle(prediction, loss, x, eps), interpolate(x, eps, at)
-    torch.testing.assert_close(knows(z, at), x, atol=1e-4, rtol=0)
-    torch.testing.assert_close(knows.velocity(z, at, {}), x - eps, atol=1e-4, rtol=0)
-    assert not knows.losses(x, eps, at, {}).any()
+    perfect, z = oracle(prediction, loss, x, eps), interpolate(x, eps, at)
+    torch.testing.assert_close(perfect(z, at), x, atol=1e-4, rtol=0)
+    torch.testing.assert_close(perfect.velocity(z, at, {}), x - eps, atol=1e-4, rtol=0)
+    assert not perfect.losses(x, eps, at, {}).any()
 
 
 @pytest.mark.parametrize("prediction", SPACES)
 @pytest.mark.parametrize("loss", SPACES)
-def test_the_loss_is_the_distance_in_its_own_space(prediction: Space, loss: Space) -> None:
-    denoiser = awake(layout((6, 2)), diffusion=Diffusion(prediction, loss))
-    other = awake(layout((6, 2)), diffusion=Diffusion(prediction, "x"))
+def test_the_loss_is_the_squared_error_in_its_space(prediction: Space, loss: Space) -> None:
+    denoiser = random_model(layout((6, 2)), diffusion=Diffusion(prediction, loss))
+    other = random_model(layout((6, 2)), diffusion=Diffusion(prediction, "x"))
     x, eps, t = noise(2, 2, 6), noise(2, 2, 6, seed=1), torch.tensor([0.2, 0.6])
     z = interpolate(x, eps, t)
-    guess = convert(denoiser(z, t), z, t, source="x", target=loss)
-    wanted = (guess - {"x": x, "eps": eps, "v": x - eps}[loss]).square().mean(dim=(1, 2))
-    torch.testing.assert_close(denoiser.losses(x, eps, t, {}), wanted, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(other.losses(x, eps, t, {}, loss=loss), wanted, atol=1e-4, rtol=1e-4)
+    converted = convert(denoiser(z, t), z, t, source="x", target=loss)
+    expected = (converted - {"x": x, "eps": eps, "v": x - eps}[loss]).square().mean(dim=(1, 2))
+    torch.testing.assert_close(denoiser.losses(x, eps, t, {}), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        other.losses(x, eps, t, {}, loss=loss), expected, atol=1e-4, rtol=1e-4
+    )
 
 
-def test_what_a_model_is_comes_back_from_json() -> None:
+def test_the_description_of_a_model_survives_json() -> None:
     axes = (Axis("row", 6, 2), Axis("longitude", 4, 2, "circle"), Axis("atom", 3, kind="set"))
     grid = Layout(axes, ("u", "v"), missing=True)
     diffusion = Diffusion("eps", "x", noise_scale=2.0, t_eps=0.01)
-    denoiser = awake(grid, EVERY_KIND, diffusion, dropout=0.1)
+    denoiser = random_model(grid, EVERY_KIND, diffusion, dropout=0.1)
     again = build(json.loads(json.dumps(denoiser.describe())))
     assert again.describe() == denoiser.describe()
     assert (again.layout, again.conditions) == (grid, EVERY_KIND)
@@ -99,9 +101,9 @@ def test_what_a_model_is_comes_back_from_json() -> None:
 
 @pytest.mark.parametrize("missing", [False, True])
 @pytest.mark.parametrize("prediction", SPACES)
-def test_losses_do_not_see_cells_without_data(prediction: Space, missing: bool) -> None:
+def test_losses_ignore_cells_without_data(prediction: Space, missing: bool) -> None:
     grid = Layout((Axis("row", 6, 2),), ("u", "v"), missing=missing)
-    denoiser = awake(grid, diffusion=Diffusion(prediction))
+    denoiser = random_model(grid, diffusion=Diffusion(prediction))
     mask = torch.tensor([[1, 1, 1, 0, 0, 0], [1, 0, 1, 1, 0, 1]]).bool()[:, None]
     x, eps, t = noise(2, 2, 6), noise(2, 2, 6, seed=1), torch.tensor([0.2, 0.6])
     losses = denoiser.losses(x, eps, t, {}, mask)
@@ -111,7 +113,7 @@ def test_losses_do_not_see_cells_without_data(prediction: Space, missing: bool) 
 
 
 def test_the_loss_of_a_masked_sample_is_that_of_its_observed_part() -> None:
-    denoiser = awake(layout((6, 2)))
+    denoiser = random_model(layout((6, 2)))
     x, eps, t = noise(1, 2, 6), noise(1, 2, 6, seed=1), torch.tensor([0.4])
     mask = torch.arange(6).reshape(1, 1, 6) < 4
     part = denoiser.losses(x[..., :4], eps[..., :4], t, {})
@@ -119,7 +121,7 @@ def test_the_loss_of_a_masked_sample_is_that_of_its_observed_part() -> None:
 
 
 def test_a_sample_without_data_has_no_loss() -> None:
-    denoiser = awake(layout((6, 2)))
+    denoiser = random_model(layout((6, 2)))
     mask = torch.zeros(1, 1, 6, dtype=torch.bool)
     assert denoiser.losses(noise(1, 2, 6), noise(1, 2, 6), torch.rand(1), {}, mask).tolist() == [0]
 
@@ -127,31 +129,31 @@ def test_a_sample_without_data_has_no_loss() -> None:
 # Known answers
 
 
-def test_the_floor_of_a_division_is_the_models_own_or_what_is_asked() -> None:
+def test_t_eps_is_the_models_unless_given() -> None:
     x, eps, t = noise(2, 2, 6), noise(2, 2, 6, seed=1), torch.tensor([0.98, 1.0])
-    knows, z = oracle("x", "v", x, eps), interpolate(x, eps, t)
-    held = (x - eps) * ((1 - t) / 0.05)[:, None, None]
-    torch.testing.assert_close(knows.velocity(z, t, {}), held, atol=1e-4, rtol=0)
-    free = (x - eps) * torch.tensor([1.0, 0.0])[:, None, None]
-    torch.testing.assert_close(knows.velocity(z, t, {}, t_eps=0.01), free, atol=1e-4, rtol=0)
+    perfect, z = oracle("x", "v", x, eps), interpolate(x, eps, t)
+    clamped = (x - eps) * ((1 - t) / 0.05)[:, None, None]
+    torch.testing.assert_close(perfect.velocity(z, t, {}), clamped, atol=1e-4, rtol=0)
+    unclamped = (x - eps) * torch.tensor([1.0, 0.0])[:, None, None]
+    torch.testing.assert_close(perfect.velocity(z, t, {}, t_eps=0.01), unclamped, atol=1e-4, rtol=0)
 
 
-def test_the_guess_is_float32_whatever_comes_in() -> None:
-    denoiser = awake(layout((6, 2)))
+def test_the_prediction_is_float32_for_any_input_dtype() -> None:
+    denoiser = random_model(layout((6, 2)))
     z, t = noise(1, 2, 6), torch.tensor([0.4])
-    guess = denoiser(z, t)
-    assert guess.dtype == torch.float32
-    assert difference(denoiser(z.double(), t.double()).float(), guess) < 1e-6
+    prediction = denoiser(z, t)
+    assert prediction.dtype == torch.float32
+    assert difference(denoiser(z.double(), t.double()).float(), prediction) < 1e-6
 
 
-def test_a_model_says_where_it_is() -> None:
-    denoiser = awake(layout((6, 2)))
+def test_a_model_reports_its_device() -> None:
+    denoiser = random_model(layout((6, 2)))
     assert denoiser.device == torch.device("cpu")
     assert denoiser.to("meta").device.type == "meta"
 
 
-def test_the_domain_is_opened_when_it_is_first_asked_for() -> None:
-    denoiser = awake(layout((6, 2)))
+def test_the_domain_is_opened_at_first_access() -> None:
+    denoiser = random_model(layout((6, 2)))
     opened = []
 
     def open_domain() -> Digits:
@@ -164,12 +166,12 @@ def test_the_domain_is_opened_when_it_is_first_asked_for() -> None:
     assert len(opened) == 1
 
 
-# Mistakes
+# Errors
 
 
-def test_a_model_without_a_domain_says_so() -> None:
+def test_a_model_without_a_domain_raises_an_error() -> None:
     text = r"^this model has no domain; give .*load\(run, domain=...\), or set denoiser.domain$"
-    denoiser = awake(layout((6, 2)))
+    denoiser = random_model(layout((6, 2)))
     with pytest.raises(JitkitError, match=text):
         _ = denoiser.domain
     denoiser.domain = digits = Digits(DigitsSection(name="digits"))
@@ -186,9 +188,11 @@ def test_shapes_that_do_not_fit_are_refused(z: tuple[int, ...], t: tuple[int, ..
         "expected (B, 2, 2 sizes) and (B,)"
     )
     with pytest.raises(JitkitError, match=f"^{re.escape(text)}$"):
-        awake(layout((6, 2), (4, 2)))(torch.zeros(z), torch.zeros(t))
+        random_model(layout((6, 2), (4, 2)))(torch.zeros(z), torch.zeros(t))
 
 
-def test_a_condition_it_does_not_know_is_refused() -> None:
+def test_an_unknown_condition_is_refused() -> None:
     with pytest.raises(ConditionError, match="no condition 'labl'.*did you mean 'label'"):
-        awake(layout((6, 2)), {"label": Category(3)})(noise(1, 2, 6), torch.rand(1), {"labl": 1})
+        random_model(layout((6, 2)), {"label": Category(3)})(
+            noise(1, 2, 6), torch.rand(1), {"labl": 1}
+        )

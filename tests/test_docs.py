@@ -1,4 +1,4 @@
-"""What the documents say is so: README's blocks run, and every key of a recipe is described."""
+"""Documentation: the commands and Python blocks run, and every recipe key is described."""
 
 from __future__ import annotations
 
@@ -39,22 +39,22 @@ def run(command: list[str], folder: Path) -> None:
 
 
 @pytest.mark.parametrize("block", blocks("python"))
-def test_python_of_the_readme_runs(block: str, tmp_path: Path) -> None:
+def test_python_blocks_of_the_readme_run(block: str, tmp_path: Path) -> None:
     run([sys.executable, "-W", "error", "-c", block], tmp_path)
 
 
 @pytest.mark.slow
-def test_commands_of_the_readme_on_a_run_of_the_digits_work(tmp_path: Path) -> None:
+def test_digits_commands_of_the_readme_run(tmp_path: Path) -> None:
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     lines = [line.split("  #")[0].split("&& ")[-1] for line in "".join(blocks("bash")).splitlines()]
     commands = [shlex.split(line) for line in lines if line.startswith("jitkit ")]
-    without_files_of_others = [
+    self_contained = [
         words
         for words in commands
         if words[1] != "import" and not {"imagenet256", "sst.yaml", "runs/my"} & set(words)
     ]
-    assert len(without_files_of_others) >= 4
-    for words in without_files_of_others:
+    assert len(self_contained) >= 4
+    for words in self_contained:
         short = ["train.steps=20", "evaluate.samples=50"] if words[1] == "train" else []
         run([sys.executable, "-m", *words, *short], tmp_path)
     assert len(list((tmp_path / "threes").glob("0*.png"))) == 20
@@ -62,12 +62,14 @@ def test_commands_of_the_readme_on_a_run_of_the_digits_work(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_the_walk_from_a_strange_file_to_samples_works(tmp_path: Path) -> None:
-    """The commands of docs/arrays.md, but for pip's, with fewer steps."""
+def test_the_commands_of_the_arrays_page_run(tmp_path: Path) -> None:
+    """The commands of docs/arrays.md except pip, with fewer steps."""
     pytest.importorskip("iris_sample_data")
     text = (ROOT / "docs" / "arrays.md").read_text(encoding="utf-8")
-    found = re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
-    lines = [line for block in found for line in block.splitlines() if not line.startswith("pip ")]
+    shell_blocks = re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
+    lines = [
+        line for block in shell_blocks for line in block.splitlines() if not line.startswith("pip ")
+    ]
     assert len(lines) >= 6
     short = {
         "train": " train.steps=20 train.preview_every_steps=20",
@@ -76,8 +78,8 @@ def test_the_walk_from_a_strange_file_to_samples_works(tmp_path: Path) -> None:
     for line in lines:
         words = line.split()
         more = short.get(words[1], "") if words[0] == "jitkit" else ""
-        at = {"jitkit": f"{sys.executable} -m jitkit", "cp": "cp"}[words[0]]
-        line = line.replace("$(python ", f"$({sys.executable} ").replace(words[0], at, 1)
+        program = {"jitkit": f"{sys.executable} -m jitkit", "cp": "cp"}[words[0]]
+        line = line.replace("$(python ", f"$({sys.executable} ").replace(words[0], program, 1)
         run(["bash", "-c", line + more], tmp_path)
     import xarray
 
@@ -90,12 +92,12 @@ def test_the_walk_from_a_strange_file_to_samples_works(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_walk_from_molecules_to_samples_works(tmp_path: Path) -> None:
-    """The commands of docs/molecules.md on 500 molecules, but for pip's, with fewer steps."""
+def test_the_commands_of_the_molecules_page_run(tmp_path: Path) -> None:
+    """The commands of docs/molecules.md except pip, on 500 molecules with fewer steps."""
     pytest.importorskip("rdkit")
     text = (ROOT / "docs" / "molecules.md").read_text(encoding="utf-8")
-    found = "".join(re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL))
-    lines = [line for line in found.splitlines() if not line.startswith("pip ")]
+    commands = "".join(re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL))
+    lines = [line for line in commands.splitlines() if not line.startswith("pip ")]
     assert len(lines) >= 8
     data = f" domain.path={ROOT / 'tests' / 'data' / 'qm9.csv'}"
     short = {
@@ -114,12 +116,12 @@ def test_the_walk_from_molecules_to_samples_works(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_walk_from_structures_to_samples_works(tmp_path: Path) -> None:
+def test_the_commands_of_the_proteins_page_run(tmp_path: Path) -> None:
     """The commands of docs/proteins.md on real entries of tests/data, with fewer steps."""
     pytest.importorskip("biotite")
     text = (ROOT / "docs" / "proteins.md").read_text(encoding="utf-8")
-    found = "".join(re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL))
-    lines = [line for line in found.splitlines() if not line.startswith("pip ")]
+    commands = "".join(re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL))
+    lines = [line for line in commands.splitlines() if not line.startswith("pip ")]
     assert len(lines) >= 7
     data = ROOT / "tests" / "data" / "proteins"
     models = f" domain.path={data / '2juy_backbone.pdb.gz'} domain.trajectory=null"
@@ -138,14 +140,14 @@ def test_the_walk_from_structures_to_samples_works(tmp_path: Path) -> None:
     assert (tmp_path / "runs/ensemble/evaluation.json").is_file()
 
 
-def test_the_readme_is_short_and_its_links_lead_somewhere() -> None:
+def test_the_readme_is_short_and_its_links_resolve() -> None:
     assert len(README.splitlines()) < 150
     links = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
     assert links and not [link for link in links if not (ROOT / link).exists()]
 
 
 def tables() -> Iterator[str]:
-    """A table of the keys of every section, in the order of a recipe."""
+    """A table of the keys of every section, in recipe order."""
     sections: dict[str, type[Section]] = {
         f"domain ({name})": domain_class(name).Section for name in own_adapters()
     }
@@ -158,24 +160,24 @@ def tables() -> Iterator[str]:
 
 
 def rows(section: type[Section], title: str, prefix: str = "") -> Iterator[str]:
-    """A row for each key, those of a section inside it below its own."""
+    """A row for each key; keys of a nested section follow it."""
     for key, field in section.model_fields.items():
         default = field.get_default(call_default_factory=True)
-        inside = [t for t in (field.annotation, *get_args(field.annotation)) if is_section(t)]
+        nested = [t for t in (field.annotation, *get_args(field.annotation)) if is_section(t)]
         shown = "required" if default is PydanticUndefined else json.dumps(default, default=str)
-        shown = "" if inside or shown == "null" else shown.strip('"')
+        shown = "" if nested or shown == "null" else shown.strip('"')
         meaning = " ".join((field.description or "").split()).replace("|", "\\|")
         assert meaning, f"{title}.{prefix}{key} has no text under it"
         yield f"| `{prefix}{key}` | {shown} | {meaning} |\n"
-        for other in inside:
-            yield from rows(other, title, f"{prefix}{key}.")
+        for inner in nested:
+            yield from rows(inner, title, f"{prefix}{key}.")
 
 
 def is_section(kind: object) -> TypeGuard[type[Section]]:
     return isinstance(kind, type) and issubclass(kind, Section)
 
 
-def test_every_key_of_a_recipe_is_described_as_in_the_code() -> None:
+def test_the_documented_recipe_keys_are_those_of_the_code() -> None:
     written = KEYS.read_text(encoding="utf-8").split(BEGIN)[1].split(END)[0]
     assert written == "".join(tables()), "run: python tests/test_docs.py"
 

@@ -1,4 +1,4 @@
-"""Every installed adapter answers jitkit.testing, and jitkit.testing notices when one errs."""
+"""Every adapter of ours passes jitkit.testing, and jitkit.testing detects faulty adapters."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def digits(folder: Path) -> dict[str, Any]:
 
 
 def images(folder: Path) -> dict[str, Any]:
-    """Keys for a folder of three classes of real pictures, and one that cannot be read."""
+    """Keys for a folder of images with classes, one of them unreadable."""
     domain = Digits(DIGITS)
     for item in domain.items("train")[:60]:
         path = folder / "train" / str(item.label) / f"{item.name}.png"
@@ -42,21 +42,21 @@ def images(folder: Path) -> dict[str, Any]:
 
 
 def molecules(folder: Path) -> dict[str, Any]:
-    """Keys for 500 real molecules, told all that they can be told."""
+    """Keys for 500 real molecules with all conditions."""
     names = ["HOMO_LUMO_gap_au", "Polarizability_bohr3"]
     path = str(Path(__file__).parent / "data" / "qm9.csv")
     return {"path": path, "properties": names, "composition": True}
 
 
 def proteins(folder: Path) -> dict[str, Any]:
-    """Keys for chains of real structures, some of their atoms missing, told all there is."""
+    """Keys for chains of real structures with missing atoms and all conditions."""
     path = str(Path(__file__).parent / "data" / "proteins")
-    told = {"sequence": True, "secondary_structure": True}
-    return {"path": path, "max_length": 150, "held_out": 0.3} | told
+    conditions = {"sequence": True, "secondary_structure": True}
+    return {"path": path, "max_length": 150, "held_out": 0.3} | conditions
 
 
 def weather(folder: Path) -> dict[str, Any]:
-    """Keys for a forecast on a store as WeatherBench 2 has them."""
+    """Keys for a forecast on a store in the format of WeatherBench 2."""
     variables = {"2m_temperature": None, "geopotential": [500, 850]}
     return {"path": str(weatherbench2(folder, 60)), "variables": variables, "task": "forecast"}
 
@@ -64,7 +64,7 @@ def weather(folder: Path) -> dict[str, Any]:
 TOLERANCE = {
     "molecules": 1e-6,  # the mean of positions is removed again
     "proteins": 1e-6,  # as with molecules
-    "weather": 1e-4,  # a state in physical units is rounded, and its change is small beside it
+    "weather": 1e-4,  # rounding of a state in physical units, relative to its small change
 }
 DATA = {
     "arrays": sea,
@@ -73,11 +73,11 @@ DATA = {
     "molecules": molecules,
     "proteins": proteins,
     "weather": weather,
-}  # keys of the section, over data made in a folder
+}  # name -> keys of the section, given a folder for data
 
 
 @pytest.mark.parametrize("name", own_adapters())
-def test_every_adapter_of_ours_answers_all_questions(name: str, tmp_path: Path) -> None:
+def test_every_adapter_of_ours_passes_all_checks(name: str, tmp_path: Path) -> None:
     cls = domain_class(name)
     section = cls.Section.model_validate({"name": name} | DATA[name](tmp_path))
     for split in ("train", "val"):
@@ -85,7 +85,7 @@ def test_every_adapter_of_ours_answers_all_questions(name: str, tmp_path: Path) 
         testing.check_domain(cls(section), section, split=split, tolerance=tolerance)
 
 
-def test_an_adapter_of_others_is_installed_and_not_ours(
+def test_an_adapter_of_a_third_party_is_installed_and_not_ours(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     info = tmp_path / "xray-1.0.dist-info"
@@ -119,14 +119,14 @@ class Kelvin(Digits):
 
 
 class Blurred(Digits):
-    """Loses something at every turn."""
+    """Loses information in each round trip."""
 
     def decode(self, field: Field) -> ImageItem:
         return super().decode(replace(field, values=field.values * 0.9))
 
 
 class Patchy(Digits):
-    """Lacks cells that its layout does not speak of, and fills them."""
+    """Has missing cells that its layout does not declare, and fills them."""
 
     def encode(self, item: ImageItem, rng: Any = None) -> Field:
         field = super().encode(item, rng)
@@ -136,7 +136,7 @@ class Patchy(Digits):
 
 
 class Holed(Digits):
-    """Says that there are data where there are none."""
+    """Marks missing cells as observed."""
 
     def encode(self, item: ImageItem, rng: Any = None) -> Field:
         field = super().encode(item, rng)
@@ -148,7 +148,7 @@ class Holed(Digits):
 
 
 class Flat(Digits):
-    """Another shape than its layout's."""
+    """Shape differs from its layout."""
 
     def encode(self, item: ImageItem, rng: Any = None) -> Field:
         field = super().encode(item, rng)
@@ -165,15 +165,15 @@ class Eleventh(Digits):
         return replace(super().encode(item, rng), cond={"label": (item.label or 0) + 10})
 
 
-class Unsaid(Digits):
-    """Declares a condition and does not say it."""
+class Unset(Digits):
+    """Declares a condition and does not set it."""
 
     def encode(self, item: ImageItem, rng: Any = None) -> Field:
         return replace(super().encode(item, rng), cond={})
 
 
 class Shuffled(Digits):
-    """Another order every time."""
+    """Random order at each call."""
 
     def items(self, split: Any) -> Sequence[ImageItem]:
         items = super().items(split)
@@ -189,14 +189,14 @@ class Noisy(Digits):
 
 
 class Unportable(Digits):
-    """Cannot be sent to a worker."""
+    """Cannot be pickled."""
 
     def __getstate__(self) -> Any:
         raise TypeError("cannot pickle an open file")
 
 
 class Forgetful(Digits):
-    """Learns its classes from the data and does not keep them among its metadata."""
+    """Reads its classes from the data and does not store them in its metadata."""
 
     def __init__(self, section: Any, metadata: Mapping[str, Any] | None = None) -> None:
         super().__init__(section, metadata)
@@ -205,14 +205,14 @@ class Forgetful(Digits):
 
 
 class Tupled(Digits):
-    """Facts that JSON alters."""
+    """Metadata that JSON changes."""
 
     def metadata(self) -> dict[str, Any]:
         return {"range": (0, 255)}
 
 
 class Mute(Digits):
-    """Names files that it has not written."""
+    """Returns files that it has not written."""
 
     def write(self, items: Iterable[ImageItem], path: Path) -> list[Path]:
         return [path / "0.png"]
@@ -234,28 +234,28 @@ class BlindMute(Blind, Mute):
     [
         (Kelvin, "values: the mean square of values is .*; encode to about 1"),
         (Blurred, "round trip: item 0: after decode and encode, values differ by 0.1"),
-        (Patchy, "missing cells: item 0 lacks 1 cells, but layout.missing is False"),
-        (Holed, "values: item 0: values are not finite where the mask says there are data"),
-        (Flat, r"layout: item 0: values are \(1, 64\), the layout says \(1, 8, 8\)"),
-        (Eleventh, "conditions: item 0: cond 'label' reaches from 10 to 10, not within 0 to 9"),
-        (Unsaid, r"conditions: item 0: cond has \[\], conditions declare \['label'\]"),
-        (Shuffled, r"order: item \d asked again: .* differ"),
+        (Patchy, "missing cells: item 0 has 1 missing cells, but layout.missing is False"),
+        (Holed, "values: item 0: values are not finite where the mask is True"),
+        (Flat, r"layout: item 0: values are \(1, 64\), the layout is \(1, 8, 8\)"),
+        (Eleventh, "conditions: item 0: cond 'label' ranges from 10 to 10, not within 0 to 9"),
+        (Unset, r"conditions: item 0: cond has \[\], conditions declare \['label'\]"),
+        (Shuffled, r"order: item \d read again: .* differ"),
         (Noisy, "randomness: item 0: encoded twice without rng, values differ"),
         (Unportable, "pickling: TypeError: cannot pickle an open file"),
         (Forgetful, r"metadata: conditions from metadata are \{\}"),
-        (Tupled, "metadata: metadata change on their way through JSON"),
+        (Tupled, "metadata: metadata change when stored as JSON"),
         (Mute, "write: write returns 0.png, which does not exist"),
-        (Blind, "preview: preview gives a NoneType"),
+        (Blind, "preview: preview returns a NoneType"),
     ],
 )
-def test_an_adapter_that_errs_is_told_so(broken: type[Digits], text: str) -> None:
+def test_a_faulty_adapter_is_detected(broken: type[Digits], text: str) -> None:
     domain: Domain = broken(DIGITS)
     with pytest.raises(AssertionError, match=text):
         testing.check_domain(domain, DIGITS)
 
 
 class Sectionless(Digits):
-    """Made from no section, and says none."""
+    """Created without a section."""
 
     def __init__(self, section: Any = None, metadata: Any = None) -> None:
         assert section is None and metadata is None
@@ -263,36 +263,38 @@ class Sectionless(Digits):
         del self.section
 
 
-def test_a_domain_without_a_section_is_asked_what_needs_no_second_one() -> None:
+def test_a_domain_without_a_section_passes_the_checks_that_need_no_second_instance() -> None:
     testing.check_domain(Sectionless())
 
 
-def test_the_section_that_a_domain_says_is_used() -> None:
+def test_the_section_of_a_domain_is_used_by_default() -> None:
     with pytest.raises(AssertionError, match=r"metadata: conditions from metadata are \{\}"):
         testing.check_domain(Forgetful(DIGITS))
 
 
-def test_without_a_section_facts_and_order_are_looked_at_all_the_same() -> None:
+def test_metadata_and_order_are_checked_without_a_section() -> None:
     class Wrong(Sectionless, Tupled, Shuffled):
         pass
 
     with pytest.raises(
-        AssertionError, match="order: item . asked again.*\n(?s:.*)metadata: metadata ch"
+        AssertionError, match="order: item . read again.*\n(?s:.*)metadata: metadata ch"
     ):
         testing.check_domain(Wrong())
 
 
-def test_the_class_of_a_domain_is_refused_in_its_place() -> None:
-    with pytest.raises(RecipeError, match="domain=Digits is the class; .* domain=Digits"):
+def test_the_class_of_a_domain_is_refused_in_place_of_an_instance() -> None:
+    with pytest.raises(RecipeError, match="domain=Digits is a class; .* domain=Digits"):
         testing.check_domain(Digits)  # type: ignore[arg-type]
 
 
-def test_all_wrong_answers_are_told_at_once() -> None:
-    with pytest.raises(AssertionError, match=r"Mute: 2 of \d+ questions\n  write.*\n  preview.*"):
+def test_all_failed_checks_are_reported_together() -> None:
+    with pytest.raises(
+        AssertionError, match=r"Mute: 2 of \d+ checks failed\n  write.*\n  preview.*"
+    ):
         testing.check_domain(BlindMute(DIGITS), DIGITS)
 
 
-def test_items_that_cannot_be_read_are_left_out_but_not_all_of_them() -> None:
+def test_unreadable_items_are_skipped_unless_all_are() -> None:
     class Torn(Digits):
         def items(self, split: Any) -> Any:
             return Broken()
@@ -309,15 +311,15 @@ def test_items_that_cannot_be_read_are_left_out_but_not_all_of_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("condition", "value", "wrong"),
+    ("condition", "value", "error"),
     [
         (Category(3), 2, ""),
-        (Category(3), torch.tensor(3), "reaches from 3 to 3, not within 0 to 2"),
+        (Category(3), torch.tensor(3), "ranges from 3 to 3, not within 0 to 2"),
         (Category(3), torch.tensor([1]), r"has shape \(1,\), not \(\)"),
-        (Category(3), 1.0, "is torch.float32, not of integers"),
+        (Category(3), 1.0, "is torch.float32, not an integer type"),
         (Scalars(("a", "b")), torch.tensor([0.5, float("nan")]), ""),
         (Scalars(("a", "b")), torch.tensor([0.5, float("inf")]), "is infinite"),
-        (Scalars(("a", "b")), torch.tensor([1, 2]), "is torch.int64, not of floats"),
+        (Scalars(("a", "b")), torch.tensor([1, 2]), "is torch.int64, not a float type"),
         (Grid(("u",)), torch.zeros(1, 8, 8), ""),
         (Grid(("u",)), torch.zeros(8, 8), r"has shape \(8, 8\), not \(1, 8, 8\)"),
         (PerToken(2), torch.ones(8, 8, dtype=torch.int64), ""),
@@ -325,37 +327,35 @@ def test_items_that_cannot_be_read_are_left_out_but_not_all_of_them() -> None:
     ],
 )
 def test_each_kind_of_condition_has_its_shape_and_range(
-    condition: Condition, value: Any, wrong: str
+    condition: Condition, value: Any, error: str
 ) -> None:
-    class Told(Digits):
+    class Conditioned(Digits):
         def __init__(self, section: Any, metadata: Any = None) -> None:
             super().__init__(section, metadata)
-            self.conditions = {"told": condition}
+            self.conditions = {"some": condition}
 
         def encode(self, item: ImageItem, rng: Any = None) -> Field:
-            return replace(super().encode(item, rng), cond={"told": value})
+            return replace(super().encode(item, rng), cond={"some": value})
 
-    domain = Told(DIGITS)
-    items = testing.spread(domain, "train", 1)
-    if not wrong:
+    domain = Conditioned(DIGITS)
+    items = testing.spread_items(domain, "train", 1)
+    if not error:
         testing.conditions_are_as_declared(domain, items)
         return
-    with pytest.raises(AssertionError, match=f"cond 'told' {wrong}"):
+    with pytest.raises(AssertionError, match=f"cond 'some' {error}"):
         testing.conditions_are_as_declared(domain, items)
 
 
-def test_a_line_may_fall_short_of_the_layout_and_a_circle_may_not() -> None:
+def test_a_line_may_be_shorter_than_the_layout_and_a_circle_may_not() -> None:
     class Short(Digits):
         def encode(self, item: ImageItem, rng: Any = None) -> Field:
             field = super().encode(item, rng)
             return replace(field, values=field.values[:, :, :5])
 
     domain = Short(DIGITS)
-    items = testing.spread(domain, "train", 1)
-    testing.layout_fits_what_is_encoded(domain, items)
+    items = testing.spread_items(domain, "train", 1)
+    testing.encoded_fields_fit_the_layout(domain, items)
     row, column = domain.layout.axes
     domain.layout = Layout((row, replace(column, kind="circle")), ("grey",))
-    with pytest.raises(
-        AssertionError, match=r"values are \(1, 8, 5\), the layout says \(1, 8, 8\)"
-    ):
-        testing.layout_fits_what_is_encoded(domain, items)
+    with pytest.raises(AssertionError, match=r"values are \(1, 8, 5\), the layout is \(1, 8, 8\)"):
+        testing.encoded_fields_fit_the_layout(domain, items)

@@ -1,4 +1,4 @@
-"""Running means of the weights: right after a few steps, and after many."""
+"""EMA: exponential with warm-up and power-function, on the CPU beside a GPU, under FSDP2."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from jitkit.errors import JitkitError
-from jitkit.optim.ema import EMA, WIDEST, _Ferry, gamma_of, mean_name, sigma_name
+from jitkit.optim.ema import EMA, MAX_SIGMA_REL, _Offloader, decay_name, gamma_of, sigma_name
 
 
 def set_weights(module: nn.Module, value: float) -> None:
@@ -26,42 +26,40 @@ def set_weights(module: nn.Module, value: float) -> None:
             p.fill_(value)
 
 
-def of(ema: EMA, name: str | float) -> float:
-    """The mean where all weights are alike."""
-    values = {v.item() for mean in ema.means[str(name)].values() for v in mean.flatten()}
+def value_of(ema: EMA, name: str | float) -> float:
+    """The value of an EMA whose weights are all equal."""
+    values = {v.item() for average in ema.averages[str(name)].values() for v in average.flatten()}
     assert len(values) == 1
     return values.pop()
 
 
 WEIGHTS = st.lists(st.floats(-10, 10, width=32), min_size=1, max_size=30)
-SIGMAS = st.floats(0.01, WIDEST)
+SIGMAS = st.floats(0.01, MAX_SIGMA_REL)
 
 
 @settings(deadline=None)
 @given(WEIGHTS, st.lists(st.floats(0.01, 0.9999), min_size=1, max_size=3, unique=True))
-def test_exponential_means_are_those_of_a_plain_loop(
-    weights: list[float], decays: list[float]
-) -> None:
+def test_exponential_emas_equal_an_explicit_loop(weights: list[float], decays: list[float]) -> None:
     module = nn.Linear(2, 1)
     set_weights(module, weights[0])
     ema = EMA(module, decays)
-    means = dict.fromkeys(decays, weights[0])
+    expected = dict.fromkeys(decays, weights[0])
     for k, weight in enumerate(weights):
         set_weights(module, weight)
         ema.update()
-        for decay, mean in means.items():
+        for decay, average in expected.items():
             d = min(decay, (1 + k) / (10 + k))
-            means[decay] = d * mean + (1 - d) * weight
-    for decay, mean in means.items():
-        assert of(ema, decay) == pytest.approx(mean, abs=1e-4)
+            expected[decay] = d * average + (1 - d) * weight
+    for decay, average in expected.items():
+        assert value_of(ema, decay) == pytest.approx(average, abs=1e-4)
 
 
 @settings(deadline=None)
 @given(WEIGHTS, SIGMAS)
-def test_a_power_function_mean_is_the_sum_of_all_weights_by_its_profile(
+def test_a_power_function_ema_is_the_sum_of_all_weights_by_its_profile(
     weights: list[float], sigma_rel: float
 ) -> None:
-    """Update j counts the profile's integral from (j - 1) / k to j / k."""
+    """The weight of update j is the profile's integral from (j - 1) / k to j / k."""
     module = nn.Linear(2, 1)
     set_weights(module, 7.0)
     ema = EMA(module, sigma_rels=[sigma_rel])
@@ -72,74 +70,72 @@ def test_a_power_function_mean_is_the_sum_of_all_weights_by_its_profile(
     profile = np.diff(times ** (gamma_of(sigma_rel) + 1))
     assert profile.sum() == pytest.approx(1)
     expected = float(profile @ np.array(weights, np.float64))
-    assert of(ema, sigma_name(sigma_rel)) == pytest.approx(expected, abs=1e-4)
+    assert value_of(ema, sigma_name(sigma_rel)) == pytest.approx(expected, abs=1e-4)
 
 
 @settings(deadline=None, max_examples=20)
 @given(WEIGHTS, st.integers(0, 30))
-def test_a_mean_that_is_loaded_goes_on_as_if_nothing_had_happened(
-    weights: list[float], stop: int
-) -> None:
+def test_a_resumed_ema_equals_an_uninterrupted_one(weights: list[float], stop: int) -> None:
     def fresh() -> EMA:
         return EMA(module, [0.9, 0.99], [0.05, 0.2])
 
     module = nn.Linear(2, 1)
     set_weights(module, 1.0)
-    straight, stopped = fresh(), fresh()
+    uninterrupted, resumed = fresh(), fresh()
     for k, weight in enumerate(weights):
         if k == stop:
-            saved, stopped = stopped, fresh()
-            stopped.load(saved.updates, saved.means)
+            saved, resumed = resumed, fresh()
+            resumed.load(saved.updates, saved.averages)
         set_weights(module, weight)
-        straight.update()
-        stopped.update()
-    assert stopped.updates == straight.updates
-    assert [of(stopped, name) for name in stopped.means] == [
-        of(straight, name) for name in straight.means
+        uninterrupted.update()
+        resumed.update()
+    assert resumed.updates == uninterrupted.updates
+    assert [value_of(resumed, name) for name in resumed.averages] == [
+        value_of(uninterrupted, name) for name in uninterrupted.averages
     ]
 
 
-def test_the_first_update_takes_nine_tenths_of_the_weights() -> None:
+def test_with_warm_up_the_first_update_moves_nine_tenths_towards_the_weights() -> None:
     module = nn.Linear(2, 1)
     set_weights(module, 0.0)
     ema = EMA(module, [0.9999, 0.05])
     set_weights(module, 1.0)
     ema.update()
-    assert of(ema, 0.9999) == pytest.approx(0.9)
-    assert of(ema, 0.05) == pytest.approx(0.95)  # a decay that is less than the warm-up's
+    assert value_of(ema, 0.9999) == pytest.approx(0.9)
+    assert value_of(ema, 0.05) == pytest.approx(0.95)  # a decay below that of the warm-up
 
 
-def test_the_first_power_function_mean_is_the_weights_to_the_bit() -> None:
+def test_the_first_power_function_ema_is_bit_identical_to_the_weights() -> None:
     module = nn.Linear(30, 30)
-    ema = EMA(module, sigma_rels=[0.01, 0.1, WIDEST])
+    ema = EMA(module, sigma_rels=[0.01, 0.1, MAX_SIGMA_REL])
     nn.init.normal_(module.weight)
     ema.update()
-    for mean in ema.means.values():
-        assert torch.equal(mean["weight"], module.weight.detach())
+    for average in ema.averages.values():
+        assert torch.equal(average["weight"], module.weight.detach())
 
 
-def test_the_mean_of_weights_that_stay_is_these_weights_to_the_bit() -> None:
+def test_the_ema_of_constant_weights_is_bit_identical_to_them() -> None:
     module = nn.Linear(30, 30)
-    ema = EMA(module, [0.9], [0.01, 0.1, WIDEST])
+    ema = EMA(module, [0.9], [0.01, 0.1, MAX_SIGMA_REL])
     for _ in range(50):
         ema.update()
-    for mean in ema.means.values():
-        assert torch.equal(mean["weight"], module.weight.detach())
+    for average in ema.averages.values():
+        assert torch.equal(average["weight"], module.weight.detach())
 
 
-def test_after_a_few_steps_nothing_is_left_of_the_first_weights() -> None:
-    """Without warm-up .9999 would hold 99.8 % of them."""
+def test_with_warm_up_the_initial_weights_are_forgotten_after_a_few_steps() -> None:
+    """Without warm-up, decay .9999 would keep 99.8 % of them."""
     module = nn.Linear(2, 1)
     set_weights(module, 1.0)
     ema = EMA(module, [0.9999])
     set_weights(module, 0.0)
     for _ in range(20):
         ema.update()
-    left = prod((1 + k) / (10 + k) for k in range(20))
-    assert of(ema, 0.9999) == pytest.approx(left, rel=1e-3) and left < 1e-6
+    remaining = prod((1 + k) / (10 + k) for k in range(20))
+    assert value_of(ema, 0.9999) == pytest.approx(remaining, rel=1e-3) and remaining < 1e-6
 
 
-def test_after_many_steps_the_decay_is_what_was_asked() -> None:
+def test_after_the_warm_up_the_decay_is_the_requested_one() -> None:
     module = nn.Linear(2, 1)
     set_weights(module, 0.0)
     ema = EMA(module, [0.9])
@@ -147,21 +143,21 @@ def test_after_many_steps_the_decay_is_what_was_asked() -> None:
         ema.update()
     set_weights(module, 1.0)
     ema.update()
-    assert of(ema, 0.9) == pytest.approx(0.1, abs=1e-6)
+    assert value_of(ema, 0.9) == pytest.approx(0.1, abs=1e-6)
 
 
-def test_the_widest_mean_is_the_plain_mean() -> None:
+def test_the_widest_power_function_ema_is_the_uniform_mean() -> None:
     module = nn.Linear(2, 1)
-    ema = EMA(module, sigma_rels=[WIDEST])
+    ema = EMA(module, sigma_rels=[MAX_SIGMA_REL])
     for value in (1.0, 5.0, 3.0, 7.0):
         set_weights(module, value)
         ema.update()
-    assert of(ema, sigma_name(WIDEST)) == pytest.approx(4.0)
+    assert value_of(ema, sigma_name(MAX_SIGMA_REL)) == pytest.approx(4.0)
 
 
 @pytest.mark.parametrize("sigma_rel", [0.05, 0.1, 0.2])
 @pytest.mark.parametrize("updates", [300, 2000])
-def test_a_relative_width_is_a_share_of_the_run_however_long_it_is(
+def test_a_relative_width_is_a_fraction_of_a_run_of_any_length(
     sigma_rel: float, updates: int
 ) -> None:
     """The mean of t and of t² give the standard deviation of the profile."""
@@ -171,52 +167,54 @@ def test_a_relative_width_is_a_share_of_the_run_however_long_it_is(
         with torch.no_grad():
             module.weight.copy_(torch.tensor([[k / updates, (k / updates) ** 2]]))
         ema.update()
-    mean, square = ema.means[sigma_name(sigma_rel)]["weight"][0].tolist()
+    mean, square = ema.averages[sigma_name(sigma_rel)]["weight"][0].tolist()
     assert (square - mean**2) ** 0.5 == pytest.approx(sigma_rel, rel=0.01)
 
 
 @settings(deadline=None)
-@given(st.floats(1e-4, WIDEST))
-def test_gamma_solves_the_equation_of_its_width(sigma_rel: float) -> None:
+@given(st.floats(1e-4, MAX_SIGMA_REL))
+def test_gamma_solves_the_equation_of_the_relative_width(sigma_rel: float) -> None:
     gamma = gamma_of(sigma_rel)
     assert gamma >= 0
     width = (gamma + 1) ** 0.5 / ((gamma + 2) * (gamma + 3) ** 0.5)
     assert width == pytest.approx(sigma_rel, rel=1e-9)
 
 
-def test_gamma_is_that_of_the_paper() -> None:
+def test_gamma_equals_the_papers() -> None:
     assert gamma_of(0.05) == pytest.approx(16.97, abs=0.005)
     assert gamma_of(0.10) == pytest.approx(6.94, abs=0.005)
-    assert gamma_of(WIDEST) == pytest.approx(0, abs=1e-9)
+    assert gamma_of(MAX_SIGMA_REL) == pytest.approx(0, abs=1e-9)
 
 
 @pytest.mark.parametrize("sigma_rel", [0.0, -0.1, 0.29, 1.0, float("nan"), float("inf")])
-def test_a_width_that_no_power_function_has_is_refused(sigma_rel: float) -> None:
-    with pytest.raises(JitkitError, match=r"\(sigma_rel\) of .* reach 0\.2887 \(the plain mean"):
+def test_a_relative_width_out_of_range_is_refused(sigma_rel: float) -> None:
+    with pytest.raises(
+        JitkitError, match=r"\(sigma_rel\) .* is out of range: .* up to 0\.2887 \(the uniform mean"
+    ):
         EMA(nn.Linear(2, 1), sigma_rels=[sigma_rel])
 
 
-def test_means_stand_in_the_order_that_was_asked_under_names_that_can_be_typed() -> None:
+def test_emas_have_typeable_names_in_the_requested_order() -> None:
     ema = EMA(nn.Linear(2, 1), [0.9999, 0.5], [0.1, 0.05])
-    assert list(ema.means) == ["0.9999", "0.5", "sigma-0.1", "sigma-0.05"]
-    assert (mean_name(0.99990), sigma_name(0.10)) == ("0.9999", "sigma-0.1")
+    assert list(ema.averages) == ["0.9999", "0.5", "sigma-0.1", "sigma-0.05"]
+    assert (decay_name(0.99990), sigma_name(0.10)) == ("0.9999", "sigma-0.1")
 
 
-def test_means_are_copies_in_float32_of_weights_alone() -> None:
+def test_emas_are_float32_copies_of_parameters_only() -> None:
     module = nn.Sequential(nn.Linear(2, 1), nn.BatchNorm1d(1)).bfloat16()
     ema = EMA(module, [0.5], [0.1])
     set_weights(module, 7.0)
-    for mean in ema.means.values():
-        assert list(mean) == ["0.weight", "0.bias", "1.weight", "1.bias"]
-        for value in mean.values():
+    for average in ema.averages.values():
+        assert list(average) == ["0.weight", "0.bias", "1.weight", "1.bias"]
+        for value in average.values():
             assert value.dtype == torch.float32 and not value.requires_grad
             assert not (value == 7).any()
     assert ema.updates == 0
     ema.update()  # from bfloat16
-    assert of(ema, "sigma-0.1") == 7
+    assert value_of(ema, "sigma-0.1") == 7
 
 
-def test_without_the_private_function_of_torch_the_means_are_the_same(
+def test_emas_are_the_same_without_the_private_function_of_torch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def run() -> EMA:
@@ -228,63 +226,66 @@ def test_without_the_private_function_of_torch_the_means_are_the_same(
             ema.update()
         return ema
 
-    together = run()
+    with_foreach = run()
     monkeypatch.delattr(torch, "_foreach_lerp_")
-    apart = run()
-    for name, mean in together.means.items():
-        assert torch.allclose(mean["weight"], apart.means[name]["weight"], atol=1e-6)
+    without = run()
+    for name, average in with_foreach.averages.items():
+        assert torch.allclose(average["weight"], without.averages[name]["weight"], atol=1e-6)
 
 
-def test_means_beside_a_device_are_those_on_it() -> None:
-    """On a GPU the weights travel; here they are carried within the processor's memory."""
+def test_offloaded_emas_equal_those_on_the_device() -> None:
+    """With a GPU the weights are copied to the CPU; here the copy is within the CPU's memory."""
     module = nn.Linear(20, 20)
 
-    def fresh(*, far: bool) -> EMA:
-        found = EMA(module, [0.9], [0.1], device=torch.device("cpu"))
-        assert found._ferry is None  # nothing to carry
-        if far:
-            found._ferry = _Ferry(found._weights())
-        return found
+    def fresh(*, offload: bool) -> EMA:
+        ema = EMA(module, [0.9], [0.1], device=torch.device("cpu"))
+        assert ema._offloader is None  # same device
+        if offload:
+            ema._offloader = _Offloader(ema._weights())
+        return ema
 
-    near, far = fresh(far=False), fresh(far=True)
+    on_device, offloaded = fresh(offload=False), fresh(offload=True)
     for step in range(20):
         torch.manual_seed(step)
         nn.init.normal_(module.weight)
-        near.update()
-        far.update()
-        if step == 10:  # as if saved and read again, while an update is on its way
-            far.load(
-                far.updates, {n: {k: v.clone() for k, v in m.items()} for n, m in far.means.items()}
-            )
-    for name, mean in near.means.items():
-        for key, value in mean.items():
-            assert torch.equal(value, far.means[name][key])
+        on_device.update()
+        offloaded.update()
+        if step == 10:  # save and load while an update is pending
+            saved = {
+                name: {key: value.clone() for key, value in average.items()}
+                for name, average in offloaded.averages.items()
+            }
+            offloaded.load(offloaded.updates, saved)
+    for name, average in on_device.averages.items():
+        for key, value in average.items():
+            assert torch.equal(value, offloaded.averages[name][key])
 
 
-def test_what_goes_wrong_beside_the_device_is_raised_to_who_asks() -> None:
+def test_an_error_of_an_offloaded_update_is_raised_at_the_next_access() -> None:
     ema = EMA(nn.Linear(2, 1), [0.9])
-    ema._ferry = _Ferry(ema._weights())
-    ema._means["0.9"]["weight"] = torch.zeros(3, 5)
+    ema._offloader = _Offloader(ema._weights())
+    ema._averages["0.9"]["weight"] = torch.zeros(3, 5)
     ema.update()
     with pytest.raises(RuntimeError, match="size"):
-        ema.means  # noqa: B018
-    assert ema.means  # and once only
+        ema.averages  # noqa: B018
+    assert ema.averages  # and only once
 
 
 @pytest.mark.gpu
-def test_means_of_a_gpu_s_weights_kept_on_the_processor_are_those_on_the_gpu() -> None:
+def test_emas_offloaded_to_the_cpu_equal_those_on_the_gpu() -> None:
     module = nn.Linear(500, 500).cuda()
-    near = EMA(module, [0.9], [0.1])
-    far = EMA(module, [0.9], [0.1], device=torch.device("cpu"))
+    on_gpu = EMA(module, [0.9], [0.1])
+    on_cpu = EMA(module, [0.9], [0.1], device=torch.device("cpu"))
     for step in range(20):
         torch.manual_seed(step)
         nn.init.normal_(module.weight)
-        near.update()
-        far.update()
-    for name, mean in far.means.items():
-        for key, value in mean.items():
+        on_gpu.update()
+        on_cpu.update()
+    for name, average in on_cpu.averages.items():
+        for key, value in average.items():
             assert value.device.type == "cpu"
-            torch.testing.assert_close(value, near.means[name][key].cpu(), rtol=1e-6, atol=1e-6)
+            expected = on_gpu.averages[name][key].cpu()
+            torch.testing.assert_close(value, expected, rtol=1e-6, atol=1e-6)
 
 
 SHARDED = """
@@ -311,8 +312,8 @@ def put(module, step):
     for name, p in module.named_parameters():
         value = weights(step)[name]
         if isinstance(p, DTensor):
-            mine = value.chunk(world)[rank:rank + 1]  # none for what has fewer rows than ranks
-            value = mine[0] if mine else value[:0]
+            own = value.chunk(world)[rank:rank + 1]  # none with fewer rows than ranks
+            value = own[0] if own else value[:0]
             p.to_local().detach().copy_(value)
         else:
             p.detach().copy_(value)
@@ -330,35 +331,33 @@ def fresh(shard):
 
 
 def main():
-    (whole, plain), (parts, spread) = fresh(False), fresh(True)
+    (module, full), (sharded_module, sharded) = fresh(False), fresh(True)
     for step in range(1, 9):
-        put(whole, step), put(parts, step)
-        plain.update(), spread.update()
-        if step == 4:  # as if it had been saved and read again
-            saved, spread = spread.updates, EMA(parts, [0.9], [0.1])
-            spread.load(saved, plain.means)
-    alike = all(
+        put(module, step), put(sharded_module, step)
+        full.update(), sharded.update()
+        if step == 4:  # save and load
+            updates, sharded = sharded.updates, EMA(sharded_module, [0.9], [0.1])
+            sharded.load(updates, full.averages)
+    equal = all(
         isinstance(value, DTensor)
-        and value.placements == dict(parts.named_parameters())[key].placements
-        and torch.equal(value.full_tensor(), plain.means[name][key])
-        for name, mean in spread.means.items() for key, value in mean.items()
+        and value.placements == dict(sharded_module.named_parameters())[key].placements
+        and torch.equal(value.full_tensor(), full.averages[name][key])
+        for name, average in sharded.averages.items() for key, value in average.items()
     )
     if rank == 0:
-        spread.update()  # the others do not take part: it would wait for them if it sent anything
-        print(json.dumps({"alike": alike, "updates": spread.updates}))
+        sharded.update()  # without the other ranks: communication would block
+        print(json.dumps({"equal": equal, "updates": sharded.updates}))
     dist.barrier()
 
 
 main()
 sys.stdout.flush()
-os._exit(0)  # gloo's threads abort a process that takes itself apart, now and then
+os._exit(0)  # gloo's threads sometimes abort a process at exit
 """
 
 
 @pytest.mark.parametrize("world", [1, 2])
-def test_means_of_weights_spread_over_processes_are_those_of_whole_ones(
-    tmp_path: Path, world: int
-) -> None:
+def test_emas_of_sharded_parameters_equal_those_of_full_ones(tmp_path: Path, world: int) -> None:
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", SHARDED, tmp_path / "meet", str(rank), str(world)],
@@ -371,4 +370,4 @@ def test_means_of_weights_spread_over_processes_are_those_of_whole_ones(
     ]
     answers = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [0] * world, answers[0][1]
-    assert json.loads(answers[0][0]) == {"alike": True, "updates": 9}
+    assert json.loads(answers[0][0]) == {"equal": True, "updates": 9}

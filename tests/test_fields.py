@@ -1,4 +1,4 @@
-"""The words that adapters and core share, and what they refuse."""
+"""Axes, layouts, conditions and batches: laws, known answers, refused values."""
 
 from __future__ import annotations
 
@@ -58,12 +58,12 @@ CONDITIONS: st.SearchStrategy[Condition] = st.one_of(
 
 
 @given(layouts(), st.dictionaries(NAMES, CONDITIONS, max_size=4))
-def test_layout_and_conditions_come_back_from_json(
+def test_layout_and_conditions_survive_a_round_trip_through_json(
     layout: Layout, conditions: dict[str, Condition]
 ) -> None:
     again = described(json.loads(json.dumps(describe(layout, conditions))))
     assert again == (layout, conditions)
-    assert list(again[1]) == list(conditions)  # the order is that of the draws in training
+    assert list(again[1]) == list(conditions)  # training drops conditions in this order
 
 
 @given(layouts())
@@ -78,7 +78,7 @@ def test_tokens_cover_every_axis_and_no_more(layout: Layout) -> None:
 # Known answers
 
 
-def test_the_papers_pictures_have_256_tokens_of_768_numbers() -> None:
+def test_the_papers_images_have_256_tokens_of_768_features() -> None:
     for side in (256, 512, 1024):
         axes = (Axis("row", side, side // 16), Axis("column", side, side // 16))
         layout = Layout(axes, ("red", "green", "blue"))
@@ -88,26 +88,26 @@ def test_the_papers_pictures_have_256_tokens_of_768_numbers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("patch", "wanted"),
+    ("patch", "expected"),
     [(None, (2, 2, 1)), (4, (4, 4, 1)), ((1, 3, 1), (1, 3, 1))],
     ids=["as it is", "one number for ordered axes", "one for each"],
 )
-def test_a_layout_takes_another_patch(patch: Any, wanted: tuple[int, ...]) -> None:
+def test_the_patch_of_a_layout_can_be_replaced(patch: Any, expected: tuple[int, ...]) -> None:
     axes = (Axis("row", 6, 2), Axis("longitude", 8, 2, "circle"), Axis("atom", 5, kind="set"))
     layout = Layout(axes, ("u", "v"), missing=True)
     other = layout.with_patch(patch)
-    assert other.patch == wanted
+    assert other.patch == expected
     assert (other.grid, other.channels, other.missing) == (layout.grid, layout.channels, True)
     assert [axis.kind for axis in other.axes] == ["line", "circle", "set"]
 
 
-def test_lists_are_as_good_as_tuples() -> None:
+def test_lists_are_converted_to_tuples() -> None:
     as_lists: Any = [Axis("row", 6)], ["u"]
     assert Layout(*as_lists) == Layout((Axis("row", 6),), ("u",))
     assert hash(Layout(*as_lists)) == hash(Layout((Axis("row", 6),), ("u",)))
 
 
-def test_a_batch_goes_to_a_device_whole() -> None:
+def test_all_tensors_of_a_batch_move_to_a_device() -> None:
     batch = Batch(
         torch.zeros(2, 1, 3),
         torch.ones(2, 1, 3, dtype=torch.bool),
@@ -124,7 +124,7 @@ def test_a_batch_goes_to_a_device_whole() -> None:
     assert bare.x.device.type == "meta" and bare.mask is None and bare.coords is None
 
 
-# Mistakes
+# Errors
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,8 @@ def test_a_batch_goes_to_a_device_whole() -> None:
         ),
         (
             lambda: Axis("atom", 4, 2, "set"),
-            "axis 'atom' is a set, which has no neighbours to make a patch of: patch 2 must be 1",
+            "axis 'atom' is a set, whose cells have no neighbours to form a patch: "
+            "patch 2 must be 1",
         ),
         (lambda: Layout((), ("u",)), "a layout has 1 to 4 axes, not 0"),
         (
@@ -147,15 +148,15 @@ def test_a_batch_goes_to_a_device_whole() -> None:
         ),
         (
             lambda: Layout((Axis("row", 2), Axis("row", 3)), ("u",)),
-            "axes need different names, and at least one: row, row",
+            "axes need distinct names, and at least one: row, row",
         ),
         (
             lambda: Layout((Axis("row", 2),), ("u", "v", "u")),
-            "channels need different names, and at least one: u, v, u",
+            "channels need distinct names, and at least one: u, v, u",
         ),
         (
             lambda: Layout((Axis("row", 2),), ()),
-            "channels need different names, and at least one: ",
+            "channels need distinct names, and at least one: ",
         ),
         (
             lambda: Layout((Axis("row", 8), Axis("column", 8)), ("u",)).with_patch((2, 2, 2)),
@@ -167,12 +168,12 @@ def test_a_batch_goes_to_a_device_whole() -> None:
         ),
     ],
 )
-def test_axes_and_layouts_that_cannot_be_are_refused(make: Callable[[], Any], text: str) -> None:
+def test_invalid_axes_and_layouts_are_refused(make: Callable[[], Any], text: str) -> None:
     with pytest.raises(JitkitError, match=f"^{re.escape(text)}$"):
         make()
 
 
-def test_a_kind_of_axis_that_does_not_exist_is_refused() -> None:
+def test_an_unknown_kind_of_axis_is_refused() -> None:
     ring: Kind = "ring"  # type: ignore[assignment]
     with pytest.raises(JitkitError, match="^axis 'row': kind 'ring' is not line, circle or set$"):
         Axis("row", 4, kind=ring)

@@ -1,4 +1,4 @@
-"""The path from noise to data: conversions, errors and their weights, times."""
+"""Flow matching: path, conversions between x, eps and v, losses and their weights, times."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def both(t: float) -> Tensor:
 
 @settings(deadline=None)
 @given(st.integers(0, 99), UNCLAMPED, UNCLAMPED, st.sampled_from([1.0, 2.0, 4.0]))
-def test_clean_data_noise_and_velocity_say_the_same(
+def test_x_eps_and_v_convert_into_each_other(
     seed: int, t1: float, t2: float, noise_scale: float
 ) -> None:
     x, eps = draw(seed, noise_scale=noise_scale)
@@ -56,38 +56,36 @@ def test_clean_data_noise_and_velocity_say_the_same(
     z = interpolate(x, eps, t)
     truth = {"x": x, "eps": eps, "v": x - eps}
     for source, target in PAIRS:
-        told = convert(truth[source], z, t, source=source, target=target)
-        torch.testing.assert_close(told, truth[target], atol=1e-9, rtol=0)
+        converted = convert(truth[source], z, t, source=source, target=target)
+        torch.testing.assert_close(converted, truth[target], atol=1e-9, rtol=0)
 
 
 @settings(deadline=None)
 @given(st.integers(0, 99), UNCLAMPED, st.sampled_from(PAIRS))
-def test_conversion_there_and_back_changes_nothing(
-    seed: int, t: float, pair: tuple[Space, Space]
-) -> None:
-    guess, z = draw(seed)  # any guess, not the truth alone
+def test_conversion_is_invertible(seed: int, t: float, pair: tuple[Space, Space]) -> None:
+    prediction, z = draw(seed)  # any prediction, not only the truth
     source, target = pair
-    there = convert(guess, z, both(t), source=source, target=target)
+    there = convert(prediction, z, both(t), source=source, target=target)
     back = convert(there, z, both(t), source=target, target=source)
-    torch.testing.assert_close(back, guess, atol=1e-9, rtol=0)
+    torch.testing.assert_close(back, prediction, atol=1e-9, rtol=0)
 
 
 @settings(deadline=None)
 @given(st.integers(0, 99), UNCLAMPED, st.sampled_from(list(product(SPACES, SPACES, SPACES))))
-def test_a_conversion_may_go_by_way_of_another(
-    seed: int, t: float, way: tuple[Space, Space, Space]
+def test_conversion_through_a_third_space_gives_the_same(
+    seed: int, t: float, spaces: tuple[Space, Space, Space]
 ) -> None:
-    guess, z = draw(seed)
-    source, between, target = way
-    half = convert(guess, z, both(t), source=source, target=between)
-    round_about = convert(half, z, both(t), source=between, target=target)
-    straight = convert(guess, z, both(t), source=source, target=target)
-    torch.testing.assert_close(round_about, straight, atol=1e-9, rtol=0)
+    prediction, z = draw(seed)
+    source, middle, target = spaces
+    half = convert(prediction, z, both(t), source=source, target=middle)
+    indirect = convert(half, z, both(t), source=middle, target=target)
+    direct = convert(prediction, z, both(t), source=source, target=target)
+    torch.testing.assert_close(indirect, direct, atol=1e-9, rtol=0)
 
 
 @settings(deadline=None)
 @given(st.integers(0, 99), TIMES, st.sampled_from(PAIRS))
-def test_a_perfect_network_has_no_error_even_where_a_division_is_held(
+def test_a_perfect_prediction_has_no_error_even_where_the_divisor_is_clamped(
     seed: int, t: float, pair: tuple[Space, Space]
 ) -> None:
     x, eps = draw(seed)
@@ -98,7 +96,7 @@ def test_a_perfect_network_has_no_error_even_where_a_division_is_held(
 
 @pytest.mark.parametrize("t", [0.0, 0.01, 0.99, 1.0])
 @pytest.mark.parametrize("pair", PAIRS)
-def test_a_perfect_network_has_no_error_at_the_ends(pair: tuple[Space, Space], t: float) -> None:
+def test_a_perfect_prediction_has_no_error_at_the_ends(pair: tuple[Space, Space], t: float) -> None:
     x, eps = draw(0)
     truth = {"x": x, "eps": eps, "v": x - eps}[pair[0]]
     assert not squared_errors(truth, x, eps, both(t), prediction=pair[0], loss=pair[1]).any()
@@ -119,23 +117,23 @@ WEIGHTS: dict[tuple[Space, Space], Callable[[float], float]] = {
 
 @settings(deadline=None)
 @given(st.integers(0, 99), UNCLAMPED, st.sampled_from(PAIRS))
-def test_the_weight_of_an_error_follows_from_the_pair(
+def test_the_weight_of_an_error_depends_on_prediction_and_loss(
     seed: int, t: float, pair: tuple[Space, Space]
 ) -> None:
     x, eps = draw(seed)
-    wrong, _ = draw(seed + 1)
+    error, _ = draw(seed + 1)
     truth = {"x": x, "eps": eps, "v": x - eps}[pair[0]]
-    found = squared_errors(truth + wrong, x, eps, both(t), prediction=pair[0], loss=pair[1])
-    torch.testing.assert_close(found, WEIGHTS[pair](t) * wrong**2, atol=1e-9, rtol=1e-9)
+    squares = squared_errors(truth + error, x, eps, both(t), prediction=pair[0], loss=pair[1])
+    torch.testing.assert_close(squares, WEIGHTS[pair](t) * error**2, atol=1e-9, rtol=1e-9)
 
 
 @settings(deadline=None)
 @given(st.integers(0, 99), st.floats(0, 0.9), st.floats(0.01, 0.1))
-def test_the_velocity_is_what_the_path_moves_by(seed: int, t: float, step: float) -> None:
+def test_the_velocity_is_the_derivative_of_the_path(seed: int, t: float, step: float) -> None:
     x, eps = draw(seed)
     z, later = interpolate(x, eps, both(t)), interpolate(x, eps, both(t + step))
-    moved = (later - z) / step
-    torch.testing.assert_close(velocity(x, z, both(t)), moved, atol=1e-9, rtol=0)
+    slope = (later - z) / step
+    torch.testing.assert_close(velocity(x, z, both(t)), slope, atol=1e-9, rtol=0)
 
 
 @st.composite
@@ -154,13 +152,13 @@ def test_the_mean_is_over_each_samples_observed_cells(case: tuple[Tensor, Tensor
     values, mask = case
     means = mean_over_data(values, mask)
     for mean, own, seen in zip(means, values, mask.expand_as(values), strict=True):
-        wanted = own[seen].mean() if seen.any() else torch.zeros(())
-        torch.testing.assert_close(mean, wanted)
+        expected = own[seen].mean() if seen.any() else torch.zeros(())
+        torch.testing.assert_close(mean, expected)
 
 
 @settings(deadline=None)
 @given(st.integers(1, 10_000), st.integers(1, 16))
-def test_noise_grows_as_the_side_of_the_grid(cells: int, times: int) -> None:
+def test_the_noise_scale_grows_with_the_side_of_the_grid(cells: int, times: int) -> None:
     larger = auto_noise_scale(256**2 * times**2 * cells)
     assert larger == pytest.approx(times * auto_noise_scale(256**2 * cells))
     assert auto_noise_scale(cells) == 1
@@ -182,17 +180,17 @@ def test_each_sample_has_its_own_time() -> None:
 
 
 @pytest.mark.parametrize("t", [0.96, 0.98, 1.0])
-def test_velocity_near_the_end_is_held(t: float) -> None:
+def test_the_velocity_near_the_end_is_clamped(t: float) -> None:
     x, eps = draw(0)
-    held = velocity(x, interpolate(x, eps, both(t)), both(t), t_eps=T_EPS)
-    torch.testing.assert_close(held, (x - eps) * (1 - t) / T_EPS)
+    clamped = velocity(x, interpolate(x, eps, both(t)), both(t), t_eps=T_EPS)
+    torch.testing.assert_close(clamped, (x - eps) * (1 - t) / T_EPS)
 
 
-def test_the_floor_can_be_chosen() -> None:
+def test_t_eps_can_be_chosen() -> None:
     x, eps = draw(0)
     t = both(0.98)
-    free = velocity(x, interpolate(x, eps, t), t, t_eps=0.01)
-    torch.testing.assert_close(free, x - eps)
+    unclamped = velocity(x, interpolate(x, eps, t), t, t_eps=0.01)
+    torch.testing.assert_close(unclamped, x - eps)
 
 
 @pytest.mark.parametrize(
@@ -204,13 +202,13 @@ def test_the_weight_of_an_error_is_at_most_400(
 ) -> None:
     x, eps = draw(0)
     truth = {"x": x, "eps": eps}[prediction]
-    found = squared_errors(
+    squares = squared_errors(
         truth + 1, x, eps, both(t), prediction=prediction, loss=loss, t_eps=T_EPS
     )
-    torch.testing.assert_close(found, torch.full_like(x, weight))
+    torch.testing.assert_close(squares, torch.full_like(x, weight))
 
 
-def test_values_behind_the_mask_are_not_read() -> None:
+def test_values_outside_the_mask_are_ignored() -> None:
     values = torch.tensor([[[1.0, torch.nan, 3.0]], [[torch.inf, torch.nan, torch.nan]]])
     mask = torch.tensor([[[True, False, True]], [[False, False, False]]])
     assert mean_over_data(values, mask).tolist() == [2, 0]
@@ -220,38 +218,38 @@ def test_the_mean_without_a_mask_is_over_all_cells() -> None:
     assert mean_over_data(torch.arange(6.0).reshape(2, 1, 3), None).tolist() == [1, 4]
 
 
-def test_noise_of_a_quarter_degree_globe() -> None:
+def test_the_noise_scale_of_a_quarter_degree_globe() -> None:
     assert auto_noise_scale(721 * 1440) == pytest.approx(sqrt(721 * 1440) / 256)  # 3.98
 
 
-# Agreement with the paper's code: what it was measured to draw
+# Agreement with the official code: its measured distribution of times
 
 
 def test_times_are_distributed_as_the_papers() -> None:
     generator = torch.Generator().manual_seed(0)
     t = logit_normal_t(400_000, P_mean=-0.8, P_std=0.8, generator=generator).double()
-    shares = [0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99]
-    quantiles = t.quantile(torch.tensor(shares, dtype=t.dtype)).tolist()
+    ranks = [0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99]
+    quantiles = t.quantile(torch.tensor(ranks, dtype=t.dtype)).tolist()
     assert quantiles == pytest.approx([0.065, 0.107, 0.207, 0.310, 0.435, 0.626, 0.741], abs=0.002)
     assert t.mean().item() == pytest.approx(0.331, abs=0.001)
     assert t.std().item() == pytest.approx(0.159, abs=0.001)
     assert (1 - t).pow(-2).mean().item() == pytest.approx(2.96, abs=0.03)
 
 
-def test_the_middle_of_the_times_is_where_the_logit_says() -> None:
+def test_the_median_time_is_the_sigmoid_of_p_mean() -> None:
     generator = torch.Generator().manual_seed(0)
     t = logit_normal_t(100_000, P_mean=1.0, P_std=0.5, generator=generator)
     assert t.median().item() == pytest.approx(1 / (1 + exp(-1)), abs=0.003)
 
 
-def test_even_times_are_even() -> None:
+def test_uniform_times_are_uniform() -> None:
     t = uniform_t(100_000, generator=torch.Generator().manual_seed(0))
     counts = torch.histc(t, bins=10, min=0, max=1)
     assert t.min() >= 0 and t.max() < 1
     assert (counts - 10_000).abs().max() < 400  # four standard deviations
 
 
-def test_times_are_a_function_of_the_generator() -> None:
+def test_times_are_reproducible_from_the_generator() -> None:
     def drawn(seed: int) -> list[Tensor]:
         generator = torch.Generator().manual_seed(seed)
         normal = logit_normal_t(4, P_mean=0, P_std=1, generator=generator)

@@ -1,4 +1,4 @@
-"""Roll-outs: closed forms, members that hang on nothing else, files that survive a kill."""
+"""Autoregressive forecasts: closed forms, independent members, files that survive a kill."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ from jitkit.domains.weather.forecasts import Forecasts
 from jitkit.domains.weather.section import WeatherSection
 from jitkit.errors import JitkitError
 from jitkit.protocols import Autoregressive
+from jitkit.recipe.renamed import RENAMED
 from jitkit.runs.run_dir import locked
-from jitkit.sampling.rollout import ForecastRequest, RollOut, _check_place, forecast
+from jitkit.sampling.rollout import ForecastRequest, Rollout, _check_output, forecast
 from jitkit.sections import SampleSection
 from jitkit.training.trainer import train
 from jitkit.utils.types import Array
@@ -37,7 +38,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Six-hourly temperature at two levels and a sea with land in it, on 6 x 8 cells."""
+    """Six-hourly temperature at two levels and SST with land, on 6 x 8 cells."""
     rng = np.random.default_rng(0)
     time = np.datetime64("2001-01-01", "ns") + np.arange(80) * np.timedelta64(6, "h")
     sea = 290 + rng.standard_normal((80, 6, 8))
@@ -69,8 +70,8 @@ def weather(**keys: Any) -> Weather:
 
 
 class Linear(Denoiser):
-    """The exact denoiser of x = keep * (the last state, one cell east) + spread * noise, to which
-    the first state that is told may add a share."""
+    """The exact denoiser of x = keep * (last state, one cell east) + share * first state
+    + spread * noise."""
 
     keep, spread, share = 0.8, 0.0, 0.0
 
@@ -100,28 +101,28 @@ def linear(
     return denoiser
 
 
-def test_a_linear_model_rolls_out_to_its_power(store: str) -> None:
+def test_forecasts_of_a_linear_model_are_its_powers(store: str) -> None:
     domain = weather(path=store, variables={"t": [850, 500]}, lead="12h")
-    roll_out = RollOut(linear(domain), SampleSection(steps=4))
+    rollout = Rollout(linear(domain), SampleSection(steps=4))
     (start,) = domain.init_times(["2001-01-05T06"])
     states = domain.states()
     first = states.read(17).astype(np.float64)
     train = np.stack([states.read(int(i)) for i in states.train]).astype(np.float64)
     mean = train.mean(axis=(0, 2, 3))[:, None, None]
-    for step, (state,) in enumerate(roll_out(start, [0], 5), 1):
+    for step, (state,) in enumerate(rollout(start, [0], 5), 1):
         expected = mean + 0.8**step * np.roll(first - mean, step, axis=-1)
         assert np.allclose(state.values, expected, atol=2e-4)
 
 
-def test_changes_are_added_up(store: str) -> None:
-    """A model that says no change but the mean one moves all states by it."""
+def test_predicted_changes_are_accumulated(store: str) -> None:
+    """A model that predicts the mean change adds it at every step."""
     domain = weather(path=store, variables={"t": [500]}, target="change")
-    roll_out = RollOut(linear(domain, keep=0.0), SampleSection(steps=4))
+    rollout = Rollout(linear(domain, keep=0.0), SampleSection(steps=4))
     states, (start,) = domain.states(), domain.init_times(["2001-01-03"])
     changes = [states.read(int(i)) - states.read(int(i) - 1) for i in states.train[1:]]
-    (state,) = list(roll_out(start, [0], 6))[-1]
-    moved = states.read(8) + 6 * np.mean(changes, dtype=np.float64)
-    assert np.allclose(state.values, moved, atol=1e-3)
+    (state,) = list(rollout(start, [0], 6))[-1]
+    expected = states.read(8) + 6 * np.mean(changes, dtype=np.float64)
+    assert np.allclose(state.values, expected, atol=1e-3)
 
 
 def test_a_linear_gaussian_model_has_the_spread_of_its_process(store: str) -> None:
@@ -129,30 +130,30 @@ def test_a_linear_gaussian_model_has_the_spread_of_its_process(store: str) -> No
     domain = weather(path=store, variables={"t": [500]})
     keep, spread = 0.8, 0.6
     section = SampleSection(steps=20, method="heun", batch_size=64)
-    roll_out = RollOut(linear(domain, keep=keep, spread=spread), section)
+    rollout = Rollout(linear(domain, keep=keep, spread=spread), section)
     (start,) = domain.init_times(["2001-01-05T06"])
-    statistics = domain._arrays.known().statistics
+    statistics = domain._arrays.fitted().statistics
     mean, scale = float(statistics.center[0]), float(statistics.spread[0])
-    last, pushes = domain.states().read(17)[None].repeat(64, axis=0), list[Array]()
-    for step, states in enumerate(roll_out(start, range(64), 4), 1):
+    last, noises = domain.states().read(17)[None].repeat(64, axis=0), list[Array]()
+    for step, states in enumerate(rollout(start, range(64), 4), 1):
         values = np.stack([state.values for state in states]).astype(np.float64)
-        pushes.append(((values - mean) - keep * np.roll(last - mean, 1, axis=-1)) / scale)
+        noises.append(((values - mean) - keep * np.roll(last - mean, 1, axis=-1)) / scale)
         last, values = values, values / scale
         variance = spread**2 * (1 - keep ** (2 * step)) / (1 - keep**2)
-        # 64 x 48 numbers: 2.6 % standard error, and 20 steps of Heun
+        # 64 x 48 values: 2.6 % standard error, and 20 steps of Heun
         assert values.var(axis=0, ddof=1).mean() == pytest.approx(variance, rel=0.09)
-    chance = np.corrcoef([push.ravel() for push in pushes])
-    assert np.abs(chance - np.eye(4)).max() < 0.08  # fresh noise at each step: 4.4 standard errors
+    correlation = np.corrcoef([noise.ravel() for noise in noises])
+    assert np.abs(correlation - np.eye(4)).max() < 0.08  # independent steps: 4.4 standard errors
 
 
-def test_a_member_hangs_on_seed_start_and_number_alone(store: str) -> None:
+def test_a_member_depends_only_on_seed_initial_time_and_number(store: str) -> None:
     domain = weather(path=store, variables={"t": [500, 850]}, inputs=2, forcings=["cos_zenith"])
     denoiser = linear(domain, spread=0.5)
     starts = domain.init_times(["2001-01-05", "2001-01-07"])
 
     def member(start: str, number: int, members: list[int], **keys: Any) -> Array:
-        roll_out = RollOut(denoiser, SampleSection(**{"steps": 4, "batch_size": 2} | keys))
-        last = list(roll_out(start, members, 3))[-1]
+        rollout = Rollout(denoiser, SampleSection(**{"steps": 4, "batch_size": 2} | keys))
+        last = list(rollout(start, members, 3))[-1]
         return np.asarray(last[members.index(number)].values)
 
     alone = member(starts[0], 3, [3])
@@ -167,11 +168,11 @@ def test_a_member_hangs_on_seed_start_and_number_alone(store: str) -> None:
         assert np.abs(other - alone).max() > 1
 
 
-def test_forecasts_leave_land_missing_and_tell_the_forcings_of_each_step(store: str) -> None:
+def test_land_stays_missing_and_forcings_are_those_of_each_step(store: str) -> None:
     domain = weather(path=store, variables=["sst"], forcings=["cos_zenith", "hour"], target="state")
-    roll_out = RollOut(linear(domain, spread=0.5), SampleSection(steps=2))
+    rollout = Rollout(linear(domain, spread=0.5), SampleSection(steps=2))
     (start,) = domain.init_times(["2001-01-20T12"])  # beyond the last state after two steps
-    states = [state.values for (state,) in roll_out(start, [0], 4)]
+    states = [state.values for (state,) in rollout(start, [0], 4)]
     land = np.isnan(domain.states().read(0))
     assert all(np.array_equal(np.isnan(values), land) for values in states)
     field = domain.conditioning(start, 3, domain.history(start))
@@ -180,39 +181,42 @@ def test_forecasts_leave_land_missing_and_tell_the_forcings_of_each_step(store: 
     assert np.allclose(field.cond["scalars"], [sine, cosine], atol=1e-6)
 
 
-def test_a_start_with_holes_that_training_had_not_is_refused(store: str, tmp_path: Path) -> None:
+def test_an_initial_time_with_cells_missing_only_there_is_refused(
+    store: str, tmp_path: Path
+) -> None:
     keys: dict[str, Any] = {"variables": {"t": [500], "sst": None}, "val": 0.2}
     metadata = weather(path=store, **keys).metadata()
     with xr.open_zarr(store, chunks=None) as data:
         data.load()
     data["t"][10, 0, 4, 4:7] = data["sst"][11, 5, 5] = np.nan
 
-    def known(at: int, metadata: Mapping[str, Any]) -> None:
+    def history(at: int, metadata: Mapping[str, Any]) -> None:
         text = json.dumps({"name": "weather", "task": "forecast", "target": "state", **keys})
         section = WeatherSection.model_validate_json(text, strict=True)
         domain = Weather(section.model_copy(update={"path": str(path)}), metadata)
         domain.history(domain.states().name(at))
 
     data.to_zarr(path := tmp_path / "holes.zarr", zarr_format=2)
-    known(9, metadata)  # land is missing, as it always was
-    with pytest.raises(JitkitError, match=r"2001-01-03T12 3 cells of t.500 lack values.*never"):
-        known(10, metadata)
-    with pytest.raises(JitkitError, match=r"2001-01-03T18 1 cell of sst lack"):
-        known(11, metadata)
-    known(11, weather(path=str(path), **keys).metadata())  # it was missing in training, too
+    history(9, metadata)  # land is missing, as in training
+    with pytest.raises(JitkitError, match=r"2001-01-03T12 3 cells of t.500 have no value.*never"):
+        history(10, metadata)
+    with pytest.raises(JitkitError, match=r"2001-01-03T18 1 cell of sst have no value"):
+        history(11, metadata)
+    history(11, weather(path=str(path), **keys).metadata())  # it was missing in training, too
 
 
-def test_the_number_of_files_is_told_where_it_is_large(
+def test_a_large_number_of_files_is_reported(
     store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rolled(store, tmp_path / "few.zarr")
+    forecast_file(store, tmp_path / "few.zarr")
     assert "files" not in capsys.readouterr().err
     monkeypatch.setattr("jitkit.domains.weather.forecasts.MANY_FILES", 63)
-    rolled(store, tmp_path / "many.zarr")
-    assert "64 files, one for each variable, start, member and lead" in capsys.readouterr().err
+    forecast_file(store, tmp_path / "many.zarr")
+    expected = "64 files, one for each variable, initial time, member and lead time"
+    assert expected in capsys.readouterr().err
 
 
-def test_starts_are_times_ranges_or_held_out_ones(store: str) -> None:
+def test_initial_times_are_times_ranges_or_held_out_ones(store: str) -> None:
     domain = weather(path=store, variables={"t": [500]}, lead="12h", inputs=2)
     assert isinstance(domain, Autoregressive)
     assert domain.init_times(["2001-01-02/2001-01-03/12h"]) == [
@@ -223,8 +227,8 @@ def test_starts_are_times_ranges_or_held_out_ones(store: str) -> None:
     assert len(held_out) == 3 and held_out[0] > "2001-01-18"
     assert domain.steps("10d") == 20
     for words, text in (
-        (["2001-01-05T07"], "no state of 2001-01-05T07; there are 80 values from 2001-01-01"),
-        (["2001-01-01T06"], "the data lack some of the 2 states that the model is told"),
+        (["2001-01-05T07"], "no state at 2001-01-05T07; there are 80 values from 2001-01-01"),
+        (["2001-01-01T06"], "needs 2 states up to 2001-01-01T06, and some are not in the data"),
         (["soon"], "'soon' is not a time; write it as 2001"),
         (["2001/2002"], "a range is first/last/every"),
         (["val:99"], "split val has 4 starts"),
@@ -235,29 +239,29 @@ def test_starts_are_times_ranges_or_held_out_ones(store: str) -> None:
         domain.steps("18h")
 
 
-def test_items_that_do_not_follow_one_another_are_refused(store: str) -> None:
+def test_a_model_of_independent_items_cannot_forecast(store: str) -> None:
     domain = weather(path=store, variables={"t": [500]}, task="unconditional", target="change")
     denoiser = Denoiser(domain.layout, domain.conditions, sizes())
     denoiser.domain = domain
-    with pytest.raises(JitkitError, match="items that do not follow one another"):
-        RollOut(denoiser, SampleSection())
+    with pytest.raises(JitkitError, match="independent items, not a sequence of states"):
+        Rollout(denoiser, SampleSection())
 
 
 # The file
 
 
-def rolled(store: str, out: Path, **keys: Any) -> xr.Dataset:
+def forecast_file(store: str, out: Path, **keys: Any) -> xr.Dataset:
     domain = weather(path=store, variables={"t": [850], "sst": None})
     section = SampleSection(**{"steps": 2, "batch_size": 3} | keys)
-    asked = ForecastRequest(("2001-01-05", "2001-01-09"), "1d", 4)
-    forecast(linear(domain, spread=0.5), section, asked, out)
+    request = ForecastRequest(("2001-01-05", "2001-01-09"), "1d", 4)
+    forecast(linear(domain, spread=0.5), section, request, out)
     return xr.open_zarr(out, chunks=None).load()
 
 
-def test_the_file_has_the_names_of_weatherbench_and_the_data_s_units(
+def test_the_file_has_the_names_of_weatherbench_and_the_units_of_the_data(
     store: str, tmp_path: Path
 ) -> None:
-    found = rolled(store, tmp_path / "fc.zarr")
+    found = forecast_file(store, tmp_path / "fc.zarr")
     dims = ("time", "number", "prediction_timedelta")
     assert found["t"].dims == (*dims, "level", "latitude", "longitude")
     assert found["sst"].dims == (*dims, "latitude", "longitude")
@@ -273,28 +277,28 @@ def test_the_file_has_the_names_of_weatherbench_and_the_data_s_units(
     assert list(tmp_path.glob(".*")) == []
 
 
-def test_the_file_holds_what_the_roll_out_gives(store: str, tmp_path: Path) -> None:
-    found = rolled(store, tmp_path / "fc.zarr")
+def test_the_file_holds_the_states_of_the_rollout(store: str, tmp_path: Path) -> None:
+    found = forecast_file(store, tmp_path / "fc.zarr")
     domain = weather(path=store, variables={"t": [850], "sst": None})
-    roll_out = RollOut(linear(domain, spread=0.5), SampleSection(steps=2, batch_size=3))
-    for step, states in enumerate(roll_out("2001-01-09T00", range(4), 4)):
+    rollout = Rollout(linear(domain, spread=0.5), SampleSection(steps=2, batch_size=3))
+    for step, states in enumerate(rollout("2001-01-09T00", range(4), 4)):
         for member, state in enumerate(states):
-            there = found.isel(time=1, number=member, prediction_timedelta=step)
-            assert np.allclose(there["t"].values, state.values[:1], atol=1e-3)
+            written = found.isel(time=1, number=member, prediction_timedelta=step)
+            assert np.allclose(written["t"].values, state.values[:1], atol=1e-3)
 
 
 @pytest.mark.parametrize("inputs", [1, 2])
-def test_a_forecast_that_was_stopped_goes_on_bit_for_bit(
+def test_a_resumed_forecast_is_bit_identical(
     store: str, tmp_path: Path, inputs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     domain = weather(path=store, variables={"t": [850], "sst": None}, inputs=inputs)
-    asked = ForecastRequest(("2001-01-05", "2001-01-09"), "1d", 4)
+    request = ForecastRequest(("2001-01-05", "2001-01-09"), "1d", 4)
     section = SampleSection(steps=2, batch_size=3)
     denoiser = linear(domain, spread=0.5, share=0.3)
-    forecast(denoiser, section, asked, tmp_path / "unbroken.zarr")
+    forecast(denoiser, section, request, tmp_path / "unbroken.zarr")
     write, count = Forecasts.write, 0
 
-    def write_and_fall(self: Forecasts, *of: Any) -> None:
+    def write_and_fail(self: Forecasts, *of: Any) -> None:
         nonlocal count
         count += 1
         if count == 21:  # of a batch of three at its third step
@@ -302,37 +306,44 @@ def test_a_forecast_that_was_stopped_goes_on_bit_for_bit(
         write(self, *of)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Forecasts, "write", write_and_fall)
+        patch.setattr(Forecasts, "write", write_and_fail)
         with pytest.raises(OSError):
-            forecast(denoiser, section, asked, tmp_path / "broken.zarr")
+            forecast(denoiser, section, request, tmp_path / "broken.zarr")
     assert not (tmp_path / "broken.zarr").exists()
-    forecast(denoiser, section, asked, tmp_path / "broken.zarr")
+    forecast(denoiser, section, request, tmp_path / "broken.zarr")
     a, b = (xr.open_zarr(tmp_path / f"{n}.zarr", chunks=None) for n in ("unbroken", "broken"))
     assert a.identical(b)
 
 
-def test_other_settings_do_not_go_on(store: str, tmp_path: Path) -> None:
-    rolled(store, tmp_path / "fc.zarr")
+def test_a_file_is_not_resumed_with_other_settings(store: str, tmp_path: Path) -> None:
+    forecast_file(store, tmp_path / "fc.zarr")
     with pytest.raises(JitkitError, match="other settings: sample.seed was 0, now 5; choose a new"):
-        rolled(store, tmp_path / "fc.zarr", seed=5)
+        forecast_file(store, tmp_path / "fc.zarr", seed=5)
     (tmp_path / "other.zarr").mkdir()
-    with pytest.raises(JitkitError, match="holds something that is no forecast"):
-        rolled(store, tmp_path / "other.zarr")
+    with pytest.raises(JitkitError, match="exists and is no forecast"):
+        forecast_file(store, tmp_path / "other.zarr")
 
 
-def test_a_file_that_was_begun_before_there_was_a_key_had_its_default(tmp_path: Path) -> None:
+def test_a_file_of_an_older_jitkit_has_renamed_keys_and_defaults_of_new_ones(
+    tmp_path: Path,
+) -> None:
     sample = SampleSection().model_dump(mode="json", exclude={"batch_size"})
+    named = dict(sample)
+    for old, new in RENAMED.items():
+        if new.startswith("sample."):
+            named[old.removeprefix("sample.")] = named.pop(new.removeprefix("sample."))
+    _check_output(tmp_path, {"steps": 2, "sample": named}, {"steps": 2, "sample": sample})
     older = {key: value for key, value in sample.items() if key != "time_grid"}
-    _check_place(tmp_path, {"steps": 2, "sample": older}, {"steps": 2, "sample": sample})
+    _check_output(tmp_path, {"steps": 2, "sample": older}, {"steps": 2, "sample": sample})
     with pytest.raises(JitkitError, match='sample.time_grid was "uniform", now "cosine"'):
         other = sample | {"time_grid": "cosine"}
-        _check_place(tmp_path, {"steps": 2, "sample": older}, {"steps": 2, "sample": other})
+        _check_output(tmp_path, {"steps": 2, "sample": older}, {"steps": 2, "sample": other})
 
 
-def test_two_commands_do_not_write_one_file(store: str, tmp_path: Path) -> None:
+def test_two_commands_cannot_write_the_same_file(store: str, tmp_path: Path) -> None:
     with locked(tmp_path / ".fc.zarr.lock"):
         with pytest.raises(JitkitError, match="another process writes .*fc.zarr; wait for it"):
-            rolled(store, tmp_path / "fc.zarr")
+            forecast_file(store, tmp_path / "fc.zarr")
 
 
 # The command
@@ -340,7 +351,7 @@ def test_two_commands_do_not_write_one_file(store: str, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def run(store: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of a few steps."""
+    """A model trained for a few steps."""
     recipe = {
         "domain": {
             "name": "weather",
@@ -361,7 +372,7 @@ def run(store: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(recipe, run=folder / "weather")
 
 
-ASKED = ("--init", "val:2", "--lead", "1d", "--members", "3")
+REQUEST = ("--init", "val:2", "--lead", "1d", "--members", "3")
 
 KILLED = """
 import os, signal, sys
@@ -379,11 +390,11 @@ main()
 """
 
 
-def test_a_killed_command_goes_on_and_gives_the_unbroken_file(
+def test_a_killed_command_resumes_and_writes_an_identical_file(
     run: Path, tmp_path: Path, jitkit: Callable[..., Any]
 ) -> None:
     out = tmp_path / "killed.zarr"
-    words = ("forecast", run, "sample.batch_size=2", *ASKED, "--out")
+    words = ("forecast", run, "sample.batch_size=2", *REQUEST, "--out")
     command = [sys.executable, "-c", KILLED, *map(str, words), str(out)]
     assert subprocess.run(command, capture_output=True).returncode == -signal.SIGKILL
     assert not out.exists() and (tmp_path / ".killed.zarr.part").is_dir()
@@ -393,22 +404,22 @@ def test_a_killed_command_goes_on_and_gives_the_unbroken_file(
     a, b = (xr.open_zarr(tmp_path / f"{n}.zarr", chunks=None) for n in ("killed", "whole"))
     assert a.identical(b)
     again = jitkit(*words, out)
-    assert again.code == 0 and "all there already" in again.out
+    assert again.code == 0 and "already complete" in again.out
 
 
-def test_a_signal_ends_it_after_the_step_with_code_75(
+def test_a_signal_stops_the_command_after_the_step_with_code_75(
     run: Path, tmp_path: Path, jitkit: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    advance, steps = RollOut.advance, list[int]()
+    advance, steps = Rollout.advance, list[int]()
 
-    def advance_and_tell(self: RollOut, members: Any, step: int, histories: Any) -> Any:
+    def advance_and_signal(self: Rollout, members: Any, step: int, histories: Any) -> Any:
         steps.append(step)
         if len(steps) == 2:
             os.kill(os.getpid(), signal.SIGTERM)
         return advance(self, members, step, histories)
 
-    monkeypatch.setattr(RollOut, "advance", advance_and_tell)
-    words = ("forecast", run, *ASKED, "--out", tmp_path / "fc.zarr")
+    monkeypatch.setattr(Rollout, "advance", advance_and_signal)
+    words = ("forecast", run, *REQUEST, "--out", tmp_path / "fc.zarr")
     first = jitkit(*words)
     assert first.code == 75 and "SIGTERM" in first.err and steps == [1, 2]
     assert jitkit(*words).code == 0 and steps == [1, 2, 3, 4]
@@ -417,17 +428,17 @@ def test_a_signal_ends_it_after_the_step_with_code_75(
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (("--init", "1999-01-01", "--lead", "1d"), "no state of 1999-01-01"),
+        (("--init", "1999-01-01", "--lead", "1d"), "no state at 1999-01-01"),
         (("--init", "val:2", "--lead", "7h"), "--lead: 7h is not a multiple of the 6h"),
         (
             ("--init", "val:2", "--lead", "1d", "--out", "fc.nc"),
             "fc.nc: forecasts are written as a Zarr store; name it fc.zarr",
         ),
-        (("--init", "val:2", "--lead", "soon"), "'soon' is no length of time"),
+        (("--init", "val:2", "--lead", "soon"), "'soon' is no duration"),
         (("--init", "val:2", "--lead", "1d", "--members", "0"), "--members 0 must be at least 1"),
     ],
 )
-def test_a_mistake_of_the_command_is_one_message_and_leaves_nothing(
+def test_an_invalid_command_gives_one_message_and_writes_nothing(
     words: tuple[str, ...],
     text: str,
     run: Path,
@@ -442,7 +453,7 @@ def test_a_mistake_of_the_command_is_one_message_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_sampling_a_forecast_model_writes_states_in_physical_units(
+def test_samples_of_a_forecast_model_are_states_in_physical_units(
     run: Path, tmp_path: Path, jitkit: Callable[..., Any]
 ) -> None:
     answer = jitkit("sample", run, "--n", 2, "--cond-from", "val:0-1", "--out", tmp_path / "out")

@@ -1,4 +1,4 @@
-"""Formats: every codec and filter gives what its own library gives; the rest is refused."""
+"""Formats: every codec and filter matches its reference library; other formats are refused."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ V2: dict[str, tuple[Any, Any, Any]] = {
 
 @pytest.mark.parametrize("name", V2)
 @pytest.mark.parametrize("separator", [".", "/"])
-def test_zarr_2_codecs_give_what_zarr_gives(tmp_path: Path, name: str, separator: Any) -> None:
+def test_zarr_2_codecs_match_zarr_python(tmp_path: Path, name: str, separator: Any) -> None:
     compressor, filters, order = V2[name]
     array = zarr.create_array(
         tmp_path / "a.zarr",
@@ -55,7 +55,7 @@ def test_zarr_2_codecs_give_what_zarr_gives(tmp_path: Path, name: str, separator
         chunk_key_encoding={"name": "v2", "separator": separator},
         attributes={"_ARRAY_DIMENSIONS": ["a", "b"]},
     )
-    array[:3] = field((3, 5))  # the chunks below are never written
+    array[:3] = field((3, 5))  # the other chunks are never written
     store = Store(tmp_path / "a.zarr")
     np.testing.assert_array_equal(store.read_raw("v"), array[:])
     assert type(source(store, "v")).__name__ == "ZarrChunks"
@@ -80,7 +80,7 @@ V3: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", V3)
 @pytest.mark.parametrize("keys", ["default", "v2"])
-def test_zarr_3_codecs_give_what_zarr_gives(tmp_path: Path, name: str, keys: Any) -> None:
+def test_zarr_3_codecs_match_zarr_python(tmp_path: Path, name: str, keys: Any) -> None:
     array = zarr.create_array(
         tmp_path / "a.zarr",
         name="v",
@@ -99,7 +99,7 @@ def test_zarr_3_codecs_give_what_zarr_gives(tmp_path: Path, name: str, keys: Any
     assert type(source(store, "v")).__name__ in ("ZarrChunks", "ShardChunks")
 
 
-def test_a_codec_that_is_not_known_here_is_left_to_zarr(tmp_path: Path) -> None:
+def test_an_unknown_codec_is_read_by_zarr_python(tmp_path: Path) -> None:
     with pytest.warns(UserWarning):
         from zarr.codecs.numcodecs import Delta
 
@@ -118,7 +118,7 @@ def test_a_codec_that_is_not_known_here_is_left_to_zarr(tmp_path: Path) -> None:
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(store)).read("v"), field((7,)))
 
 
-def test_a_zip_of_an_unknown_codec_is_left_to_zarr_as_well(tmp_path: Path) -> None:
+def test_a_zip_with_an_unknown_codec_is_read_by_zarr_python(tmp_path: Path) -> None:
     with pytest.warns(UserWarning):
         from zarr.codecs.numcodecs import Delta
 
@@ -133,7 +133,7 @@ def test_a_zip_of_an_unknown_codec_is_left_to_zarr_as_well(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("version", [2, 3])
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore:.*specification")
-def test_words_times_and_complex_numbers_of_zarr_are_no_real_numbers(
+def test_text_times_and_complex_numbers_of_zarr_are_not_numeric(
     tmp_path: Path, version: Any
 ) -> None:
     raw = xr.Dataset(
@@ -172,11 +172,11 @@ HDF5: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("userblock", [0, 1024])
 @pytest.mark.parametrize("name", HDF5)
-def test_hdf5_filters_give_what_h5py_gives(tmp_path: Path, name: str, userblock: int) -> None:
+def test_hdf5_filters_match_h5py(tmp_path: Path, name: str, userblock: int) -> None:
     path = tmp_path / "v.h5"
     with h5py.File(path, "w", userblock_size=userblock) as file:
-        made = {"dtype": "f4", "shape": (7, 9), "fillvalue": 1} | HDF5[name]
-        dataset = file.create_dataset("v", **made)
+        options = {"dtype": "f4", "shape": (7, 9), "fillvalue": 1} | HDF5[name]
+        dataset = file.create_dataset("v", **options)
         dataset[:3] = field((3, 9)).astype(dataset.dtype)
         expected = dataset[:]
     store = Store(path)
@@ -186,7 +186,7 @@ def test_hdf5_filters_give_what_h5py_gives(tmp_path: Path, name: str, userblock:
     assert store.read_raw("v").dtype == expected.dtype.newbyteorder("=")
 
 
-def test_hdf5_chunks_that_skipped_a_filter_are_read(tmp_path: Path) -> None:
+def test_hdf5_chunks_with_a_filter_mask_are_read(tmp_path: Path) -> None:
     path = tmp_path / "v.h5"
     with h5py.File(path, "w") as file:
         dataset = file.create_dataset(
@@ -201,7 +201,7 @@ def test_hdf5_chunks_that_skipped_a_filter_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [32015, 32001])
-def test_hdf5_in_zstandard_and_blosc_needs_no_plugin(tmp_path: Path, number: int) -> None:
+def test_hdf5_with_zstandard_and_blosc_needs_no_plugin(tmp_path: Path, number: int) -> None:
     codec = {32015: numcodecs.Zstd(3), 32001: numcodecs.Blosc("lz4", shuffle=1)}[number]
     path, values = tmp_path / "v.h5", field((4, 6))
     with h5py.File(path, "w") as file:
@@ -215,7 +215,7 @@ def test_hdf5_in_zstandard_and_blosc_needs_no_plugin(tmp_path: Path, number: int
     np.testing.assert_array_equal(Store(path).read("v"), values)
 
 
-def test_odd_kinds_of_hdf5_datasets_are_read_or_left_out(tmp_path: Path) -> None:
+def test_rare_kinds_of_hdf5_datasets_are_read_or_left_out(tmp_path: Path) -> None:
     path = tmp_path / "v.h5"
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["w"] = field((4,))
@@ -249,9 +249,9 @@ def test_odd_kinds_of_hdf5_datasets_are_read_or_left_out(tmp_path: Path) -> None
     assert store.read_raw("words").tolist() == ["a", "bc"]
 
 
-def cdf5(path: Path, records: int) -> dict[str, Array]:
-    """A file of CDF-5 with 64-bit integers, by the specification: two record variables, one not."""
-    made = {
+def write_cdf5(path: Path, records: int) -> dict[str, Array]:
+    """Write CDF-5 with 64-bit integers by the specification: one fixed and two record variables."""
+    arrays = {
         "grid": field((2, 3), ">u8"),
         "odd": field((records, 3), "i1"),
         "even": field((records, 2), ">f4"),
@@ -277,28 +277,28 @@ def cdf5(path: Path, records: int) -> dict[str, Array]:
 
     start = len(header(dict.fromkeys(shapes, 0)))
     begins = {"grid": start, "odd": start + 48, "even": start + 52}
-    data = header(begins) + made["grid"].tobytes()
-    for odd, even in zip(made["odd"], made["even"], strict=True):
+    data = header(begins) + arrays["grid"].tobytes()
+    for odd, even in zip(arrays["odd"], arrays["even"], strict=True):
         data += odd.tobytes().ljust(4, b"\0") + even.tobytes()
     path.write_bytes(data)
-    return made
+    return arrays
 
 
 @pytest.mark.parametrize("records", [0, 1, 4])
 def test_netcdf_3_with_64_bit_data_is_read(tmp_path: Path, records: int) -> None:
-    made = cdf5(tmp_path / "v.nc", records)
+    arrays = write_cdf5(tmp_path / "v.nc", records)
     store = Store(tmp_path / "v.nc")
     assert store.attrs == {"title": "hello"} and store.variables["even"].attrs == {"units": "K"}
-    for name, values in made.items():
+    for name, values in arrays.items():
         np.testing.assert_array_equal(store.read(name), values.astype("f4"))
     if records:
         np.testing.assert_array_equal(
-            store.read("even", {"record": -1, "two": 1}), made["even"][-1, 1]
+            store.read("even", {"record": -1, "two": 1}), arrays["even"][-1, 1]
         )
 
 
 @pytest.mark.parametrize("names", [("a",), ("a", "b", "c")])
-def test_netcdf_3_records_lie_as_scipy_lays_them(tmp_path: Path, names: tuple[str, ...]) -> None:
+def test_netcdf_3_records_written_by_scipy_are_read(tmp_path: Path, names: tuple[str, ...]) -> None:
     from scipy.io import netcdf_file
 
     path = tmp_path / "v.nc"
@@ -315,7 +315,7 @@ def test_netcdf_3_records_lie_as_scipy_lays_them(tmp_path: Path, names: tuple[st
         np.testing.assert_array_equal(store.read(name, {"t": 2}), field((5, 3))[2])
 
 
-def test_numpy_files_are_mapped_without_code(tmp_path: Path) -> None:
+def test_numpy_files_are_memory_mapped(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", field((6, 5), ">f8"))
     np.save(tmp_path / "f.npy", np.asfortranarray(field((6, 5, 4))))
     np.savez(tmp_path / "a.npz", u=field((6, 5)), label=np.arange(6))
@@ -333,7 +333,7 @@ def test_numpy_files_are_mapped_without_code(tmp_path: Path) -> None:
 
 
 class Touch:
-    """Leaves a file behind when it is unpickled."""
+    """Creates a file when unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -342,7 +342,7 @@ class Touch:
         return Path.touch, (self.path,)
 
 
-def test_nothing_in_a_file_is_run(tmp_path: Path) -> None:
+def test_no_code_in_a_file_is_executed(tmp_path: Path) -> None:
     bad = np.array([Touch(tmp_path / "ran")], object)
     np.save(tmp_path / "a.npy", bad, allow_pickle=True)
     np.savez(tmp_path / "a.npz", a=bad)
@@ -360,7 +360,7 @@ def test_nothing_in_a_file_is_run(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-def test_what_is_not_read_is_refused_with_a_way_out(tmp_path: Path) -> None:
+def test_unsupported_formats_are_refused_with_a_conversion(tmp_path: Path) -> None:
     import iris_sample_data
 
     samples = Path(iris_sample_data.path)
@@ -372,14 +372,16 @@ def test_what_is_not_read_is_refused_with_a_way_out(tmp_path: Path) -> None:
         samples / "air_temp.pp": r"is Met Office PP.*iris.save\(iris.load",
         samples / "polar_stereo.grib2": r"is GRIB.*cfgrib.*to_netcdf",
         tmp_path / "empty.nc": "is empty",
-        tmp_path / "text.csv": r"no known format \(b'a,b",
+        tmp_path / "text.csv": r"no known format \(it starts with b'a,b",
         tmp_path / "absent.nc": "no such file or folder",
         tmp_path / "*.hdf": "no file matches",
-        tmp_path / "more": r"without Zarr's metadata.*more/\*.nc",
+        tmp_path / "more": r"without Zarr metadata.*more/\*.nc",
         "ftp://host/a.nc": "no scheme 'ftp'; known: s3, gs",
     }
     for path, text in refused.items():
         with pytest.raises(DataError, match=text):
             Store(path)
-    with pytest.raises(DataError, match="is empty"):  # and not: options are for addresses
+    with pytest.raises(
+        DataError, match="is empty"
+    ):  # not an error about options, which apply to URLs
         Store(tmp_path / "empty.nc", options={"anonymous": True})

@@ -1,4 +1,4 @@
-"""Samples in native form, and what they are told: in words, by default, from real items."""
+"""Samples in native form; their conditioning from text, by default, and from real items."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from models import awake
+from models import random_model
 
 import jitkit
 from jitkit.diffusion.denoiser import Denoiser
@@ -21,8 +21,7 @@ from jitkit.domains.images.files import ImageItem
 from jitkit.errors import BadItem, ConditionError
 from jitkit.fields import Category, Condition, Field, Grid, PerToken, Scalars
 from jitkit.sampling.generate import generate
-from jitkit.sampling.requests import Conditioning as Given
-from jitkit.sampling.requests import conditioning_for, parse_indices
+from jitkit.sampling.requests import Conditioning, conditioning_for, parse_indices
 from jitkit.sections import SampleSection
 
 EVERY: dict[str, Condition] = {
@@ -33,8 +32,8 @@ EVERY: dict[str, Condition] = {
 }
 
 
-class Conditioning(Digits):
-    """Digits with a condition of every kind; those in ``bad`` cannot be read."""
+class ConditionalDigits(Digits):
+    """Digits with a condition of every kind; items in ``bad`` cannot be read."""
 
     def __init__(self, *names: str, bad: Sequence[str] = ()) -> None:
         super().__init__(DigitsSection(name="digits"))
@@ -46,18 +45,18 @@ class Conditioning(Digits):
             raise BadItem(item.name, "torn")
         field = super().encode(item, rng)
         number = float(item.name)
-        told: dict[str, Any] = {
+        cond: dict[str, Any] = {
             "label": item.label,
             "energy": torch.tensor([number, nan]),
             "past": field.values + number,
             "element": torch.full((8, 8), int(number) % 5),
         }
-        return Field(field.values, cond={name: told[name] for name in self.conditions})
+        return Field(field.values, cond={name: cond[name] for name in self.conditions})
 
 
 def model(*names: str, bad: Sequence[str] = ()) -> Denoiser:
-    domain = Conditioning(*names, bad=bad)
-    denoiser = awake(domain.layout.with_patch(4), domain.conditions)
+    domain = ConditionalDigits(*names, bad=bad)
+    denoiser = random_model(domain.layout.with_patch(4), domain.conditions)
     denoiser.domain = domain
     return denoiser
 
@@ -66,15 +65,15 @@ DIGITS = model("label")
 
 
 def labels(n: int, text: str | None = None) -> list[int]:
-    asked = {} if text is None else {"label": text}
-    return conditioning_for(DIGITS, n, asked).cond["label"].tolist()
+    requested = {} if text is None else {"label": text}
+    return conditioning_for(DIGITS, n, requested).cond["label"].tolist()
 
 
-# Conditions in words
+# Conditions as text
 
 
 @pytest.mark.parametrize(
-    ("text", "n", "wanted"),
+    ("text", "n", "expected"),
     [
         ("3", 4, [3, 3, 3, 3]),
         ("0-9", 10, list(range(10))),
@@ -84,16 +83,16 @@ def labels(n: int, text: str | None = None) -> list[int]:
         ("9,2-4", 4, [9, 2, 3, 4]),
         (" 3 , 5 - 6 ", 3, [3, 5, 6]),
         ("0-9", 3, [0, 3, 6]),
-        ("10", 1, [10]),  # the null class itself
+        ("10", 1, [10]),  # the null class
         ("none", 2, [10, 10]),
     ],
 )
-def test_classes_are_said_as_numbers_lists_and_ranges(text: str, n: int, wanted: list[int]) -> None:
-    assert labels(n, text) == wanted
+def test_classes_are_numbers_lists_or_ranges(text: str, n: int, expected: list[int]) -> None:
+    assert labels(n, text) == expected
 
 
 @pytest.mark.parametrize(
-    ("text", "mistake"),
+    ("text", "message"),
     [
         ("99", "condition 'label': 99 is not a class; classes are 0 to 9, and 10 for none"),
         ("cat", r"condition label='cat': expected a class \(3\), classes \(0,1,2\), a range"),
@@ -103,21 +102,21 @@ def test_classes_are_said_as_numbers_lists_and_ranges(text: str, n: int, wanted:
         ("1.5", "condition label='1.5': expected a class"),
     ],
 )
-def test_what_is_no_class_is_refused(text: str, mistake: str) -> None:
-    with pytest.raises(ConditionError, match=mistake):
+def test_an_invalid_class_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ConditionError, match=message):
         labels(4, text)
 
 
 @given(st.lists(st.integers(0, 999), min_size=1, max_size=6))
-def test_numbers_are_read_back_from_their_words(wanted: list[int]) -> None:
-    assert parse_indices(",".join(map(str, wanted))) == wanted
-    low, high = min(wanted), max(wanted)
+def test_indices_are_parsed_from_lists_and_ranges(expected: list[int]) -> None:
+    assert parse_indices(",".join(map(str, expected))) == expected
+    low, high = min(expected), max(expected)
     assert parse_indices(f"{low}-{high}") == list(range(low, high + 1))
 
 
 def test_scalars_are_a_number_for_each_name() -> None:
-    told = conditioning_for(model("energy"), 2, {"energy": "0.5,-1e3"}).cond["energy"]
-    assert told.tolist() == [[0.5, -1000], [0.5, -1000]]
+    energy = conditioning_for(model("energy"), 2, {"energy": "0.5,-1e3"}).cond["energy"]
+    assert energy.tolist() == [[0.5, -1000], [0.5, -1000]]
     unknown = conditioning_for(model("energy"), 1, {"energy": "nan,2"}).cond["energy"]
     assert unknown.isnan().tolist() == [[True, False]]
     for text in ("1", "1,2,3", "1,b"):
@@ -128,18 +127,18 @@ def test_scalars_are_a_number_for_each_name() -> None:
             conditioning_for(model("energy"), 2, {"energy": text})
 
 
-def test_none_stands_for_not_told_with_every_kind() -> None:
-    told = conditioning_for(model(*EVERY), 3, dict.fromkeys(EVERY, "none")).cond
-    assert told["label"].tolist() == [10] * 3
-    assert told["energy"].shape == (3, 2) and bool(told["energy"].isnan().all())
-    assert told["past"].shape == (3, 1, 8, 8) and bool(told["past"].isnan().all())
-    assert told["element"].shape == (3, 8, 8) and bool((told["element"] == 5).all())
+def test_none_is_the_null_condition_of_every_kind() -> None:
+    cond = conditioning_for(model(*EVERY), 3, dict.fromkeys(EVERY, "none")).cond
+    assert cond["label"].tolist() == [10] * 3
+    assert cond["energy"].shape == (3, 2) and bool(cond["energy"].isnan().all())
+    assert cond["past"].shape == (3, 1, 8, 8) and bool(cond["past"].isnan().all())
+    assert cond["element"].shape == (3, 8, 8) and bool((cond["element"] == 5).all())
 
 
-def test_none_is_refused_where_the_model_was_always_told() -> None:
-    domain = Conditioning("label")
+def test_none_is_refused_if_the_model_was_trained_without_condition_dropout() -> None:
+    domain = ConditionalDigits("label")
     domain.conditions = {"label": Category(10, drop=0)}
-    always = awake(domain.layout, domain.conditions)
+    always = random_model(domain.layout, domain.conditions)
     always.domain = domain
     with pytest.raises(ConditionError, match="'label' is missing, and the model was never trained"):
         conditioning_for(always, 2, {"label": "none"})
@@ -148,15 +147,15 @@ def test_none_is_refused_where_the_model_was_always_told() -> None:
 @pytest.mark.parametrize(
     ("name", "kind"), [("past", "a grid"), ("element", "a category in each cell")]
 )
-def test_arrays_cannot_be_typed(name: str, kind: str) -> None:
+def test_arrays_cannot_be_given_as_text(name: str, kind: str) -> None:
     with pytest.raises(
         ConditionError,
-        match=f"condition '{name}' is {kind}, which cannot be typed .* --cond-from val:0-15",
+        match=f"condition '{name}' is {kind}, which cannot be given as text .* val:0-15",
     ):
         conditioning_for(model(name), 2, {name: "3"})
 
 
-def test_an_unknown_condition_is_refused_with_the_nearest_name() -> None:
+def test_an_unknown_condition_is_refused_and_the_nearest_name_suggested() -> None:
     with pytest.raises(
         ConditionError, match="no condition 'lable'; it knows label; did you mean 'label'"
     ):
@@ -165,40 +164,40 @@ def test_an_unknown_condition_is_refused_with_the_nearest_name() -> None:
         conditioning_for(model(), 2, {"label": "3"})
 
 
-# Conditions that are not asked
+# Default conditions
 
 
-def test_every_class_comes_in_an_equal_run_by_default() -> None:
+def test_all_classes_come_in_equal_runs_by_default() -> None:
     assert labels(20) == [i // 2 for i in range(20)]
     assert labels(3) == [0, 3, 6]
 
 
-def test_items_give_what_is_not_asked() -> None:
+def test_items_provide_the_conditions_not_requested() -> None:
     val = Digits(DigitsSection(name="digits")).items("val")
-    told = conditioning_for(model(*EVERY), 5, {"label": "3"}, ("val", [4, 7])).cond
-    assert told["label"].tolist() == [3] * 5
+    cond = conditioning_for(model(*EVERY), 5, {"label": "3"}, ("val", [4, 7])).cond
+    assert cond["label"].tolist() == [3] * 5
     names = [float(val[i].name) for i in (4, 7, 4, 7, 4)]
-    assert told["energy"][:, 0].tolist() == names and bool(told["energy"][:, 1].isnan().all())
-    assert told["element"][:, 2, 3].tolist() == [int(name) % 5 for name in names]
+    assert cond["energy"][:, 0].tolist() == names and bool(cond["energy"][:, 1].isnan().all())
+    assert cond["element"][:, 2, 3].tolist() == [int(name) % 5 for name in names]
     pixels = torch.from_numpy(val[7].pixels[..., 0].astype(np.float32)) / 255 * 2 - 1
-    torch.testing.assert_close(told["past"][1, 0], pixels + names[1])
+    torch.testing.assert_close(cond["past"][1, 0], pixels + names[1])
 
 
-def test_labels_come_from_items_as_well_where_these_are_named() -> None:
+def test_labels_come_from_the_given_items() -> None:
     items = Digits(DigitsSection(name="digits")).items("train")
-    told = conditioning_for(DIGITS, 3, source=("train", [8, 9, 2])).cond
-    assert told["label"].tolist() == [items[i].label for i in (8, 9, 2)]
+    cond = conditioning_for(DIGITS, 3, source=("train", [8, 9, 2])).cond
+    assert cond["label"].tolist() == [items[i].label for i in (8, 9, 2)]
 
 
-def test_held_out_items_spread_evenly_give_what_nobody_gave() -> None:
-    told = conditioning_for(model("label", "energy"), 3).cond
-    assert told["label"].tolist() == [0, 3, 6]
-    assert told["energy"][:, 0].tolist() == [1500, 1599, 1698]
+def test_evenly_spaced_validation_items_provide_other_conditions() -> None:
+    cond = conditioning_for(model("label", "energy"), 3).cond
+    assert cond["label"].tolist() == [0, 3, 6]
+    assert cond["energy"][:, 0].tolist() == [1500, 1599, 1698]
     without = conditioning_for(model("energy", bad=["1599"]), 3).cond
     assert without["energy"][:, 0].tolist() == [1500, 1698, 1500]
 
 
-def test_items_that_are_not_there_or_cannot_be_read_are_refused() -> None:
+def test_missing_or_unreadable_items_are_refused() -> None:
     with pytest.raises(ConditionError, match="split val has items 0 to 296, not 297"):
         conditioning_for(DIGITS, 2, source=("val", [0, 297]))
     with pytest.raises(BadItem, match="1501: torn"):
@@ -209,7 +208,7 @@ def test_items_that_are_not_there_or_cannot_be_read_are_refused() -> None:
 
 
 def test_a_split_without_items_gives_no_conditions() -> None:
-    class Empty(Conditioning):
+    class Empty(ConditionalDigits):
         def items(self, split: Any) -> Sequence[ImageItem]:
             return []
 
@@ -237,7 +236,7 @@ def close(a: Sequence[ImageItem], b: Sequence[ImageItem]) -> bool:
     return all(np.abs(one.pixels.astype(int) - other.pixels).max() <= 1 for one, other in pairs)
 
 
-def test_a_sample_is_the_same_whatever_else_is_drawn() -> None:
+def test_a_sample_does_not_depend_on_batch_size_or_other_samples() -> None:
     eight = drawn(8)
     assert [item.label for item in eight] == [3] * 8
     assert close(eight, drawn(8, batch_size=3))
@@ -248,15 +247,15 @@ def test_a_sample_is_the_same_whatever_else_is_drawn() -> None:
     assert not close(eight, drawn(8, seed=4))
 
 
-def test_samples_are_made_as_they_are_asked_for() -> None:
+def test_samples_are_generated_lazily() -> None:
     items = generate(
         DIGITS,
         10**6,
-        Given({"label": torch.zeros(10**6, dtype=torch.long)}),
+        Conditioning({"label": torch.zeros(10**6, dtype=torch.long)}),
         QUICK.model_copy(update={"batch_size": 2}),
     )
     assert close([next(items), next(items), next(items)], list(
-        generate(DIGITS, 3, Given({"label": torch.zeros(3, dtype=torch.long)}), QUICK)
+        generate(DIGITS, 3, Conditioning({"label": torch.zeros(3, dtype=torch.long)}), QUICK)
     ))  # fmt: skip
 
 
@@ -273,10 +272,10 @@ def test_settings_reach_the_sampler() -> None:
         assert not close(plain, drawn(4, **changed)), changed
     assert close(
         plain, drawn(4, guidance=3.0, guidance_interval=(0.6, 0.9))
-    )  # only 0 and 1/2 are asked
+    )  # the network is evaluated at 0 and 1/2 only
 
 
-def test_what_a_sample_was_told_decides_what_it_is() -> None:
+def test_samples_depend_on_their_condition() -> None:
     def of(text: str) -> list[ImageItem]:
         return list(generate(DIGITS, 2, conditioning_for(DIGITS, 2, {"label": text}), QUICK))
 
@@ -284,7 +283,9 @@ def test_what_a_sample_was_told_decides_what_it_is() -> None:
     assert [item.label for item in of("none")] == [None, None]
 
 
-def test_a_trained_run_draws_files_of_its_domain(trained: Path, tmp_path: Path) -> None:
+def test_samples_of_a_trained_run_are_written_as_files_of_its_domain(
+    trained: Path, tmp_path: Path
+) -> None:
     denoiser = jitkit.load(trained)
     items = generate(denoiser, 2, conditioning_for(denoiser, 2), QUICK)
     files = denoiser.domain.write(items, tmp_path / "out")

@@ -1,4 +1,4 @@
-"""Folders of pictures: what is found, how it is read, cropped, encoded and written."""
+"""Image folders: listing, reading, cropping, encoding, writing, and error messages."""
 
 from __future__ import annotations
 
@@ -45,17 +45,17 @@ def images(path: Path | None, *, metadata: dict[str, Any] | None = None, **keys:
 
 @pytest.fixture
 def classes(tmp_path: Path) -> Path:
-    """Three classes of four pictures, made in no order."""
+    """Three classes of four images, created out of order."""
     for name in ("cat", "zebra", "ant"):
         for i in (3, 1, 2, 0):
             save(tmp_path / "data" / name / f"{i}.png")
     return tmp_path / "data"
 
 
-# What is found in a folder
+# Listing a folder
 
 
-def test_class_folders_are_numbered_by_name_and_their_pictures_come_in_order(classes: Path) -> None:
+def test_class_folders_are_labelled_in_name_order_and_their_images_sorted(classes: Path) -> None:
     domain: Domain = images(classes, holdout=0)
     items = domain.items("train")
     assert [item.label for item in items] == [0] * 4 + [1] * 4 + [2] * 4
@@ -64,7 +64,7 @@ def test_class_folders_are_numbered_by_name_and_their_pictures_come_in_order(cla
     assert domain.metadata() == {"num_classes": 3, "class_names": ["ant", "cat", "zebra"]}
 
 
-def test_a_flat_folder_is_unconditional(tmp_path: Path) -> None:
+def test_a_folder_without_class_folders_is_unconditional(tmp_path: Path) -> None:
     for name in ("b.PNG", "a.jpeg", "c.webp", ".hidden.png", "read me.txt"):
         (tmp_path / name).write_bytes(b"") if name.endswith("txt") else save(tmp_path / name)
     domain = images(tmp_path, holdout=0)
@@ -75,9 +75,7 @@ def test_a_flat_folder_is_unconditional(tmp_path: Path) -> None:
     assert dict(domain.encode(domain.items("train")[0]).cond) == {}
 
 
-def test_train_and_val_folders_are_the_splits_and_share_the_numbers_of_classes(
-    tmp_path: Path,
-) -> None:
+def test_train_and_val_folders_are_the_splits_and_share_class_labels(tmp_path: Path) -> None:
     for name in ("train/a/0.png", "train/b/0.png", "train/b/1.png", "val/b/7.png"):
         save(tmp_path / name)
     domain = images(tmp_path, holdout=0.5)
@@ -85,13 +83,13 @@ def test_train_and_val_folders_are_the_splits_and_share_the_numbers_of_classes(
     assert [(item.name, item.label) for item in domain.items("val")] == [("b/7.png", 1)]
 
 
-def test_train_may_be_a_class_among_others(tmp_path: Path) -> None:
+def test_train_may_be_one_of_the_class_names(tmp_path: Path) -> None:
     for name in ("train/0.png", "plane/0.png"):
         save(tmp_path / name)
     assert images(tmp_path).metadata()["class_names"] == ["plane", "train"]
 
 
-def test_held_out_pictures_stay_so_when_files_are_added(tmp_path: Path) -> None:
+def test_validation_images_stay_the_same_when_files_are_added(tmp_path: Path) -> None:
     for i in range(0, 200, 2):
         (tmp_path / f"{i:03}.png").touch()
     before = held_out(tmp_path)
@@ -103,7 +101,7 @@ def test_held_out_pictures_stay_so_when_files_are_added(tmp_path: Path) -> None:
 
 
 def held_out(folder: Path) -> set[str]:
-    """Names of the pictures in val, none of which can be opened."""
+    """Names of the images in val, none of which can be opened."""
     files = images(folder, holdout=0.25).items("val")
     names = set()
     for i in range(len(files)):
@@ -113,7 +111,7 @@ def held_out(folder: Path) -> set[str]:
     return names
 
 
-def test_no_picture_is_opened_and_torch_stays_away_until_items_are_asked_for(
+def test_no_image_is_opened_and_torch_is_not_imported_before_an_item_is_read(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "empty.png").touch()
@@ -129,7 +127,7 @@ def test_no_picture_is_opened_and_torch_stays_away_until_items_are_asked_for(
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_names_that_are_not_unicode_are_read(tmp_path: Path) -> None:
+def test_files_with_names_outside_unicode_are_read(tmp_path: Path) -> None:
     name = "sch\udcf6n.png"  # latin-1 on disk
     try:
         save(tmp_path / "a.png").rename(tmp_path / name)
@@ -138,17 +136,17 @@ def test_names_that_are_not_unicode_are_read(tmp_path: Path) -> None:
     assert images(tmp_path, holdout=0).items("train")[0].name == name
 
 
-# What is wrong with a folder
+# Error messages about folders
 
 
-def test_without_a_path_it_says_what_to_fetch_and_where_it_lies() -> None:
+def test_a_missing_path_names_the_download_and_the_key() -> None:
     with pytest.raises(DataError, match=r"domain.path is not set.*ILSVRC2012.*image-net.org") as e:
         images(None)
     assert "1000 class folders" in str(e.value) and "domain.path=FOLDER" in str(e.value)
 
 
-def test_a_path_that_is_no_folder_is_said_to_be_so(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"nowhere: no such folder\. For ImageNet fetch"):
+def test_a_path_that_is_not_a_folder_is_reported(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nowhere: no such folder\. For ImageNet download"):
         images(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"file\.png: a file, not a folder"):
         images(save(tmp_path / "file.png"))
@@ -157,17 +155,21 @@ def test_a_path_that_is_no_folder_is_said_to_be_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "keys", "text"),
     [
-        (["notes.txt"], {}, "holds no pictures and no class folders"),
-        (["a/0.png", "b/0.txt"], {}, "class folder .*b holds no pictures; fill or remove it"),
-        (["a/0.png", "1.png"], {}, r"both class folders \(a\) and loose pictures \(1.png\)"),
-        (["a/b/0.png"], {}, r"class folder .*a holds folders \(b\)"),
+        (["notes.txt"], {}, "has no images and no class folders"),
+        (["a/0.png", "b/0.txt"], {}, "class folder .*b has no images; fill or remove it"),
+        (["a/0.png", "1.png"], {}, r"both class folders \(a\) and unsorted images \(1.png\)"),
+        (["a/b/0.png"], {}, r"class folder .*a has subfolders \(b\)"),
         (["a/0.png", "b/0.png"], {"classes": 1}, "asked for 1 classes, but .* has 2 .* at least 2"),
-        (["0.png"], {"classes": 2}, "asked for 2 classes, but the pictures .* lie loose"),
+        (["0.png"], {"classes": 2}, "asked for 2 classes, but .* has no class folders"),
         (["train/a/0.png", "val/b/0.png"], {}, r"not among the 1 known classes \(a\): b"),
-        (["train/a/0.png", "val/0.png"], {}, "val holds loose pictures but .*train class folders"),
+        (
+            ["train/a/0.png", "val/0.png"],
+            {},
+            "val has images but no class folders, .*train has class folders",
+        ),
     ],
 )
-def test_a_folder_that_cannot_be_meant_is_one_clear_mistake(
+def test_an_ambiguous_folder_raises_one_clear_error(
     tmp_path: Path, files: list[str], keys: dict[str, Any], text: str
 ) -> None:
     for name in files:
@@ -177,11 +179,11 @@ def test_a_folder_that_cannot_be_meant_is_one_clear_mistake(
         images(tmp_path, **keys)
 
 
-def test_classes_beyond_those_found_are_kept_for_the_model(classes: Path) -> None:
+def test_the_model_may_have_more_classes_than_the_folder(classes: Path) -> None:
     assert images(classes, classes=10).conditions == {"label": Category(10, 0.1)}
 
 
-def test_with_classes_or_facts_no_data_are_needed_until_items_are_asked_for(
+def test_with_classes_or_metadata_no_data_are_needed_before_items_are_read(
     classes: Path,
 ) -> None:
     gone = Path("/nowhere")
@@ -191,7 +193,7 @@ def test_with_classes_or_facts_no_data_are_needed_until_items_are_asked_for(
             domain.items("train")
 
 
-def test_facts_keep_the_numbers_of_classes_when_the_folder_has_fewer(classes: Path) -> None:
+def test_metadata_keep_class_labels_when_the_folder_has_fewer_classes(classes: Path) -> None:
     metadata = {"num_classes": 4, "class_names": ["zebra", "yak", "cat", "ant"]}
     items = images(classes, metadata=metadata, holdout=0).items("train")
     assert [items[i].label for i in (0, 4, 8)] == [3, 2, 0]
@@ -199,7 +201,7 @@ def test_facts_keep_the_numbers_of_classes_when_the_folder_has_fewer(classes: Pa
         images(classes, metadata={"num_classes": 1, "class_names": ["cat"]}).items("train")
 
 
-# How a file is read
+# Reading a file
 
 GREY = np.array([[0, 128], [200, 255]], np.uint8)
 
@@ -245,14 +247,14 @@ GREYS = [0, 128, 200, 255]
         (lambda: Image.new("CMYK", (2, 2), (0, 0, 0, 255)), "jpg", "L", [[0]] * 4),
     ],
 )
-def test_every_mode_becomes_the_asked_one(
+def test_every_mode_is_converted_to_the_requested_one(
     tmp_path: Path,
     make: Callable[[], Image.Image],
     suffix: str,
     mode: str,
     wanted: list[list[int]] | None,
 ) -> None:
-    path = tmp_path / f"picture.{suffix}"
+    path = tmp_path / f"image.{suffix}"
     make().save(path)
     pixels = read_pixels(str(path), 2, mode)
     assert pixels.shape == (2, 2, len(Image.new(mode, (1, 1)).getbands()))
@@ -260,12 +262,12 @@ def test_every_mode_becomes_the_asked_one(
         np.testing.assert_array_equal(pixels.reshape(4, -1), wanted)
 
 
-def test_exif_orientation_is_not_applied_as_in_the_reference(tmp_path: Path) -> None:
+def test_exif_orientation_is_ignored_as_in_the_reference_code(tmp_path: Path) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # turned by a quarter
+    exif[0x0112] = 6  # rotated by 90 degrees
     pixels = noise(8, 8)
-    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
-    np.testing.assert_array_equal(read_pixels(str(tmp_path / "turned.png"), 8, "RGB"), pixels)
+    Image.fromarray(pixels).save(tmp_path / "rotated.png", exif=exif)
+    np.testing.assert_array_equal(read_pixels(str(tmp_path / "rotated.png"), 8, "RGB"), pixels)
 
 
 def half_a_jpeg() -> bytes:
@@ -287,7 +289,7 @@ def half_a_jpeg() -> bytes:
         ("floats.pfm", b"Pf 1 1 -1.0\n" + bytes(4), "no known range"),
     ],
 )
-def test_a_bad_file_is_a_bad_item_of_its_name(
+def test_an_unreadable_file_raises_bad_item_with_its_name(
     tmp_path: Path, name: str, content: bytes, why: str
 ) -> None:
     (tmp_path / name).write_bytes(content)
@@ -297,13 +299,13 @@ def test_a_bad_file_is_a_bad_item_of_its_name(
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_a_large_file_is_refused_where_pillow_only_warns(tmp_path: Path) -> None:
+def test_a_large_file_is_refused_at_the_size_where_pillow_warns(tmp_path: Path) -> None:
     (tmp_path / "large.ppm").write_bytes(b"P6 10000 10000 255\n")
     with pytest.raises(BadItem, match=r"10000 x 10000 exceeds limit of \d+ pixels"):
         read_pixels(str(tmp_path / "large.ppm"), 8, "RGB")
 
 
-def test_a_file_that_vanished_is_a_bad_item(classes: Path) -> None:
+def test_a_deleted_file_raises_bad_item(classes: Path) -> None:
     items = images(classes, holdout=0).items("train")
     (classes / "ant" / "1.png").unlink()
     with pytest.raises(BadItem, match="ant/1.png: .*No such file"):
@@ -313,7 +315,7 @@ def test_a_file_that_vanished_is_a_bad_item(classes: Path) -> None:
         items[12]
 
 
-def test_pictures_are_read_in_threads_shared_out_among_the_processes_of_a_machine(
+def test_reading_threads_are_divided_among_the_processes_of_a_machine(
     classes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)), raising=False)
@@ -325,7 +327,7 @@ def test_pictures_are_read_in_threads_shared_out_among_the_processes_of_a_machin
     assert isinstance(items, Threaded) and items.threads == 5
 
 
-# The crop
+# Cropping
 
 
 def adm_crop(image: Image.Image, size: int) -> np.ndarray[Any, Any]:
@@ -341,21 +343,23 @@ def adm_crop(image: Image.Image, size: int) -> np.ndarray[Any, Any]:
 
 @given(st.integers(1, 60), st.integers(1, 60), st.integers(2, 16))
 @settings(max_examples=60, deadline=None)
-def test_the_crop_is_the_reference_s_for_every_size(height: int, width: int, size: int) -> None:
+def test_the_crop_equals_the_reference_code_at_every_size(
+    height: int, width: int, size: int
+) -> None:
     y, x = np.mgrid[:height, :width]
     pixels = np.stack([y * 37 % 256, x * 91 % 256, (y * x * 13) % 256], axis=-1).astype(np.uint8)
     image = Image.fromarray(pixels)
     np.testing.assert_array_equal(np.array(centre_crop(image, size)), adm_crop(image, size))
 
 
-def test_a_picture_of_the_right_height_is_cropped_and_not_resampled() -> None:
+def test_an_image_of_the_right_height_is_cropped_and_not_resampled() -> None:
     pixels = noise(8, 13)
     np.testing.assert_array_equal(
         np.array(centre_crop(Image.fromarray(pixels), 8)), pixels[:, 2:10]
     )
 
 
-def test_a_picture_of_twice_the_size_is_averaged_in_boxes() -> None:
+def test_an_image_of_twice_the_size_is_averaged_in_boxes() -> None:
     pixels = noise(8, 8, 1)
     boxes = pixels.reshape(4, 2, 4, 2).mean(axis=(1, 3))
     assert (
@@ -363,7 +367,7 @@ def test_a_picture_of_twice_the_size_is_averaged_in_boxes() -> None:
     )  # rounded twice
 
 
-# Numbers and back
+# Encoding and decoding
 
 
 @given(st.sampled_from([1, 3, 4]), st.none() | st.integers(0, 4), st.integers(0, 2**32 - 1))
@@ -376,7 +380,7 @@ def test_decode_undoes_encode_exactly(channels: int, label: int | None, seed: in
     assert again.label == label
 
 
-def test_values_are_pixels_from_minus_one_to_one_with_channels_first() -> None:
+def test_values_are_pixels_scaled_to_minus_one_to_one_with_channels_first() -> None:
     pixels = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
     field = images(None, classes=5, size=16).encode(ImageItem(pixels, 3))
     levels = torch.arange(256, dtype=torch.float32) / 255 * 2 - 1
@@ -384,13 +388,13 @@ def test_values_are_pixels_from_minus_one_to_one_with_channels_first() -> None:
     assert field.cond["label"].item() == 3 and field.cond["label"].shape == ()
 
 
-def test_values_beyond_the_range_are_cut_off() -> None:
+def test_values_out_of_range_are_clipped() -> None:
     values = torch.tensor([-1.5, -1.0, 0.0, 1.2]).reshape(1, 2, 2)
-    picture = images(None, classes=5, size=2, channels=1).decode(Field(values))
-    assert picture.pixels.ravel().tolist() == [0, 0, 128, 255]
+    image = images(None, classes=5, size=2, channels=1).decode(Field(values))
+    assert image.pixels.ravel().tolist() == [0, 0, 128, 255]
 
 
-def test_half_of_the_pictures_are_mirrored_in_training_unless_flip_is_off() -> None:
+def test_half_of_the_images_are_mirrored_in_training_unless_flip_is_off() -> None:
     item = ImageItem(noise(8, 8), 0)
     domain, plain = images(None, classes=1), images(None, classes=1, flip=False)
     straight = domain.encode(item).values
@@ -405,7 +409,7 @@ def test_half_of_the_pictures_are_mirrored_in_training_unless_flip_is_off() -> N
 
 
 @pytest.mark.parametrize(("size", "patch"), [(8, 2), (28, 2), (32, 2), (64, 4), (256, 16)])
-def test_the_default_patch_makes_16_by_16_tokens_of_large_pictures(size: int, patch: int) -> None:
+def test_the_default_patch_makes_16_by_16_tokens_of_large_images(size: int, patch: int) -> None:
     layout = images(None, classes=1, size=size).layout
     assert layout.grid == (size, size) and layout.patch == (patch, patch)
     assert [axis.name for axis in layout.axes] == ["row", "column"]
@@ -417,11 +421,11 @@ def test_channels_are_named_by_their_colours() -> None:
     assert names == {1: ("grey",), 3: rgb, 4: (*rgb, "alpha")}
 
 
-# What is written
+# Writing and previews
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_files_hold_the_pictures_and_the_archive_is_laid_out_as_adm_s(
+def test_files_hold_the_images_and_the_archive_has_the_adm_layout(
     tmp_path: Path, channels: int
 ) -> None:
     domain = images(None, classes=5, channels=channels)
@@ -438,13 +442,13 @@ def test_files_hold_the_pictures_and_the_archive_is_laid_out_as_adm_s(
         assert archive["arr_1"].tolist() == [0, 1, 2] and archive["arr_1"].dtype == np.int64
 
 
-def test_without_labels_the_archive_has_none(tmp_path: Path) -> None:
+def test_without_labels_the_archive_has_images_only(tmp_path: Path) -> None:
     domain = images(None, classes=5)
     with np.load(domain.write([ImageItem(noise(8, 8))], tmp_path)[-1]) as archive:
         assert archive.files == ["arr_0"]
 
 
-def test_the_preview_enlarges_small_pictures_in_their_order() -> None:
+def test_the_preview_enlarges_small_images_in_order() -> None:
     items = [ImageItem(np.full((8, 8, 1), 10 * i, np.uint8)) for i in range(5)]
     grid = np.array(images(None, classes=1, channels=1).preview(items))
     cell = 8 * 22 + 2  # three columns: 512 / 24 rounded up, and the gap
@@ -454,18 +458,18 @@ def test_the_preview_enlarges_small_pictures_in_their_order() -> None:
     ]  # fmt: skip
 
 
-def test_equal_runs_of_classes_fill_a_row_each_in_the_preview() -> None:
+def test_equal_runs_of_classes_get_one_preview_row_each() -> None:
     items = [ImageItem(np.zeros((8, 8, 3), np.uint8), label) for label in (4, 4, 4, 2, 2, 2)]
     width, height = images(None, classes=5).preview(items).size
     assert round(width / height, 1) == 1.5  # 3 columns, 2 rows
 
 
-def test_the_preview_of_many_pictures_shows_the_first_400() -> None:
+def test_the_preview_of_many_images_shows_the_first_400() -> None:
     items = [ImageItem(np.zeros((64, 64, 3), np.uint8))] * 1000
     assert images(None, classes=5).preview(items).size == (20 * 66 - 2, 20 * 66 - 2)
 
 
-def test_the_coarse_score_is_the_squared_distance_of_a_shift_of_all_pixels() -> None:
+def test_frechet_8x8_of_shifted_pixels_is_the_squared_shift() -> None:
     rng = np.random.default_rng(0)
     dark = [ImageItem(rng.integers(0, 100, (16, 16, 3), dtype=np.uint8)) for _ in range(40)]
     light = [ImageItem(item.pixels + np.uint8(51)) for item in dark]

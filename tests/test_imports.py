@@ -1,4 +1,4 @@
-"""What importing jitkit loads, and how soon the command line answers."""
+"""What importing jitkit loads, and how fast the command line starts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ loaded = {{name.split(".")[0] for name in set(sys.modules) - before}}
 known = {{"jitkit", *sys.stdlib_module_names}}
 print(*[name for name in loaded - known if not name.startswith("_")])
 """
-ASK_HELP = """
+RUN_HELP = """
 import runpy
 sys.argv, stdout, sys.stdout = ["jitkit", "--help"], sys.stdout, sys.stderr
 try:
@@ -40,12 +40,12 @@ YAML = {"yaml", "cython_runtime"}
 HEAVY = {"torch", "numpy", "PIL", "einops", "safetensors"}
 
 needs_cli = pytest.mark.skipif(
-    importlib.util.find_spec("jitkit.cli") is None, reason="jitkit.cli is not there"
+    importlib.util.find_spec("jitkit.cli") is None, reason="jitkit.cli is missing"
 )
 
 
 def loaded_by(code: str) -> set[str]:
-    """The packages, beyond Python's own and jitkit, that running ``code`` loads."""
+    """The packages that ``code`` loads, without the standard library and jitkit."""
     command = [sys.executable, "-c", LOADED.format(code=code)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
@@ -56,11 +56,11 @@ def test_importing_jitkit_loads_nothing_else() -> None:
     assert loaded_by("import jitkit") == set()
 
 
-def test_the_words_of_an_adapter_load_pydantic_alone() -> None:
+def test_the_contract_of_an_adapter_loads_only_pydantic() -> None:
     assert loaded_by("import jitkit.domain, jitkit.fields") <= PYDANTIC
 
 
-def test_a_recipe_is_checked_without_torch_and_without_other_adapters() -> None:
+def test_a_recipe_is_validated_without_torch_and_other_adapters() -> None:
     code = "import jitkit.recipe.load; assert not any('jitkit.domains' in m for m in sys.modules)"
     assert loaded_by(code) <= PYDANTIC | YAML
 
@@ -71,8 +71,8 @@ def test_opening_a_recipe_does_not_load_torch(name: str) -> None:
 
 
 @needs_cli
-def test_asking_for_help_loads_nothing_heavy() -> None:
-    assert not loaded_by(ASK_HELP) & HEAVY
+def test_help_loads_no_heavy_library() -> None:
+    assert not loaded_by(RUN_HELP) & HEAVY
 
 
 @needs_cli
@@ -84,14 +84,14 @@ def test_help_takes_less_than_a_second() -> None:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    assert min(seconds() for _ in range(3)) < 1  # of processor: a busy machine does not count
+    assert min(seconds() for _ in range(3)) < 1  # CPU time, independent of machine load
 
 
 @pytest.mark.parametrize("name", jitkit.__all__)
-def test_every_public_name_is_there(name: str) -> None:
+def test_every_public_name_exists(name: str) -> None:
     assert getattr(jitkit, name) is not None
 
 
-def test_a_name_that_is_not_public_is_refused_in_words() -> None:
+def test_an_unknown_name_raises_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'jitkit' has no attribute 'smaple'"):
         jitkit.smaple  # noqa: B018

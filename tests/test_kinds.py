@@ -1,4 +1,4 @@
-"""Every kind of condition, items of varying size, missing cells: from training to samples."""
+"""All kinds of conditions, variable-size items and missing cells, from training to samples."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from jitkit.sampling.requests import conditioning_for
 from jitkit.sections import DomainSection, SampleSection
 
 RECIPE = {
-    "domain": "digits",  # the adapter is given beside it
+    "domain": "digits",  # the adapter is passed separately
     "model": {"width": 16, "depth": 2, "heads": 2, "bottleneck": 8},
     "train": {"steps": 3, "batch_size": 4, "lr": 1e-3, "preview_every_steps": 2}
     | {"validate_every_steps": 2, "preview_samples": 3},
@@ -92,10 +92,10 @@ def test_train_preview_and_sample_with_every_kind(
     run = jitkit.train(RECIPE, run=tmp_path / "run", domain=domain)
     denoiser = jitkit.load(run)
     denoiser.domain = domain
-    told = conditioning_for(denoiser, 4, source=("train", [0, 1, 2]))
-    made = list(generate(denoiser, 4, told, SampleSection(steps=2, guidance=2.0)))
+    cond = conditioning_for(denoiser, 4, source=("train", [0, 1, 2]))
+    samples = list(generate(denoiser, 4, cond, SampleSection(steps=2, guidance=2.0)))
     real = [domain.encode(item) for item in (0, 1, 2, 0)]
-    for sample, item in zip(made, real, strict=True):
+    for sample, item in zip(samples, real, strict=True):
         size = item.values.shape[1]
         assert sample.values.isfinite().all()
         assert int(sample.cond["class"]) == item.cond["class"]
@@ -108,7 +108,7 @@ def test_train_preview_and_sample_with_every_kind(
         assert (sample.values[sample.mask] != 0).all()
 
 
-def test_data_that_changed_under_a_run_are_refused(tmp_path: Path) -> None:
+def test_changed_data_are_refused_when_a_run_is_resumed(tmp_path: Path) -> None:
     domain = Chains("set", False)
     run = jitkit.train(RECIPE, run=tmp_path / "run", domain=domain)
     domain.metadata = lambda: {"elements": ["H"]}  # type: ignore[method-assign]
@@ -120,7 +120,7 @@ def test_data_that_changed_under_a_run_are_refused(tmp_path: Path) -> None:
         jitkit.train(RECIPE, {"train.steps": 4}, run=run, domain=fewer)
 
 
-def swapped(domain: Chains) -> None:
+def swapped_channels(domain: Chains) -> None:
     domain.layout = replace(domain.layout, channels=("b", "a"))
 
 
@@ -132,7 +132,7 @@ def shorter(domain: Chains) -> None:
     domain.layout = Layout((Axis("residue", 9, 2),), ("a", "b"))
 
 
-def untold(domain: Chains) -> None:
+def without_past(domain: Chains) -> None:
     domain.conditions = {k: v for k, v in domain.conditions.items() if k != "past"}
 
 
@@ -150,16 +150,16 @@ def other_drop(domain: Chains) -> None:
 
 @pytest.fixture(scope="module")
 def chains(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of chains along a line."""
+    """A run with the domain Chains along a line."""
     folder = tmp_path_factory.mktemp("runs") / "chains"
     return jitkit.train(RECIPE, run=folder, domain=Chains("line", False))
 
 
 CHANGES = [
-    (swapped, 'layout.channels.0: "a" -> "b"\n  layout.channels.1: "b" -> "a"'),
+    (swapped_channels, 'layout.channels.0: "a" -> "b"\n  layout.channels.1: "b" -> "a"'),
     (fewer_classes, "conditions.class.n: 3 -> 2"),
     (shorter, "layout.axes.0.size: 11 -> 9"),
-    (untold, "conditions.past: .*before.* -> null"),
+    (without_past, "conditions.past: .*before.* -> null"),
     (with_holes, "layout.missing: false -> true"),
 ]
 
@@ -172,7 +172,7 @@ CHANGES = [
         (other_drop, "conditions.class.drop: 0.1 -> 0.2"),
     ],
 )
-def test_a_domain_that_changed_under_a_run_is_refused_with_the_difference(
+def test_a_changed_domain_is_refused_with_the_difference_when_a_run_is_resumed(
     chains: Path, change: Callable[[Chains], None], text: str
 ) -> None:
     domain = Chains("line", False)
@@ -183,7 +183,7 @@ def test_a_domain_that_changed_under_a_run_is_refused_with_the_difference(
     assert before == sorted((path, path.stat().st_mtime_ns) for path in chains.rglob("*.json*"))
 
 
-def test_the_patch_of_the_recipe_comes_before_that_of_the_domain(tmp_path: Path) -> None:
+def test_the_patch_of_the_recipe_overrides_that_of_the_domain(tmp_path: Path) -> None:
     given = {"model.patch": 3}
     run = jitkit.train(RECIPE, given, run=tmp_path / "run", domain=Chains("line", False))
     jitkit.train(RECIPE, given | {"train.steps": 4}, run=run, domain=Chains("line", False))
@@ -200,7 +200,7 @@ def test_a_model_is_not_loaded_with_a_domain_of_other_samples(
 
 
 @pytest.mark.parametrize("change", [other_patch, other_drop])
-def test_a_model_keeps_its_patch_and_drop_whatever_domain_it_is_loaded_with(
+def test_a_loaded_model_keeps_its_patch_and_drop(
     chains: Path, change: Callable[[Chains], None]
 ) -> None:
     domain = Chains("line", False)
@@ -209,7 +209,7 @@ def test_a_model_keeps_its_patch_and_drop_whatever_domain_it_is_loaded_with(
     assert denoiser.domain is domain and denoiser.layout.patch == (2,)
 
 
-def test_a_training_split_without_items_is_told_before_anything_is_written(tmp_path: Path) -> None:
+def test_an_empty_training_split_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     domain = Chains("line", False)
     domain.items = lambda split: range(0)  # type: ignore[method-assign]
     with pytest.raises(jitkit.DataError, match="'digits': the training split has no items"):
@@ -217,8 +217,8 @@ def test_a_training_split_without_items_is_told_before_anything_is_written(tmp_p
     assert not (tmp_path / "run").exists()
 
 
-def test_scores_that_a_domain_lacks_are_asked_for_in_vain_before_training(tmp_path: Path) -> None:
-    with pytest.raises(jitkit.JitkitError, match="has no measures"):
+def test_after_training_without_metrics_is_refused_before_training(tmp_path: Path) -> None:
+    with pytest.raises(jitkit.JitkitError, match="has no metrics"):
         jitkit.train(
             RECIPE,
             {"evaluate.after_training": True},
@@ -228,7 +228,7 @@ def test_scores_that_a_domain_lacks_are_asked_for_in_vain_before_training(tmp_pa
     assert not (tmp_path / "run").exists()
 
 
-def test_a_domain_given_in_python_is_asked_for_again(tmp_path: Path) -> None:
+def test_a_run_with_a_domain_given_in_python_requires_it_again(tmp_path: Path) -> None:
     run = jitkit.train(RECIPE, run=tmp_path / "run", domain=Chains("set", False))
     with pytest.raises(jitkit.JitkitError, match=r"jitkit\.load\(run, domain=\.\.\.\)"):
         jitkit.load(run).domain  # noqa: B018
@@ -236,20 +236,20 @@ def test_a_domain_given_in_python_is_asked_for_again(tmp_path: Path) -> None:
         jitkit.train(RECIPE, {"train.steps": 2}, run=run, domain=Chains("set", False))
 
 
-def test_a_record_of_the_domain_that_was_written_over_is_refused(tmp_path: Path) -> None:
+def test_a_corrupt_record_of_the_domain_is_refused(tmp_path: Path) -> None:
     run = jitkit.train(RECIPE | {"domain": "digits"}, {"train.steps": 1}, run=tmp_path / "run")
     path = run / "checkpoints/step-1"
-    for key, text in (("metadata", "KeyError"), ("name", "no domain 'nomes'; installed")):
-        whole = (path / "model.json").read_text(encoding="utf-8")
-        broken = whole.replace(f'"{key}": ' + ("{}" if key == "metadata" else '"digits"'), "@")
+    for key, text in (("facts", "KeyError"), ("name", "no domain 'nomes'; installed")):
+        original = (path / "model.json").read_text(encoding="utf-8")
+        broken = original.replace(f'"{key}": ' + ("{}" if key == "facts" else '"digits"'), "@")
         assert broken.count("@") == 1
-        new = '"fatcs": {}' if key == "metadata" else '"name": "nomes"'
+        new = '"fatcs": {}' if key == "facts" else '"name": "nomes"'
         (path / "model.json").write_text(broken.replace("@", new), encoding="utf-8")
         state = (path / "state.json").read_text(encoding="utf-8")
         size = (path / "model.json").stat().st_size
-        changed = state.replace(f'"model.json": {len(whole)}', f'"model.json": {size}')
+        changed = state.replace(f'"model.json": {len(original)}', f'"model.json": {size}')
         (path / "state.json").write_text(changed, encoding="utf-8")
         with pytest.raises(jitkit.JitkitError, match=text):
             jitkit.load(run).domain  # noqa: B018
-        (path / "model.json").write_text(whole, encoding="utf-8")
+        (path / "model.json").write_text(original, encoding="utf-8")
         (path / "state.json").write_text(state, encoding="utf-8")

@@ -162,3 +162,24 @@ def test_contributing_shows_every_folder() -> None:
     assert shown & {"jitkit", "domains"} == {"jitkit", "domains"}
     assert folders <= shown, sorted(folders - shown)
     assert all((ROOT / name).is_dir() for name in shown), shown
+
+
+def public_names(module: str) -> Iterator[str]:
+    """Public classes, functions and type aliases that a module defines; constants are its own."""
+    for node in ast.parse(FILES[module].read_text(encoding="utf-8")).body:
+        names = []
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names = [node.name]
+        elif isinstance(node, ast.Assign):
+            names = [target.id for target in node.targets if isinstance(target, ast.Name)]
+        yield from (name for name in names if not name.startswith("_") and not name.isupper())
+
+
+def test_no_two_public_things_share_a_name() -> None:
+    homes: dict[str, list[str]] = {}
+    for module in FILES:
+        if module != "jitkit.cli":  # its functions are named as the commands
+            for name in public_names(module):
+                homes.setdefault(name, []).append(module)
+    shared = {name: modules for name, modules in homes.items() if len(modules) > 1}
+    assert not shared, shared

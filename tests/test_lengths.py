@@ -1,4 +1,4 @@
-"""Samples of varying size and a linear constraint: padding, batches, sizes to make, centring."""
+"""Samples of varying size and the zero-mean constraint: padding, batches by size, sizes to draw."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import awake, difference
+from models import difference, random_model
 from PIL import Image
 from torch import Tensor
 
@@ -40,7 +40,7 @@ from jitkit.fields import (
 from jitkit.sampling.generate import generate
 from jitkit.sampling.requests import Conditioning, conditioning_for
 from jitkit.sections import DomainSection, SampleSection
-from jitkit.training.validation import held_out_loss
+from jitkit.training.validation import validation_loss
 
 CONDITIONS: dict[str, Condition] = {
     "class": Category(3),
@@ -58,11 +58,11 @@ CLOUDS = Layout(
 
 
 def a_layout(
-    kind: Kind, *, missing: bool = False, centred: bool = True, places: Sequence[str] = ()
+    kind: Kind, *, missing: bool = False, centred: bool = True, positions: Sequence[str] = ()
 ) -> Layout:
     axis = Axis("cell", 40, 1 if kind == "set" else 2, kind)
     groups = (("a", "b"), ("c",)) if centred else ()
-    return Layout((axis,), ("a", "b", "c", "d"), missing, groups, tuple(places))
+    return Layout((axis,), ("a", "b", "c", "d"), missing, groups, tuple(positions))
 
 
 def a_field(layout: Layout, size: int, seed: int) -> Field:
@@ -70,8 +70,8 @@ def a_field(layout: Layout, size: int, seed: int) -> Field:
     values = torch.from_numpy(rng.standard_normal((len(layout.channels), size)).astype(np.float32))
     if layout.missing:
         values[0, seed % size] = torch.nan
-    known = values.isfinite()[None] if layout.missing else None
-    values = centre(values[None], membership(layout), known)[0]
+    mask = values.isfinite()[None] if layout.missing else None
+    values = centre(values[None], membership(layout), mask)[0]
     cond = {
         "class": seed % 3,
         "state": torch.tensor([0.3, torch.nan]),
@@ -82,7 +82,7 @@ def a_field(layout: Layout, size: int, seed: int) -> Field:
 
 
 class Clouds:
-    """Points of the plane about their mean, 3 to 40 of them, with a hue; told how many."""
+    """Clouds of 3 to 40 points in the plane, centred, with a hue; conditioned on their number."""
 
     Section: ClassVar[type[DomainSection]] = DomainSection
     layout = CLOUDS
@@ -102,11 +102,11 @@ class Clouds:
         return Field(values, cond={"count": torch.tensor([float(size)])})
 
     def template(
-        self, rng: np.random.Generator, told: Mapping[str, Any], size: int | None = None
+        self, rng: np.random.Generator, cond: Mapping[str, Any], size: int | None = None
     ) -> Field:
-        asked = told.get("count")
-        wanted = size or (int(rng.choice([5, 6, 7])) if asked is None else int(asked[0]))
-        return Field(torch.zeros(3, wanted), cond={"count": torch.tensor([float(wanted)])})
+        count = cond.get("count")
+        size = size or (int(rng.choice([5, 6, 7])) if count is None else int(count[0]))
+        return Field(torch.zeros(3, size), cond={"count": torch.tensor([float(size)])})
 
     def decode(self, field: Field) -> Tensor:
         return field.values if field.mask is None else field.values[:, field.mask[0]]
@@ -125,7 +125,7 @@ class Clouds:
 
 
 class Many(Sequence[int]):
-    """Items of `Clouds`, whose sizes are known."""
+    """Items of `Clouds` with known sizes."""
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -139,44 +139,44 @@ class Many(Sequence[int]):
 
 
 def clouds(**given: Any) -> Denoiser:
-    made = awake(CLOUDS, Clouds.conditions, **given)
+    made = random_model(CLOUDS, Clouds.conditions, **given)
     made.domain = Clouds()
     return made
 
 
-# Padding changes nothing
+# Invariance to padding
 
 
-@pytest.mark.parametrize("places", [(), ("a", "b", "c")])
+@pytest.mark.parametrize("positions", [(), ("a", "b", "c")])
 @pytest.mark.parametrize("missing", [False, True])
 @pytest.mark.parametrize("kind", ["line", "set"])
-def test_a_padded_batch_gives_what_single_items_give(
-    kind: Kind, missing: bool, places: Sequence[str]
+def test_a_padded_batch_equals_single_items(
+    kind: Kind, missing: bool, positions: Sequence[str]
 ) -> None:
-    layout = a_layout(kind, missing=missing, positions=places)
-    denoiser = awake(layout, CONDITIONS)
+    layout = a_layout(kind, missing=missing, positions=positions)
+    denoiser = random_model(layout, CONDITIONS)
     fields = [a_field(layout, size, seed) for seed, size in enumerate((5, 31, 12))]
     batch = collate(layout, CONDITIONS, fields)
     noise = draw_noise(denoiser, range(3), seed=0)
     t = torch.tensor([0.2, 0.6, 0.9])
 
-    def both(batch: Batch, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
+    def evaluate(batch: Batch, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
         eps = noise[rows, :, : batch.x.shape[2]]
-        told = (batch.cond, batch.mask, batch.coords)
-        loss = denoiser.losses(batch.x, eps, t[rows], *told)
-        x_hat = denoiser(batch.x * t[rows, None, None], t[rows], *told)
+        rest = (batch.cond, batch.mask, batch.coords)
+        loss = denoiser.losses(batch.x, eps, t[rows], *rest)
+        x_hat = denoiser(batch.x * t[rows, None, None], t[rows], *rest)
         grid = batch.x.shape[2:]
         mask = torch.ones(len(batch.x), 1, *grid).bool() if batch.mask is None else batch.mask
-        how: dict[str, Any] = {"guidance": 2.0, "first": rows.start, "mask": mask}
-        # random weights that turn by places make chaos of rounding, step after step
-        how |= {"steps": 1, "interval": (0.0, 1.0)} if places else {"steps": 4}
-        return loss, x_hat, sample(denoiser, len(batch.x), batch.cond, **how)
+        settings: dict[str, Any] = {"guidance": 2.0, "first": rows.start, "mask": mask}
+        # with rotary embedding of positions, a random model amplifies rounding at every step
+        settings |= {"steps": 1, "interval": (0.0, 1.0)} if positions else {"steps": 4}
+        return loss, x_hat, sample(denoiser, len(batch.x), batch.cond, **settings)
 
-    together = both(batch, slice(0, 3))
+    batched = evaluate(batch, slice(0, 3))
     for i, field in enumerate(fields):
         own = field.values.isfinite() if missing else torch.ones(4, field.values.shape[1]).bool()
         for padded, single in zip(
-            together, both(collate(layout, CONDITIONS, [field]), slice(i, i + 1)), strict=True
+            batched, evaluate(collate(layout, CONDITIONS, [field]), slice(i, i + 1)), strict=True
         ):
             if padded.ndim == 1:
                 assert padded[i].item() == pytest.approx(single.item(), rel=1e-5)
@@ -185,15 +185,15 @@ def test_a_padded_batch_gives_what_single_items_give(
             assert difference(cut, alone) < 1e-5
 
 
-def test_the_held_out_loss_does_not_depend_on_the_batch() -> None:
+def test_the_validation_loss_does_not_depend_on_the_batch_size() -> None:
     denoiser = clouds()
-    alone, together = (held_out_loss(denoiser, Clouds(), 6, size) for size in (1, 6))
+    alone, together = (validation_loss(denoiser, Clouds(), 6, size) for size in (1, 6))
     assert alone is not None and together is not None
     assert together == pytest.approx(alone, rel=1e-5)
 
 
-def test_batches_come_in_few_shapes() -> None:
-    """Of any sizes up to 1,000, at most `PADDED_SIZES` numbers of tokens, none far larger."""
+def test_batches_have_few_shapes() -> None:
+    """Sizes up to 1,000 give at most `PADDED_SIZES` sequence lengths, with little padding."""
     layout = Layout((Axis("cell", 1000, 2),), ("a",))
     shapes = set()
     for size in range(1, 1001):
@@ -205,8 +205,8 @@ def test_batches_come_in_few_shapes() -> None:
     assert collate(small, {}, [Field(torch.zeros(1, 19))]).mask is None
 
 
-def test_compiled_blocks_meet_few_graphs() -> None:
-    """Thirty numbers of tokens, padded and not: torch.compile sees them as a handful of graphs."""
+def test_compiled_blocks_need_few_graphs() -> None:
+    """Thirty sequence lengths, padded and not, compile to a few graphs."""
     graphs = 0
 
     def count(graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
@@ -231,7 +231,7 @@ def test_compiled_blocks_meet_few_graphs() -> None:
     assert 1 <= graphs <= 12
 
 
-# Batches of like size
+# Batches by size
 
 
 @settings(deadline=None, max_examples=60)
@@ -241,7 +241,7 @@ def test_compiled_blocks_meet_few_graphs() -> None:
     first=st.integers(-100, 100),
     seed=st.integers(0, 9),
 )
-def test_an_order_by_size_has_every_item_once(
+def test_an_order_by_size_contains_every_item_once(
     sizes: list[int], batch_size: int, first: int, seed: int
 ) -> None:
     order = by_size(np.array(sizes), np.random.default_rng(seed), batch_size, first)
@@ -250,8 +250,8 @@ def test_an_order_by_size_has_every_item_once(
     assert np.array_equal(order, again)
 
 
-def test_batches_hold_items_of_like_size_in_every_epoch() -> None:
-    """1,003 items in batches of 10: only the batch in which an epoch ends is a mixture."""
+def test_batches_have_items_of_similar_size_in_every_epoch() -> None:
+    """1,003 items in batches of 10: only the batch in which an epoch ends is mixed."""
     items = Many(1003)
     items.sizes = np.random.default_rng(0).integers(3, 30, 1003)
     plan = BatchPlan.over(items, 10, seed=0, stop=400)
@@ -265,12 +265,12 @@ def test_batches_hold_items_of_like_size_in_every_epoch() -> None:
     mixed = [
         np.ptp(items.sizes[[i for _, i in BatchPlan(1003, 10, 0, 0, 9).keys(k)]]) for k in range(9)
     ]
-    assert np.mean(mixed) > 15  # what an even permutation does
+    assert np.mean(mixed) > 15  # as with a uniform permutation
     resumed = list(BatchPlan.over(items, 10, seed=0, start=250, stop=400))
     assert resumed == list(plan)[250:]
 
 
-def test_the_sizes_of_batches_come_in_no_order() -> None:
+def test_batches_are_not_ordered_by_size() -> None:
     items = Many(2000)
     items.sizes = np.random.default_rng(0).integers(3, 30, 2000)
     plan = BatchPlan.over(items, 20, seed=0, stop=100)
@@ -281,85 +281,84 @@ def test_the_sizes_of_batches_come_in_no_order() -> None:
 # Sizes of samples
 
 
-def test_sizes_are_drawn_by_the_domain_for_each_sample_by_its_index() -> None:
+def test_the_domain_draws_a_size_for_each_sample_by_its_index() -> None:
     denoiser = clouds()
-    told = conditioning_for(denoiser, 40, seed=3)
-    sizes = sizes_of(told)
+    conditioning = conditioning_for(denoiser, 40, seed=3)
+    sizes = sizes_of(conditioning)
     assert set(sizes) == {5, 6, 7}
-    assert told.cond["count"][:, 0].tolist() == sizes
+    assert conditioning.cond["count"][:, 0].tolist() == sizes
     assert sizes_of(conditioning_for(denoiser, 5, seed=3, first=10)) == sizes[10:15]
     assert sizes_of(conditioning_for(denoiser, 40, seed=4)) != sizes
 
 
-def test_sizes_that_are_asked_for_are_taken_in_turn() -> None:
+def test_requested_sizes_are_used_in_turn() -> None:
     denoiser = clouds()
-    told = conditioning_for(denoiser, 5, sizes=[9, 12], first=1)
-    assert sizes_of(told) == [12, 9, 12, 9, 12]
+    conditioning = conditioning_for(denoiser, 5, sizes=[9, 12], first=1)
+    assert sizes_of(conditioning) == [12, 9, 12, 9, 12]
     assert sizes_of(conditioning_for(denoiser, 2, {"count": "11"})) == [11, 11]
     full = conditioning_for(denoiser, 2, sizes=[40])
     assert full.mask is None and full.cond["count"].tolist() == [[40.0], [40.0]]
 
 
 @pytest.mark.parametrize("grid", [None, 12])
-def test_a_sample_is_a_function_of_its_index_whatever_is_drawn_with_it(grid: int | None) -> None:
-    """The same noise and size alone as among larger ones, which pad it."""
-    denoiser = awake(
-        replace(CLOUDS, positions=()), Clouds.conditions
-    )  # with them, chaos of rounding
+def test_a_sample_depends_on_its_index_and_not_on_others_of_the_batch(grid: int | None) -> None:
+    """The same noise and size alone as padded among larger samples."""
+    # with positions, a random model amplifies rounding
+    denoiser = random_model(replace(CLOUDS, positions=()), Clouds.conditions)
     denoiser.domain = Clouds()
     sizes = None if grid is None else [grid, 40, 3]
-    all_of = list(generate(denoiser, 6, conditioning_for(denoiser, 6, sizes=sizes), QUICK))
+    together = list(generate(denoiser, 6, conditioning_for(denoiser, 6, sizes=sizes), QUICK))
     for i in (0, 3, 5):
-        told = conditioning_for(denoiser, 1, sizes=sizes, first=i)
-        (alone,) = generate(denoiser, 1, told, QUICK, first=i)
-        assert alone.shape == all_of[i].shape
-        assert difference(alone, all_of[i]) < 5e-5  # guided steps add roundings up
+        conditioning = conditioning_for(denoiser, 1, sizes=sizes, first=i)
+        (alone,) = generate(denoiser, 1, conditioning, QUICK, first=i)
+        assert alone.shape == together[i].shape
+        assert difference(alone, together[i]) < 5e-5  # rounding accumulates over guided steps
 
 
-def test_sizes_that_cannot_be_made_are_refused() -> None:
+def test_invalid_sizes_are_refused() -> None:
     denoiser = clouds()
     with pytest.raises(ConditionError, match="size 41 is out of range.*up to 40 along 'point'"):
         conditioning_for(denoiser, 2, sizes=[41])
-    with pytest.raises(ConditionError, match="give one or the other"):
+    with pytest.raises(ConditionError, match="give either sizes or items"):
         conditioning_for(denoiser, 2, source=("val", [0]), sizes=[4])
     with pytest.raises(ConditionError, match="--cond or --cond-from"):
         conditioning_for(denoiser, 2, {"count": "4"}, source=("val", [0]))
     line = Layout((Axis("cell", 8),), ("a",))
-    fixed = awake(line)
+    fixed = random_model(line)
     fixed.domain = Fixed()
     with pytest.raises(ConditionError, match="have one size, 8 along 'cell'"):
         conditioning_for(fixed, 2, sizes=[4])
 
 
 class Fixed(Clouds):
-    outline = None  # type: ignore[assignment]
+    template = None  # type: ignore[assignment]
 
     def __getattribute__(self, name: str) -> Any:
-        if name == "outline":
+        if name == "template":
             raise AttributeError(name)
         return super().__getattribute__(name)
 
 
-def test_real_items_of_one_size_below_the_largest_lend_their_place() -> None:
+def test_conditions_of_real_items_bring_their_size() -> None:
     denoiser = clouds()
-    told = conditioning_for(denoiser, 2, source=("val", [1]))
-    assert sizes_of(told) == [10, 10]
-    assert [item.shape[1] for item in generate(denoiser, 2, told, QUICK)] == [10, 10]
+    conditioning = conditioning_for(denoiser, 2, source=("val", [1]))
+    assert sizes_of(conditioning) == [10, 10]
+    assert [item.shape[1] for item in generate(denoiser, 2, conditioning, QUICK)] == [10, 10]
 
 
 def test_the_command_takes_sizes(jitkit: Any, trained: Path) -> None:
     answer = jitkit("sample", trained, "--size", "a lot")
-    assert answer.code == 2 and "expected cells of samples, such as 12 or 9-20" in answer.err
+    assert answer.code == 2 and "expected numbers of cells, such as 12 or 9-20" in answer.err
     answer = jitkit("sample", trained, "--size", "12")
     assert answer.code == 2 and "all samples of this model have one size" in answer.err
 
 
-# The linear constraint
+# The zero-mean constraint
 
 
 @st.composite
 def constrained(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Values, groups of their channels, and a mask with something in every group."""
+    """Values, groups of their channels, and a mask with data in every group."""
     layout = a_layout("set")
     values = torch.randn(2, 4, 7, generator=torch.Generator().manual_seed(draw(st.integers(0, 99))))
     rows = draw(st.sampled_from([0, 1, 4]))
@@ -392,7 +391,7 @@ def test_centring_is_the_orthogonal_projection_onto_zero_means(
 
 
 def test_channels_of_a_group_keep_their_distance() -> None:
-    """Three atoms of a residue that lie apart are centred together, not each on the middle."""
+    """The atoms of a residue are centred together, not each separately."""
     values = torch.tensor([[[1.0, 3.0], [5.0, 7.0], [2.0, 2.0], [9.0, 9.0]]])
     out = centre(values, membership(a_layout("set")))
     assert out.tolist() == [[[-3.0, -1.0], [1.0, 3.0], [0.0, 0.0], [9.0, 9.0]]]
@@ -400,26 +399,26 @@ def test_channels_of_a_group_keep_their_distance() -> None:
 
 @pytest.mark.parametrize("prediction", ["x", "eps", "v"])
 @pytest.mark.parametrize("missing", [False, True])
-def test_all_that_a_model_says_obeys_the_constraint(prediction: Any, missing: bool) -> None:
+def test_all_predictions_of_a_model_obey_the_constraint(prediction: Any, missing: bool) -> None:
     layout = a_layout("set", missing=missing)
-    denoiser = awake(layout, CONDITIONS, Diffusion(prediction=prediction, noise_scale=1.5))
+    denoiser = random_model(layout, CONDITIONS, Diffusion(prediction=prediction, noise_scale=1.5))
     fields = [a_field(layout, size, seed) for seed, size in enumerate((5, 32))]
     batch = collate(layout, CONDITIONS, fields)
     assert batch.mask is not None
     steps: list[Tensor] = []
     velocity = denoiser.velocity
 
-    def watched(z: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def recorded(z: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         v = velocity(z, *args, **kwargs)
         steps.extend((z, v))
         return v
 
-    denoiser.velocity = watched  # type: ignore[method-assign]
-    how: dict[str, Any] = {"guidance": 2.0, "interval": (0.0, 1.0), "steps": 3}
-    x = sample(denoiser, 2, batch.cond, mask=batch.mask, **how)
+    denoiser.velocity = recorded  # type: ignore[method-assign]
+    settings: dict[str, Any] = {"guidance": 2.0, "interval": (0.0, 1.0), "steps": 3}
+    x = sample(denoiser, 2, batch.cond, mask=batch.mask, **settings)
     shift = torch.tensor([7.0, 7.0, -3.0, 0.0])[:, None]
     shifted = draw_noise(denoiser, range(2), 0, (32,)) + shift
-    given = sample(denoiser, noise=shifted, cond=batch.cond, mask=batch.mask, **how)
+    given = sample(denoiser, noise=shifted, cond=batch.cond, mask=batch.mask, **settings)
     assert difference(given, x) < 1e-4
     assert len(steps) >= 10
     for values in [x, *steps]:
@@ -429,10 +428,10 @@ def test_all_that_a_model_says_obeys_the_constraint(prediction: Any, missing: bo
             assert kept[:, own].sum(dim=(1, 2)).abs().max() < 1e-3
 
 
-def test_a_model_does_not_see_where_its_data_lie() -> None:
-    """The same answer, and the same loss, for noise that is shifted as a whole."""
+def test_a_model_is_invariant_to_translation() -> None:
+    """Shifting all noise changes neither the prediction nor the loss."""
     layout = a_layout("set")
-    denoiser = awake(layout, CONDITIONS)
+    denoiser = random_model(layout, CONDITIONS)
     batch = collate(layout, CONDITIONS, [a_field(layout, 10, 0)])
     t, shift = torch.tensor([0.4]), torch.tensor([2.0, 2.0, -5.0, 0.0])[:, None]
     eps = draw_noise(denoiser, [0], 0, (10,))
@@ -440,16 +439,16 @@ def test_a_model_does_not_see_where_its_data_lie() -> None:
     assert difference(denoiser(eps + shift, t, batch.cond), x_hat) < 1e-5
     loss = denoiser.losses(batch.x, eps, t, batch.cond)
     assert difference(denoiser.losses(batch.x, eps + shift, t, batch.cond), loss) < 1e-5
-    free = awake(a_layout("set", centred=False), CONDITIONS)
+    free = random_model(a_layout("set", centred=False), CONDITIONS)
     assert difference(free(eps + shift, t, batch.cond), free(eps, t, batch.cond)) > 1e-2
 
 
-def test_a_layout_survives_json_and_one_from_before_the_constraint_still_loads() -> None:
+def test_a_layout_survives_json_and_one_without_the_constraint_loads() -> None:
     plain = describe(CLOUDS, {})
     assert described(plain)[0] == CLOUDS
     denoiser = clouds()
     old = denoiser.describe()
-    del old["layout"]["centred"], old["layout"]["places"]
+    del old["layout"]["centred"], old["layout"]["positions"]
     assert build(old).layout.centred == () and build(old).groups is None
     assert build(old).layout.positions == ()
     weights = denoiser.state_dict()
@@ -459,26 +458,26 @@ def test_a_layout_survives_json_and_one_from_before_the_constraint_still_loads()
 @pytest.mark.parametrize(
     ("groups", "text"),
     [
-        ((("x", "q"),), "centred 'q' is no channel; they are x, y"),
-        ((("x",), ("x", "y")), "centred in one group"),
-        (((),), "no group is empty"),
+        ((("x", "q"),), "centred 'q' is not a channel; channels are x, y"),
+        ((("x",), ("x", "y")), "in one centred group"),
+        (((),), "no group may be empty"),
     ],
 )
-def test_a_constraint_that_cannot_be_meant_is_refused(groups: Any, text: str) -> None:
+def test_an_invalid_constraint_is_refused(groups: Any, text: str) -> None:
     with pytest.raises(JitkitError, match=text):
         Layout((Axis("point", 4),), ("x", "y"), centred=groups)
 
 
 @pytest.mark.parametrize(
-    ("places", "text"),
+    ("positions", "text"),
     [
-        (("x", "q"), "places 'q' is no channel; they are x, y"),
+        (("x", "q"), "positions 'q' is not a channel; channels are x, y"),
         (("x", "x"), "a channel twice: x, x"),
     ],
 )
-def test_places_that_cannot_be_meant_are_refused(places: Any, text: str) -> None:
+def test_invalid_positions_are_refused(positions: Any, text: str) -> None:
     with pytest.raises(JitkitError, match=text):
-        Layout((Axis("point", 4),), ("x", "y"), positions=places)
+        Layout((Axis("point", 4),), ("x", "y"), positions=positions)
 
 
 RECIPE = {
@@ -490,21 +489,21 @@ RECIPE = {
 }
 
 
-def test_a_run_from_before_its_domain_named_places_is_loaded_and_not_gone_on_with(
+def test_a_run_without_the_positions_of_its_domain_loads_but_does_not_resume(
     tmp_path: Path,
 ) -> None:
-    class Still(Clouds):
+    class WithoutPositions(Clouds):
         layout = replace(CLOUDS, positions=())
 
-    run = jitkit.train(RECIPE, {"train.steps": 1}, run=tmp_path / "run", domain=Still())
+    run = jitkit.train(RECIPE, {"train.steps": 1}, run=tmp_path / "run", domain=WithoutPositions())
     loaded = jitkit.load(run, domain=Clouds())
-    assert loaded.layout == Still.layout
+    assert loaded.layout == WithoutPositions.layout
     assert len(list(generate(loaded, 2, conditioning_for(loaded, 2), QUICK))) == 2
     with pytest.raises(DataError, match=r"layout.positions"):
         jitkit.train(RECIPE, run=run, domain=Clouds())
 
 
-def test_a_run_of_varying_sizes_trains_samples_and_goes_on_bit_for_bit(tmp_path: Path) -> None:
+def test_a_resumed_run_of_varying_sizes_is_bit_identical(tmp_path: Path) -> None:
     whole = jitkit.train(RECIPE, run=tmp_path / "whole", domain=Clouds())
     jitkit.train(RECIPE, {"train.steps": 3}, run=tmp_path / "parts", domain=Clouds())
     parts = jitkit.train(RECIPE, run=tmp_path / "parts", domain=Clouds())
@@ -512,6 +511,6 @@ def test_a_run_of_varying_sizes_trains_samples_and_goes_on_bit_for_bit(tmp_path:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def sizes_of(told: Conditioning) -> list[int]:
-    assert told.mask is not None
-    return told.mask[:, 0].sum(dim=1).tolist()
+def sizes_of(conditioning: Conditioning) -> list[int]:
+    assert conditioning.mask is not None
+    return conditioning.mask[:, 0].sum(dim=1).tolist()

@@ -1,5 +1,5 @@
-"""Agreement with the authors' code: tensors that it produced, in ``tests/data/jit_tiny.npz``, a
-second JiT written from the paper (benchmarks/referencemodel.py), and every form of their files."""
+"""Agreement with the official code: tensors that it produced, in ``tests/data/jit_tiny.npz``, a
+reference JiT written from the paper (benchmarks/referencemodel.py), and every form of its files."""
 
 from __future__ import annotations
 
@@ -63,14 +63,14 @@ def save(content: Any, folder: Path) -> Path:
     return path
 
 
-def guesses_as_the_authors(source: Any, **given: Any) -> bool:
+def predicts_as_official(source: Any, **given: Any) -> bool:
     denoiser = load_official(source, START, **given)
     with torch.no_grad():
         return difference(denoiser(Z, T, {"label": Y}), GOLDEN["forward.x_pred"]) < 1e-5
 
 
 def random_state(jit: Jit) -> dict[str, Tensor]:
-    """Weights of the second JiT under the authors' names, none of them zero."""
+    """Parameters of the reference JiT under the official names, none of them zero."""
     model = JiT(jit)
     randomise(model)
     return dict(model.state_dict())
@@ -78,7 +78,7 @@ def random_state(jit: Jit) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def forward(state: dict[str, Tensor], jit: Jit, z: Tensor, t: Tensor, y: Tensor) -> Tensor:
-    """The guess of the second JiT with these weights."""
+    """The prediction of the reference JiT with these parameters."""
     model = JiT(jit)
     model.load_state_dict(state)
     return model(z, t, y)
@@ -90,18 +90,18 @@ def refusal(source: Any, **given: Any) -> str:
     return str(caught.value)
 
 
-# The authors' tensors
+# Tensors of the official code
 
 
-@pytest.mark.parametrize("label", [Y, 10, None], ids=["label", "null label", "not told"])
-def test_the_guess_is_the_authors(label: Any) -> None:
+@pytest.mark.parametrize("label", [Y, 10, None], ids=["label", "null label", "no label"])
+def test_the_prediction_matches_the_official_code(label: Any) -> None:
     denoiser = load_official(STATE, START)
-    wanted = GOLDEN["forward.x_pred" if label is Y else "forward.y_null_x_pred"]
+    expected = GOLDEN["forward.x_pred" if label is Y else "forward.y_null_x_pred"]
     with torch.no_grad():
-        assert difference(denoiser(Z, T, {"label": label}), wanted) < 1e-5
+        assert difference(denoiser(Z, T, {"label": label}), expected) < 1e-5
 
 
-def test_loss_and_gradients_are_the_authors() -> None:
+def test_loss_and_gradients_match_the_official_code() -> None:
     denoiser = load_official(STATE, START)
     loss = denoiser.losses(GOLDEN["loss.x"], GOLDEN["loss.e"], T, {"label": Y}).mean()
     torch.autograd.backward(loss)
@@ -109,14 +109,14 @@ def test_loss_and_gradients_are_the_authors() -> None:
     gradients = {k.removeprefix("grad."): v for k, v in GOLDEN.items() if k.startswith("grad.")}
     assert len(gradients) == 4
     ours = dict(denoiser.network.named_parameters())
-    for name, wanted in translate(gradients).items():
-        found = ours[name].grad
-        assert found is not None and difference(found, wanted) < 1e-5, name
+    for name, expected in translate(gradients).items():
+        gradient = ours[name].grad
+        assert gradient is not None and difference(gradient, expected) < 1e-5, name
 
 
 @pytest.mark.parametrize("method", ["heun", "euler"])
-def test_samples_are_the_authors(method: Method) -> None:
-    found = sample(
+def test_samples_match_the_official_code(method: Method) -> None:
+    x = sample(
         load_official(STATE, START),
         noise=GOLDEN["sample.z0"],
         cond={"label": GOLDEN["sample.y"]},
@@ -125,15 +125,15 @@ def test_samples_are_the_authors(method: Method) -> None:
         steps=META["sampling_steps"],
         method=method,
     )
-    assert difference(found, GOLDEN[f"sample.{method}"]) < 1e-5
+    assert difference(x, GOLDEN[f"sample.{method}"]) < 1e-5
 
 
-def test_the_second_jit_is_the_authors_too() -> None:
+def test_the_reference_jit_matches_the_official_code() -> None:
     for label, key in ((Y, "forward.x_pred"), (torch.full_like(Y, 10), "forward.y_null_x_pred")):
         assert difference(forward(BARE, TINY, Z, T, label), GOLDEN[key]) < 1e-5
 
 
-# The second JiT, for other sizes
+# The reference JiT, for other sizes
 
 
 @pytest.mark.parametrize(
@@ -150,16 +150,16 @@ def test_the_second_jit_is_the_authors_too() -> None:
     ],
     ids=lambda jit: f"{jit.width} wide, {jit.heads} heads, {jit.channels} channels",
 )
-def test_a_jit_of_any_size_guesses_as_the_second_one(jit: Jit) -> None:
+def test_a_jit_of_any_size_predicts_as_the_reference(jit: Jit) -> None:
     state = random_state(jit)
     denoiser = load_official(state, jit.context_start)
     rng = torch.Generator().manual_seed(1)
     z = torch.randn(3, jit.channels, jit.input_size, jit.input_size, generator=rng)
     t = torch.tensor([0.0, 0.37, 0.98])
     for label in (torch.tensor([0, jit.classes - 1, 0]), torch.full((3,), jit.classes)):
-        wanted = forward(state, jit, z, t, label)
+        expected = forward(state, jit, z, t, label)
         with torch.no_grad():
-            assert difference(denoiser(z, t, {"label": label}), wanted) < 1e-5
+            assert difference(denoiser(z, t, {"label": label}), expected) < 1e-5
     assert denoiser.layout.grid == (jit.input_size, jit.input_size)
     assert denoiser.layout.patch == (jit.patch, jit.patch)
     assert len(denoiser.layout.channels) == jit.channels
@@ -167,25 +167,25 @@ def test_a_jit_of_any_size_guesses_as_the_second_one(jit: Jit) -> None:
     assert denoiser.network.sizes.heads == jit.heads
 
 
-def test_where_the_tokens_join_changes_the_guess() -> None:
-    """The shapes do not say it, so it must be told (or be a third of the depth)."""
+def test_the_block_of_in_context_tokens_changes_the_prediction() -> None:
+    """Shapes cannot tell it: it must be given, or is a third of the depth."""
     assert load_official(STATE).network.sizes.in_context_start == META["depth"] // 3 == START
     later = load_official(STATE, START + 1)
     with torch.no_grad():
         assert difference(later(Z, T, {"label": Y}), GOLDEN["forward.x_pred"]) > 1e-3
 
 
-def test_the_papers_sizes_bring_their_start_and_dropout() -> None:
+def test_model_sizes_of_the_paper_have_its_in_context_start_and_dropout() -> None:
     for size, heads, dropout in (("B", 12, 0.0), ("L", 16, 0.0), ("H", 16, 0.2)):
         preset = SIZES[size]
-        _, _, sizes = _shapes(shapes_alone(preset["width"], heads, preset["depth"]), None)
+        _, _, sizes = _shapes(tensors_for_sizes(preset["width"], heads, preset["depth"]), None)
         assert sizes.in_context_start == preset["in_context_start"]
         assert (sizes.heads, sizes.dropout) == (heads, dropout)
         assert (sizes.in_context_tokens, sizes.mlp_hidden) == (32, preset["width"] * 8 // 3)
 
 
-def shapes_alone(width: int, heads: int, depth: int) -> dict[str, Tensor]:
-    """The tensors that sizes are read off, without the weight of the others."""
+def tensors_for_sizes(width: int, heads: int, depth: int) -> dict[str, Tensor]:
+    """Large tensors only where sizes are inferred from them."""
     return random_state(Jit(width=16, heads=1)) | {
         "pos_embed": torch.empty(1, 4, width),
         "in_context_posemb": torch.empty(1, 32, width),
@@ -195,11 +195,11 @@ def shapes_alone(width: int, heads: int, depth: int) -> dict[str, Tensor]:
     }
 
 
-# The noise
+# Noise scale
 
 
 @pytest.mark.parametrize(
-    ("arguments", "asked", "wanted"),
+    ("arguments", "requested", "expected"),
     [
         (None, None, 1.0),
         ({"noise_scale": 2.0}, None, 2.0),
@@ -207,50 +207,50 @@ def shapes_alone(width: int, heads: int, depth: int) -> dict[str, Tensor]:
         ({"img_size": 32}, None, 1.0),
     ],
 )
-def test_the_noise_is_what_is_asked_or_what_the_file_says(
-    tmp_path: Path, arguments: dict[str, Any] | None, asked: float | None, wanted: float
+def test_the_noise_scale_is_the_requested_one_or_that_of_the_file(
+    tmp_path: Path, arguments: dict[str, Any] | None, requested: float | None, expected: float
 ) -> None:
     content: dict[str, Any] = {"model_ema1": STATE}
     if arguments is not None:
         content["args"] = argparse.Namespace(**arguments)
-    denoiser = load_official(save(content, tmp_path), START, noise_scale=asked)
-    assert denoiser.diffusion.noise_scale == wanted
+    denoiser = load_official(save(content, tmp_path), START, noise_scale=requested)
+    assert denoiser.diffusion.noise_scale == expected
 
 
-def test_large_pictures_have_more_noise_where_nothing_says() -> None:
+def test_large_images_have_more_noise_by_default() -> None:
     jit = Jit(width=16, heads=1, depth=1, patch=256, side=2, channels=1, context=0)
     assert load_official(random_state(jit)).diffusion.noise_scale == 2.0
 
 
-def test_the_floor_is_what_the_file_says(tmp_path: Path) -> None:
+def test_t_eps_is_that_of_the_file(tmp_path: Path) -> None:
     arguments = argparse.Namespace(t_eps=0.01)
     path = save({"model_ema1": STATE, "args": arguments}, tmp_path)
     assert load_official(path, START).diffusion.t_eps == 0.01
     assert load_official(STATE, START).diffusion.t_eps == META["t_eps"]
 
 
-def test_noise_of_scale_two_is_drawn_for_samples() -> None:
+def test_the_noise_of_samples_has_the_noise_scale() -> None:
     denoiser = load_official(STATE, START, noise_scale=2.0)
-    once = load_official(STATE, START)
-    assert torch.equal(draw_noise(denoiser, [3], 0), 2 * draw_noise(once, [3], 0))
+    unit = load_official(STATE, START)
+    assert torch.equal(draw_noise(denoiser, [3], 0), 2 * draw_noise(unit, [3], 0))
 
 
-# Every form of their files
+# Every form of official files
 
 
 @pytest.mark.parametrize(
     "content",
     [STATE, BARE, {"model_ema1": STATE}, {"model": BARE}, {"model_ema2": STATE, "epoch": 3}],
-    ids=["with net.", "without net.", "nested", "nested without net.", "beside others"],
+    ids=["with net.", "without net.", "nested", "nested without net.", "with other entries"],
 )
-def test_a_file_or_what_it_holds_is_read(content: dict[str, Any], tmp_path: Path) -> None:
-    assert guesses_as_the_authors(content)
+def test_a_file_or_its_contents_are_loaded(content: dict[str, Any], tmp_path: Path) -> None:
+    assert predicts_as_official(content)
     path = save(content, tmp_path)
-    assert guesses_as_the_authors(path) and guesses_as_the_authors(str(path))
+    assert predicts_as_official(path) and predicts_as_official(str(path))
 
 
 def whole_file() -> dict[str, Any]:
-    """What the authors' training script writes; the three entries differ."""
+    """Contents as the official training script writes them; the three entries differ."""
     shifted = [
         {key: value if key == "net.pos_embed" else value + i for key, value in STATE.items()}
         for i in (1, 2)
@@ -265,8 +265,8 @@ def whole_file() -> dict[str, Any]:
     }
 
 
-def test_the_mean_of_9999_is_taken_where_there_are_several(tmp_path: Path) -> None:
-    assert guesses_as_the_authors(save(whole_file(), tmp_path))
+def test_the_ema_of_decay_0_9999_is_loaded_by_default(tmp_path: Path) -> None:
+    assert predicts_as_official(save(whole_file(), tmp_path))
 
 
 @pytest.mark.parametrize("name", ENTRIES)
@@ -277,32 +277,32 @@ def test_an_entry_can_be_chosen(name: str, tmp_path: Path) -> None:
     assert torch.equal(bias, content[name]["net.t_embedder.mlp.0.bias"])
 
 
-def test_half_precision_is_read_into_float32() -> None:
+def test_half_precision_is_loaded_as_float32() -> None:
     half = {key: value.bfloat16() for key, value in STATE.items()}
     half["net.pos_embed"] = STATE["net.pos_embed"]
     denoiser = load_official(half, START)
     assert {p.dtype for p in denoiser.parameters()} == {torch.float32}
 
 
-def test_it_is_in_eval_mode_and_knows_its_pictures() -> None:
+def test_an_official_model_is_in_eval_mode_and_decodes_images() -> None:
     denoiser = load_official(STATE, START)
     assert not denoiser.training
     assert denoiser.domain.layout.grid == denoiser.layout.grid
     assert denoiser.domain.conditions == denoiser.conditions
     x = torch.zeros(3, 32, 32)
-    picture = denoiser.domain.decode(jitkit.Field(x, cond={"label": torch.tensor(3)}))
-    assert picture.pixels.shape == (32, 32, 3) and picture.label == 3
+    image = denoiser.domain.decode(jitkit.Field(x, cond={"label": torch.tensor(3)}))
+    assert image.pixels.shape == (32, 32, 3) and image.label == 3
 
 
-def test_the_face_of_the_package_loads_it_too() -> None:
+def test_load_official_is_part_of_the_public_interface() -> None:
     assert jitkit.load_official is load_official
 
 
-# Mistakes
+# Errors
 
 
 class Evil:
-    """A pickle that runs a command when it is opened."""
+    """A pickle that runs a command when it is loaded."""
 
     def __init__(self, touched: Path) -> None:
         self.touched = touched
@@ -313,20 +313,20 @@ class Evil:
 
 @pytest.mark.parametrize("wrap", [lambda evil: evil, lambda evil: {"model": STATE, "args": evil}])
 @pytest.mark.parametrize("legacy", [False, True])
-def test_a_file_that_wants_to_run_code_is_refused(
+def test_a_file_that_would_run_code_is_refused(
     tmp_path: Path, wrap: Callable[[Any], Any], legacy: bool
 ) -> None:
     path, touched = tmp_path / "checkpoint-last.pth", tmp_path / "touched"
     torch.save(wrap(Evil(touched)), path, _use_new_zipfile_serialization=not legacy)
     text = refusal(path)
     assert text.startswith(f"{path}: ")
-    assert text.endswith("wants to run code (posix.system); refused")
+    assert text.endswith("would run code (posix.system); refused")
     assert not touched.exists()
-    torch.load(path, weights_only=False)  # it would have
+    torch.load(path, weights_only=False)  # proof that it would have
     assert touched.exists()
 
 
-def test_a_file_in_torch_s_older_form_is_read(tmp_path: Path) -> None:
+def test_a_file_in_the_older_format_of_torch_is_loaded(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint-old.pth"
     torch.save({"model": STATE}, path, _use_new_zipfile_serialization=False)
     loaded, expected = load_official(path), load_official({"model": STATE})
@@ -341,15 +341,15 @@ def test_a_plain_pickle_is_refused(tmp_path: Path) -> None:
     assert not touched.exists()
 
 
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
-def test_a_torn_file_is_refused(tmp_path: Path, share: float) -> None:
+@pytest.mark.parametrize("fraction", [0.0, 0.3, 0.99])
+def test_a_truncated_file_is_refused(tmp_path: Path, fraction: float) -> None:
     path = save(STATE, tmp_path)
     data = path.read_bytes()
-    path.write_bytes(data[: int(share * len(data))])
+    path.write_bytes(data[: int(fraction * len(data))])
     assert f"{path}: not a checkpoint, or torn: " in refusal(path)
 
 
-def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint-lost.pth"
     assert refusal(path) == f"{path}: no such file"
     assert refusal(tmp_path) == f"{tmp_path}: no such file"
@@ -362,32 +362,32 @@ def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
         ({}, ": not tensors: it is empty"),
         ({"model_ema1": {}}, ": not tensors: it is empty"),
         (BARE | {"norm": 3}, ": not tensors: norm"),
-        ({"weight": torch.zeros(2)}, ": not a JiT of the authors' code: 'x_embedder.proj1.weight'"),
+        ({"weight": torch.zeros(2)}, ": not an official JiT checkpoint: 'x_embedder.proj1.weight'"),
     ],
 )
-def test_a_file_of_something_else_is_refused(tmp_path: Path, content: Any, text: str) -> None:
+def test_a_file_with_other_contents_is_refused(tmp_path: Path, content: Any, text: str) -> None:
     assert text in refusal(save(content, tmp_path))
 
 
-def test_an_entry_that_is_not_there_is_refused() -> None:
+def test_a_missing_entry_is_refused() -> None:
     content = {"model": STATE, "model_ema1": STATE}
-    wanted = "state dict: no entry 'model_ema2'; it has model_ema1, model"
-    assert refusal(content, weights="model_ema2") == wanted
+    expected = "state dict: no entry 'model_ema2'; it has model_ema1, model"
+    assert refusal(content, weights="model_ema2") == expected
     assert refusal(STATE, weights="model") == "state dict: no entry 'model'; it has none"
 
 
 def test_missing_keys_are_all_listed() -> None:
-    gone = ("net.blocks.1.norm1.weight", "net.t_embedder.mlp.0.bias")
-    text = refusal({key: value for key, value in STATE.items() if key not in gone})
+    removed = ("net.blocks.1.norm1.weight", "net.t_embedder.mlp.0.bias")
+    text = refusal({key: value for key, value in STATE.items() if key not in removed})
     assert "missing: time.layer1.bias, blocks.1.norm1.weight" in text
 
 
 @pytest.mark.parametrize(
     "key", ["pos_embed", "x_embedder.proj1.weight", "blocks.0.attn.q_norm.weight"]
 )
-def test_a_missing_key_that_sizes_are_read_off_is_named(key: str) -> None:
+def test_a_missing_key_that_sizes_are_inferred_from_is_named(key: str) -> None:
     text = refusal({k: v for k, v in BARE.items() if k != key})
-    assert f"not a JiT of the authors' code: '{key}' is missing" in text
+    assert f"not an official JiT checkpoint: '{key}' is missing" in text
 
 
 def test_extra_keys_are_all_listed() -> None:
@@ -408,7 +408,7 @@ def test_extra_keys_are_all_listed() -> None:
         ("t_embedder.mlp.0.weight", (), "time.layer1.weight ()"),
     ],
 )
-def test_a_wrong_shape_is_listed_beside_the_right_one(
+def test_a_wrong_shape_is_listed_with_the_expected_one(
     key: str, shape: tuple[int, ...], listed: str
 ) -> None:
     text = refusal(BARE | {key: torch.zeros(shape), "blocks.2.norm2.weight": torch.zeros(1)})
@@ -419,7 +419,7 @@ def test_a_wrong_shape_is_listed_beside_the_right_one(
 
 
 @pytest.mark.parametrize("name", sorted(BARE))
-def test_no_shape_of_any_key_gets_through(name: str) -> None:
+def test_a_wrong_shape_of_any_key_is_refused(name: str) -> None:
     value = BARE[name]
     others = [value.sum(), value[None], value.flatten(), torch.cat([value, value], dim=-1)]
     for other in others:
@@ -427,25 +427,26 @@ def test_no_shape_of_any_key_gets_through(name: str) -> None:
             assert refusal(BARE | {name: other}).startswith("state dict")
 
 
-def test_another_fixed_code_is_refused() -> None:
+def test_another_fixed_position_embedding_is_refused() -> None:
     other = BARE["pos_embed"].roll(24, dims=-1)  # the row first
     text = refusal(BARE | {"pos_embed": other})
-    assert re.search(r"pos_embed differs by [\d.]+ from the fixed code of a \(32, 32\) grid", text)
+    expected = r"pos_embed differs by [\d.]+ from the fixed position embedding of a \(32, 32\) grid"
+    assert re.search(expected, text)
     assert "pos_embed differs by nan" in refusal(BARE | {"pos_embed": other * torch.nan})
     text = refusal(BARE | {"pos_embed": torch.zeros(1, 15, 48)})
-    assert text == "state dict: pos_embed has 15 tokens, which make no square"
+    assert text == "state dict: pos_embed has 15 tokens, which is not a square number"
 
 
 @pytest.mark.parametrize("start", [-1, 4])
-def test_a_start_past_the_last_block_is_refused(start: int) -> None:
-    wanted = f"state dict: in_context_start is {start}, but the network has blocks 0 to 3"
-    assert refusal(STATE, start=start) == wanted
+def test_an_in_context_start_beyond_the_last_block_is_refused(start: int) -> None:
+    expected = f"state dict: in_context_start is {start}, but the network has blocks 0 to 3"
+    assert refusal(STATE, start=start) == expected
 
 
-# As a run
+# Import as a run
 
 
-def test_an_imported_file_is_a_run_like_any_other(tmp_path: Path) -> None:
+def test_an_imported_run_loads_as_the_official_model(tmp_path: Path) -> None:
     content = {"model_ema1": STATE, "args": argparse.Namespace(noise_scale=2.0, t_eps=0.04)}
     run = import_official(save(content, tmp_path), tmp_path / "run", in_context_start=START)
     direct = load_official(content, START)
@@ -455,14 +456,14 @@ def test_an_imported_file_is_a_run_like_any_other(tmp_path: Path) -> None:
     with torch.no_grad():
         for label in (Y, 10):
             assert torch.equal(loaded(Z, T, {"label": label}), direct(Z, T, {"label": label}))
-    own = checkpoint.load(run, device="cpu").domain
-    assert own.conditions == {"label": Category(10)}
-    assert own.layout.grid == (32, 32)
+    domain = checkpoint.load(run, device="cpu").domain
+    assert domain.conditions == {"label": Category(10)}
+    assert domain.layout.grid == (32, 32)
     assert jitkit.load_recipe(run / "recipe.yaml").model.in_context_start == START
 
 
-def test_an_import_writes_over_nothing(tmp_path: Path) -> None:
+def test_an_import_overwrites_nothing(tmp_path: Path) -> None:
     path = save(STATE, tmp_path)
-    with pytest.raises(RecipeError, match="holds something already; choose another folder"):
+    with pytest.raises(RecipeError, match="is not empty; choose another folder"):
         import_official(path, tmp_path, in_context_start=START)
     assert [file.name for file in tmp_path.iterdir()] == [path.name]

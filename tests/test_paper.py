@@ -194,7 +194,7 @@ def test_without_rope_only_the_fixed_code_tells_tokens_apart() -> None:
     denoiser = small()
     z, t = torch.randn(2, 1, 4, 4), torch.tensor([0.3, 0.6])
     with torch.no_grad():
-        denoiser.network.code.zero_()
+        denoiser.network.pos_embed.zero_()
     swapped = z.flip(2)  # a patch is one row and the full width, so this reverses the tokens
     assert not torch.allclose(denoiser(swapped, t), denoiser(z, t).flip(2), atol=1e-4)
     before = denoiser(z, t)
@@ -259,7 +259,7 @@ def test_a_recipe_can_be_trained_and_tells_its_command(path: Path, pictures: Pic
     if data:
         assert not found.problems
     else:  # without ImageNet the model is counted all the same
-        assert found.found["tokens"] == 256 and "ImageNet" in found.problems[0]
+        assert found.summary["tokens"] == 256 and "ImageNet" in found.problems[0]
 
 
 def test_recipes_of_the_paper_are_installed() -> None:
@@ -287,7 +287,7 @@ def test_commands_of_the_imagenet_page_are_recipes_that_load() -> None:
 def test_a_patch_has_as_many_features_as_its_recipe_says(pictures: PictureSet) -> None:
     for name, features_of_a_patch in (("patch32", 3072), ("patch16", 768), ("patch3", 27)):
         recipe = load_recipe(RECIPES / f"{name}.yaml", {"domain.path": str(pictures.source)})
-        found = check(recipe).found
+        found = check(recipe).summary
         assert found["patch_features"] == features_of_a_patch
         assert found["in_context_tokens"] == 0 and recipe.model.width == 128
 

@@ -1,4 +1,4 @@
-"""Arrays become tokens and arrays again, and every token knows where it lies."""
+"""Patchify and unpatchify, padding, token coordinates and masks."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor
 
 from jitkit.errors import JitkitError
 from jitkit.nn.patches import (
-    coords_of_cells,
     crop,
     pad,
     padded_grid,
     patchify,
     token_coords,
+    token_coords_from_cells,
     token_mask,
     unpatchify,
 )
@@ -66,7 +66,7 @@ def test_unpatchify_undoes_patchify(case: Case) -> None:
 
 @settings(deadline=None)
 @given(any_size())
-def test_a_grid_of_any_size_comes_back_once_it_is_padded_and_cropped(case: Case) -> None:
+def test_a_grid_of_any_size_survives_padding_and_cropping(case: Case) -> None:
     x, patch = case
     grid = tuple(x.shape[2:])
     tokens = patchify(pad(x, patch), patch)
@@ -78,8 +78,8 @@ def test_a_grid_of_any_size_comes_back_once_it_is_padded_and_cropped(case: Case)
 def test_a_token_holds_the_cells_at_its_coordinates_channels_first(case: Case) -> None:
     x, patch = case
     coords = token_coords(tuple(x.shape[2:]), patch).long().tolist()
-    for token, place in zip(patchify(x, patch).unbind(1), coords, strict=True):
-        cells = [slice(i * p, (i + 1) * p) for i, p in zip(place, patch, strict=True)]
+    for token, position in zip(patchify(x, patch).unbind(1), coords, strict=True):
+        cells = [slice(i * p, (i + 1) * p) for i, p in zip(position, patch, strict=True)]
         assert torch.equal(token, x[:, :, *cells].flatten(1))
 
 
@@ -95,26 +95,26 @@ def test_padding_is_less_than_a_patch_and_holds_zeros(case: Case) -> None:
 
 @settings(deadline=None)
 @given(any_size())
-def test_cells_at_0_1_2_lie_where_tokens_of_the_grid_lie(case: Case) -> None:
+def test_cells_at_0_1_2_give_the_token_coords_of_the_grid(case: Case) -> None:
     x, patch = case
     grid = tuple(x.shape[2:])
-    given_places = coords_of_cells(positions(grid, len(x)), patch)
-    assert torch.equal(given_places, token_coords(grid, patch).expand(len(x), -1, -1))
+    coords = token_coords_from_cells(positions(grid, len(x)), patch)
+    assert torch.equal(coords, token_coords(grid, patch).expand(len(x), -1, -1))
 
 
 @settings(deadline=None)
 @given(any_size(), st.integers(-3, 3))
-def test_cells_moved_by_whole_patches_move_their_tokens_as_far(case: Case, by: int) -> None:
+def test_shifting_cells_by_whole_patches_shifts_tokens_equally(case: Case, by: int) -> None:
     x, patch = case
     cells = positions(tuple(x.shape[2:]))
-    moved = coords_of_cells(cells + by * torch.tensor(patch), patch)
-    assert torch.allclose(moved, coords_of_cells(cells, patch) + by)
+    moved = token_coords_from_cells(cells + by * torch.tensor(patch), patch)
+    assert torch.allclose(moved, token_coords_from_cells(cells, patch) + by)
 
 
 # Known answers
 
 
-def test_tokens_of_a_small_grid_are_these() -> None:
+def test_tokens_of_a_small_grid() -> None:
     x = numbered(1, 1, 4, 6)
     assert patchify(x, (2, 3)).tolist() == [
         [
@@ -132,12 +132,12 @@ def test_the_last_token_may_reach_past_the_end() -> None:
     assert token_coords((5,), (2,)).tolist() == [[0], [1], [2]]
 
 
-def test_a_grid_that_is_tiled_is_neither_padded_nor_cropped() -> None:
+def test_a_tiled_grid_is_neither_padded_nor_cropped() -> None:
     x = numbered(1, 2, 4, 6)
     assert pad(x, (2, 3)) is x and crop(x, (4, 6)) is x
 
 
-def test_a_token_counts_where_any_of_its_cells_and_channels_has_data() -> None:
+def test_a_token_has_data_if_any_of_its_cells_and_channels_has() -> None:
     mask = torch.zeros(1, 2, 4, 6, dtype=torch.bool)
     mask[0, 1, 3, 0] = mask[0, 0, 0, 5] = True
     assert token_mask(mask, (2, 3)).tolist() == [[False, True, True, False]]
@@ -148,18 +148,21 @@ def test_padding_of_a_mask_has_no_data() -> None:
     assert pad(mask, (2,)).tolist() == [[[True, True, True, False]]]
 
 
-def test_a_token_lies_in_the_middle_of_its_cells() -> None:
+def test_a_token_is_at_the_mean_of_its_cells() -> None:
     cells = torch.tensor([0.0, 2.0, 7.0, 9.0]).reshape(1, 4, 1)
-    assert coords_of_cells(cells, (1,)).flatten().tolist() == [0, 2, 7, 9]
-    assert coords_of_cells(cells, (2,)).flatten().tolist() == [0.25, 3.75]  # (1 - .5)/2, (8 - .5)/2
+    assert token_coords_from_cells(cells, (1,)).flatten().tolist() == [0, 2, 7, 9]
+    assert token_coords_from_cells(cells, (2,)).flatten().tolist() == [
+        0.25,
+        3.75,
+    ]  # (1 - .5)/2, (8 - .5)/2
 
 
-def test_cells_past_the_end_go_on_by_the_last_step() -> None:
+def test_cells_past_the_end_continue_by_the_last_step() -> None:
     cells = torch.tensor([0.0, 1.0, 4.0]).reshape(1, 3, 1)  # and 7
-    assert coords_of_cells(cells, (2,)).flatten().tolist() == [0, 2.5]
+    assert token_coords_from_cells(cells, (2,)).flatten().tolist() == [0, 2.5]
 
 
-# Mistakes
+# Errors
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Stores behind an address: an S3 server, web servers, and connections that break."""
+"""Remote stores: an S3 server, web servers, and failing connections."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def dataset() -> xr.Dataset:
 
 
 def write_all(folder: Path) -> None:
-    """The same numbers in every format that is read from afar."""
+    """Write the same values in every format that is read remotely."""
     chunks = {"v": {"chunks": (1, 6, 5), "compressors": (ZstdCodec(),)}}
     dataset().to_zarr(folder / "3.zarr", encoding=chunks, zarr_format=3, consolidated=False)
     dataset().to_zarr(
@@ -70,7 +70,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def endpoint(folder: Path) -> Iterator[str]:
-    """An S3 server that holds the folder in bucket ``data``, for anyone to read."""
+    """An S3 server with the folder in the public bucket ``data``."""
     import boto3
     from moto.server import ThreadedMotoServer
 
@@ -100,12 +100,12 @@ def endpoint(folder: Path) -> Iterator[str]:
 
 
 class Web(SimpleHTTPRequestHandler):
-    """Files of a folder, ranges of them too; its server may say how requests fail."""
+    """Serves files of a folder, with byte ranges; its server can make requests fail."""
 
     protocol_version = "HTTP/1.1"
     server: WebServer
 
-    def log_message(self, *words: Any) -> None:
+    def log_message(self, *args: Any) -> None:
         pass
 
     def do_GET(self) -> None:
@@ -116,7 +116,7 @@ class Web(SimpleHTTPRequestHandler):
 
     def answer(self, *, body: bool) -> None:
         path = Path(self.translate_path(self.path))
-        self.server.asked.append(self.path)
+        self.server.requests.append(self.path)
         fault = self.server.fault(self.path)
         if fault == "close":
             self.close_connection = True
@@ -127,9 +127,9 @@ class Web(SimpleHTTPRequestHandler):
             self.end_headers()
             return
         data, status = path.read_bytes(), 200
-        asked = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", ""))
-        if asked and self.server.ranges:
-            first, last = asked.groups()
+        requested = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", ""))
+        if requested and self.server.ranges:
+            first, last = requested.groups()
             total = len(data)
             begin = int(first) if first else total - int(last)
             end = min(total, int(last) + 1) if first and last else total
@@ -148,7 +148,7 @@ class Web(SimpleHTTPRequestHandler):
 
 
 class WebServer(ThreadingHTTPServer):
-    """A web server whose connections break as ``faults`` says: kind of fault, how many times."""
+    """A web server whose connections fail as ``faults`` sets: kind of fault and number of times."""
 
     daemon_threads = True
 
@@ -156,7 +156,7 @@ class WebServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), lambda *a: Web(*a, directory=str(folder)))
         self.ranges = True
         self.faults: dict[str, list[Any]] = {}  # part of a path -> [kind, times]
-        self.asked: list[str] = []
+        self.requests: list[str] = []
         self.sent = 0
         self._lock = threading.Lock()
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
@@ -183,17 +183,17 @@ def web(folder: Path) -> Iterator[WebServer]:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Waits between tries of a hundredth."""
+    """Make the waits between tries 100 times shorter."""
     monkeypatch.setattr(remote, "FIRST_WAIT", 0.002)
 
 
 def check(store: Store) -> None:
-    """All numbers, and a few of them."""
+    """Check a full read and the read of a box."""
     (name,) = store.variables
     np.testing.assert_array_equal(store.read(name), values())
     first, second, _ = store.variables[name].dims
-    found = store.read(name, {first: 7, second: slice(1, 6, 2)})
-    np.testing.assert_array_equal(found, values()[7, 1:6:2])
+    box = store.read(name, {first: 7, second: slice(1, 6, 2)})
+    np.testing.assert_array_equal(box, values()[7, 1:6:2])
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -209,13 +209,13 @@ def test_every_format_is_read_from_s3(endpoint: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if name not in ("3.zarr", "sharded.zarr")])
-def test_what_needs_no_listing_is_read_from_a_web_server(web: WebServer, name: str) -> None:
+def test_stores_that_need_no_listing_are_read_from_a_web_server(web: WebServer, name: str) -> None:
     store = Store(f"{web.url}/{name}")
     check(store)
     check(pickle.loads(pickle.dumps(store)))
 
 
-def test_a_file_is_read_by_ranges_and_not_downloaded(web: WebServer, folder: Path) -> None:
+def test_a_file_is_read_by_byte_ranges(web: WebServer, folder: Path) -> None:
     big = np.random.default_rng(0).standard_normal((64, 256, 256), "f4")
     with h5py.File(folder / "big.h5", "w") as file:
         file.create_dataset("v", data=big, chunks=(1, 256, 256))
@@ -224,14 +224,14 @@ def test_a_file_is_read_by_ranges_and_not_downloaded(web: WebServer, folder: Pat
     assert web.sent < big.nbytes // 8
 
 
-def test_zarr_that_cannot_be_listed_says_how_to_consolidate(web: WebServer) -> None:
+def test_the_error_for_zarr_without_listing_names_consolidation(web: WebServer) -> None:
     with pytest.raises(DataError, match=r"3\.zarr: .*zarr\.consolidate_metadata"):
         Store(f"{web.url}/3.zarr")
 
 
 @pytest.mark.parametrize("kind", ["close", "half", "busy"])
 @pytest.mark.parametrize("name", ["2.zarr", "4.nc"])
-def test_a_connection_that_breaks_for_a_while_is_tried_again(
+def test_a_temporarily_failing_connection_is_retried(
     web: WebServer, quick: None, kind: str, name: str
 ) -> None:
     store = Store(f"{web.url}/{name}")
@@ -241,7 +241,7 @@ def test_a_connection_that_breaks_for_a_while_is_tried_again(
 
 
 @pytest.mark.parametrize("kind", ["close", "busy"])
-def test_opening_is_tried_again_as_well(web: WebServer, quick: None, kind: str) -> None:
+def test_opening_is_retried(web: WebServer, quick: None, kind: str) -> None:
     web.faults["/2.zarr"] = [kind, 3]
     check(Store(f"{web.url}/2.zarr"))
     web.faults["/4.nc"] = [kind, 3]
@@ -249,25 +249,25 @@ def test_opening_is_tried_again_as_well(web: WebServer, quick: None, kind: str) 
 
 
 @pytest.mark.parametrize("kind", ["close", "half", "busy"])
-def test_a_key_that_fails_for_ever_is_named(web: WebServer, quick: None, kind: str) -> None:
+def test_a_permanently_failing_key_is_named(web: WebServer, quick: None, kind: str) -> None:
     store = Store(f"{web.url}/2.zarr", options={"retries": 3})
     web.faults["/v/2.0.0"] = [kind, 10**9]
     store.read("v", {"time": 1})
-    began, before = time.monotonic(), len(web.asked)
+    began, before = time.monotonic(), len(web.requests)
     with pytest.raises(DataError) as error:
         store.read("v", {"time": 4})
-    told = str(error.value)
+    text = str(error.value)
     assert (
-        f"{store.path}: variable 'v', chunk v/2.0.0: {store.path}/v/2.0.0: failed 4 times" in told
+        f"{store.path}: variable 'v', chunk v/2.0.0: {store.path}/v/2.0.0: failed 4 times" in text
     )
-    assert len(web.asked) - before == 4 and time.monotonic() - began < 20
+    assert len(web.requests) - before == 4 and time.monotonic() - began < 20
     web.faults.clear()
-    check(store)  # a failure is not remembered
+    check(store)  # a failure is not cached
 
 
-def test_a_server_that_is_gone_is_told(web: WebServer, quick: None) -> None:
+def test_a_server_that_shut_down_is_reported(web: WebServer, quick: None) -> None:
     store = Store(f"{web.url}/2.zarr", options={"retries": 2})
-    web.faults["/"] = ["close", 10**9]  # of connections that are open
+    web.faults["/"] = ["close", 10**9]  # for connections that are open
     web.shutdown()
     web.server_close()
     with pytest.raises(DataError, match=r"chunk v/0\.0\.0: .* failed 3 times"):
@@ -276,32 +276,36 @@ def test_a_server_that_is_gone_is_told(web: WebServer, quick: None) -> None:
         Store(store.path, options={"retries": 2})
 
 
-def test_what_is_not_there_is_told_at_once(web: WebServer, endpoint: str) -> None:
+def test_a_missing_path_is_reported_without_retries(web: WebServer, endpoint: str) -> None:
     began = time.monotonic()
-    with pytest.raises(DataError, match="absent: nothing is there"):
+    with pytest.raises(DataError, match="absent: does not exist"):
         Store(f"{web.url}/absent")
     options = {"anonymous": True, "endpoint": endpoint, "allow_http": True}
-    with pytest.raises(DataError, match="absent: nothing is there"):
+    with pytest.raises(DataError, match="absent: does not exist"):
         Store("s3://data/absent", options=options)
     assert time.monotonic() - began < 5
 
 
-def test_refusal_by_the_server_is_told_at_once(
+def test_denied_access_is_reported_without_retries(
     web: WebServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Web, "answer", lambda self, body: self.send_error(403))
-    with pytest.raises(DataError, match="refused; for public data set domain.options.anonymous"):
+    with pytest.raises(
+        DataError, match="access denied; for public data set domain.options.anonymous"
+    ):
         Store(f"{web.url}/2.zarr")
 
 
 def test_a_server_without_ranges_still_serves_zarr(web: WebServer) -> None:
     web.ranges = False
     check(Store(f"{web.url}/2.zarr"))
-    with pytest.raises(DataError, match="4.nc.*does not do what is needed.*copy the data to disk"):
+    with pytest.raises(
+        DataError, match="4.nc.*does not support the request.*copy the data to disk"
+    ):
         Store(f"{web.url}/4.nc")
 
 
-def test_chunks_of_one_read_are_fetched_side_by_side(
+def test_chunks_of_one_read_are_requested_in_parallel(
     web: WebServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, answer, most, now = Store(f"{web.url}/2.zarr"), Web.answer, [0], [0]
@@ -321,11 +325,11 @@ def test_chunks_of_one_read_are_fetched_side_by_side(
     assert most[0] > 1
 
 
-def test_many_threads_read_from_afar(web: WebServer) -> None:
+def test_many_threads_read_remotely(web: WebServer) -> None:
     store = Store(f"{web.url}/2.zarr")
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda step: store.read("v", {"time": step % 12}), range(96)))
-    np.testing.assert_array_equal(np.stack(found[:12]), values())
+        steps = list(pool.map(lambda step: store.read("v", {"time": step % 12}), range(96)))
+    np.testing.assert_array_equal(np.stack(steps[:12]), values())
     assert store.stats.decoded == 6
 
 
@@ -375,8 +379,8 @@ def test_shared_credentials_are_used(
     check(Store("s3://data/deep/2.zarr", options={"endpoint": endpoint, "allow_http": True}))
 
 
-def test_places_give_the_same_bytes(web: WebServer, folder: Path) -> None:
-    near, far = File(str(folder / "v.npy")), Remote(web.url, {})
+def test_local_and_remote_locations_return_the_same_bytes(web: WebServer, folder: Path) -> None:
+    local, distant = File(str(folder / "v.npy")), Remote(web.url, {})
     for start, length in ((0, None), (10, 20), (-16, None), (-16, 4), (200, None), (5, 0)):
-        assert far.read("v.npy", start, length) == near.read("", start, length)
-    assert far.read("absent") is None and far.stamp("absent") == ""
+        assert distant.read("v.npy", start, length) == local.read("", start, length)
+    assert distant.read("absent") is None and distant.stamp("absent") == ""

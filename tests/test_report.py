@@ -1,4 +1,4 @@
-"""The page of `jitkit report`: valid, whole, and true to the run, whatever state that is in."""
+"""The page of `jitkit report`: valid HTML, self-contained, correct for runs in any state."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from jitkit.report.page import write_report
 from jitkit.report.scores import score_groups, sweep_views
 from jitkit.runs.defaults import write_best
 
-Ask = Callable[..., Any]
+Command = Callable[..., Any]
 NAMES = {"html": "http://www.w3.org/1999/xhtml"}
 ATTACK = '"><img src=x onerror=alert(1)><script>alert(2)</script></title>'
 
@@ -34,36 +34,38 @@ def run(tmp_path: Path) -> Path:
 
 
 def parsed(path: Path) -> Any:
-    """The page's tree, by a parser that stops at the first mistake; ids are one of a kind."""
+    """The page's tree by a strict parser; ids are unique and references resolve."""
     parser = html5lib.HTMLParser(strict=True, namespaceHTMLElements=False)
     tree = parser.parse(path.read_text(encoding="utf-8"))
     ids = [element.get("id") for element in tree.iter() if element.get("id")]
     assert len(ids) == len(set(ids))
-    named = [word for e in tree.iter() for word in (e.get("aria-labelledby") or "").split()]
-    assert set(named) <= set(ids)
+    referenced = [i for e in tree.iter() for i in (e.get("aria-labelledby") or "").split()]
+    assert set(referenced) <= set(ids)
     return tree
 
 
 def text(tree: Any) -> str:
-    shown = [t for e in tree.iter() if e.tag not in ("script", "style") for t in (e.text, e.tail)]
-    return " ".join(" ".join(filter(None, shown)).split())
+    parts = [t for e in tree.iter() if e.tag not in ("script", "style") for t in (e.text, e.tail)]
+    return " ".join(" ".join(filter(None, parts)).split())
 
 
-def told(*runs: Path, out: Path | None = None) -> str:
+def report_text(*runs: Path, out: Path | None = None) -> str:
     return text(parsed(write_report(runs, out)))
 
 
 # The page
 
 
-def test_a_report_of_a_trained_run_is_valid_small_and_whole(trained: Path, tmp_path: Path) -> None:
+def test_a_report_of_a_trained_run_is_valid_small_and_self_contained(
+    trained: Path, tmp_path: Path
+) -> None:
     run = Path(shutil.copytree(trained, tmp_path / "tiny"))
     path = write_report([run])
     assert path == run / "report.html" and path.stat().st_size < 5e6
     tree = parsed(path)
     assert "done at step 12 of 12" in text(tree)
     assert re.search(
-        r"A model of [\d,]+ weights \(width 16, depth 2\), trained on 1,500 items of "
+        r"A model of [\d,]+ parameters \(width 16, depth 2\), trained on 1,500 items of "
         r"domain digits: 1 channel on 8 × 8 cells \(row, column\)",
         text(tree),
     )
@@ -74,38 +76,40 @@ def test_a_report_of_a_trained_run_is_valid_small_and_whole(trained: Path, tmp_p
     assert all(e.get("alt") for e in tree.iter("img"))
 
 
-def test_figures_are_those_of_the_run(run: Path) -> None:
-    shown = told(run)
-    assert "held-out loss 2 at step 400" in shown
-    assert "lowest held-out loss 1 at step 300" in shown
+def test_key_figures_are_those_of_the_run(run: Path) -> None:
+    shown = report_text(run)
+    assert "validation loss 2 at step 400" in shown
+    assert "lowest validation loss 1 at step 300" in shown
     assert "speed 500 samples/s" in shown and "waiting for data 2 %" in shown
     assert "started 2026-01-02 03:04:05 UTC" in shown and "commit abc1234" in shown
-    assert "step 300, nearest to the lowest held-out loss" in shown
+    assert "step 300, nearest to the lowest validation loss" in shown
 
 
-def test_the_weights_are_counted_as_the_model_has_them(trained: Path, tmp_path: Path) -> None:
+def test_the_reported_number_of_parameters_is_that_of_the_model(
+    trained: Path, tmp_path: Path
+) -> None:
     import jitkit
 
     network = jitkit.load(trained).network
     count = sum(p.numel() for p in network.parameters())
-    assert f"A model of {count:,} weights" in told(trained, out=tmp_path / "page.html")
+    assert f"A model of {count:,} parameters" in report_text(trained, out=tmp_path / "page.html")
 
 
-def test_charts_hold_the_numbers_of_the_run(run: Path) -> None:
+def test_charts_hold_the_metrics_of_the_run(run: Path) -> None:
     charts = {}
     for figure in parsed(write_report([run])).iter("figure"):
         for script in figure.iter("script"):
             charts[next(figure.iter("strong")).text] = json.loads(script.text)
-    assert charts["Held-out loss"]["x"] == [[50, 100, 150, 200, 250, 300, 350, 400]]
-    assert charts["Held-out loss"]["lines"][0]["y"] == [3.5, 3, 2.5, 2, 1.5, 1, 1.5, 2]
-    against = charts["Held-out loss against time"]["lines"]
+    assert charts["Validation loss"]["x"] == [[50, 100, 150, 200, 250, 300, 350, 400]]
+    assert charts["Validation loss"]["lines"][0]["y"] == [3.5, 3, 2.5, 2, 1.5, 1, 1.5, 2]
+    against = charts["Validation loss against time"]["lines"]
     assert [line["name"] for line in against] == ["step 50", "step 250", "step 400"]
     assert against[2]["y"][:3] == [2, 3, 4.5]
-    assert len(charts["Training loss for each tenth of time"]["lines"]) == 10
+    assert len(charts["Training loss per time bin"]["lines"]) == 10
     assert charts["Speed"]["lines"][0]["y"][0] == 500
 
 
-def test_words_of_a_run_are_never_markup(tmp_path: Path) -> None:
+def test_text_of_a_run_is_never_markup(tmp_path: Path) -> None:
     run = make_run(tmp_path / "a<b>&'c", {"name": "x<script>"})
     shutil.copy(run / "recipe.yaml", tmp_path)
     recipe = (run / "recipe.yaml").read_text().replace("domain:", f"domain:\n  note: '{ATTACK}'", 1)
@@ -124,7 +128,7 @@ def test_words_of_a_run_are_never_markup(tmp_path: Path) -> None:
     assert text(tree).count(ATTACK) >= 8
 
 
-def test_secrets_are_not_told(run: Path) -> None:
+def test_secrets_are_not_shown(run: Path) -> None:
     lines = [
         "domain:",
         "  path: s3://me:word1@bucket/data.zarr?sig=word2",
@@ -144,9 +148,9 @@ def test_secrets_are_not_told(run: Path) -> None:
 
 
 @pytest.mark.parametrize("state", ["running", "stopped", "failed", "unheard of"])
-def test_the_state_of_a_run_is_told(run: Path, state: str) -> None:
+def test_the_state_of_a_run_is_shown(run: Path, state: str) -> None:
     write_json(run / "status.json", {"state": state, "step": 90, "steps": 500, "why": "the reason"})
-    shown = told(run)
+    shown = report_text(run)
     expected = {"running": "running, or killed at step 400 of 500"}
     assert expected.get(state, f"{state} at step 90 of 500") in shown and "the reason" in shown
 
@@ -163,7 +167,7 @@ def test_the_state_of_a_run_is_told(run: Path, state: str) -> None:
     ],
 )
 @pytest.mark.parametrize("how", ["missing", "empty", "torn", "strange"])
-def test_what_a_run_lacks_is_left_out(run: Path, name: str, how: str) -> None:
+def test_missing_and_broken_files_are_left_out(run: Path, name: str, how: str) -> None:
     write_scores(run)
     path = run / name
     if path.is_dir():
@@ -174,55 +178,56 @@ def test_what_a_run_lacks_is_left_out(run: Path, name: str, how: str) -> None:
     else:
         data = {"empty": b"", "torn": path.read_bytes()[:30], "strange": b"[[], 1, null]\n" * 2}
         path.write_bytes(data[how])
-    shown = told(run)
+    shown = report_text(run)
     assert "Machine" in shown
-    noted = name.endswith(".json") and how != "missing" or how == "strange" and name != "samples"
-    assert (name in shown.split("Key figures")[0]) == noted
+    is_noted = name.endswith(".json") and how != "missing"
+    is_noted |= how == "strange" and name != "samples"
+    assert (name in shown.split("Key figures")[0]) == is_noted
 
 
-def test_a_run_that_has_only_begun_has_a_page(run: Path) -> None:
+def test_a_run_with_only_a_recipe_has_a_page(run: Path) -> None:
     for path in run.iterdir():
         if path.name != "recipe.yaml":
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    shown = told(run)
-    assert "Domain digits; no checkpoint is there yet to say more." in shown
-    assert "Nothing was logged yet." in shown and "Not scored yet: jitkit evaluate" in shown
-    assert "No picture of samples was drawn yet." in shown
+    shown = report_text(run)
+    assert "Domain digits; no checkpoint yet." in shown
+    assert "Nothing is logged yet." in shown and "Not scored yet: jitkit evaluate" in shown
+    assert "No sample images yet." in shown
     written = datetime.fromtimestamp((run / "recipe.yaml").stat().st_mtime, UTC)
     assert f"last written {written:%Y-%m-%d %H:%M:%S} UTC" in shown
 
 
-def test_steps_that_were_passed_over_are_told_with_their_reason(run: Path) -> None:
+def test_skipped_steps_are_shown_with_their_reason(run: Path) -> None:
     with (run / "metrics.jsonl").open("a") as file:
         for step in range(401, 408):
             line = {"step": step, "loss": None, "skipped": f"reason {step}", "items": [1]}
             file.write(json.dumps(line) + "\n")
-    shown = told(run)
-    assert "7 steps were passed over step 401: reason 401" in shown and "and 2 more" in shown
+    shown = report_text(run)
+    assert "7 steps were skipped step 401: reason 401" in shown and "and 2 more" in shown
 
 
-def test_a_domain_that_is_not_installed_here_does_no_harm(run: Path) -> None:
+def test_a_domain_that_is_not_installed_is_reported_all_the_same(run: Path) -> None:
     text = (run / "recipe.yaml").read_text().replace("name: digits\n  ", "name: quarks\n  ")
     (run / "recipe.yaml").write_text(text)
-    assert "quarks" in told(run)
+    assert "quarks" in report_text(run)
 
 
 # Scores and sweeps
 
 
-def test_scores_are_told_with_interval_floor_baselines_and_how_they_were_taken(run: Path) -> None:
+def test_scores_are_shown_with_interval_floor_baselines_and_evaluation_settings(run: Path) -> None:
     write_scores(run)
-    shown = told(run)
+    shown = report_text(run)
     assert "frechet pixels lower is better, ink²" in shown
     assert "0.25 (0.15 to 0.35), 2 seeds" in shown  # the wider interval
     assert "climatology 0.5 (0.45 to 0.55)" in shown and "real items 0.34" in shown
-    assert "label agreement digits says nothing here" in shown
-    assert "protocol jit but for: 1000 samples, not 50000" in shown
-    assert "1,000 samples, of step 400, with running mean 0.99, by heun, 20 steps" in shown
-    assert "FID was not taken: it needs weights." in shown and "spectra of ink" in shown
+    assert "label agreement digits not defined here" in shown
+    assert "protocol jit except: 1000 samples, not 50000" in shown
+    assert "1,000 samples, of step 400, EMA 0.99, by heun, 20 steps" in shown
+    assert "FID was not computed: it needs weights." in shown and "spectra of ink" in shown
 
 
-def test_scores_of_several_runs_share_an_axis_and_what_is_equal() -> None:
+def test_scores_of_several_runs_share_an_axis_and_an_equal_floor() -> None:
     other = {
         "scores": {"frechet_pixels": {"value": 0.75, "interval": [0.7, 0.8], "floor": 0.34000001}}
     }
@@ -234,17 +239,17 @@ def test_scores_of_several_runs_share_an_axis_and_what_is_equal() -> None:
     assert all(mark.low <= mark.at <= mark.high for mark in score.marks if mark.low is not None)
 
 
-def test_pictures_outside_the_run_are_not_opened(run: Path, tmp_path: Path) -> None:
+def test_figures_outside_the_run_are_not_opened(run: Path, tmp_path: Path) -> None:
     write_scores(run)
     shutil.copy(run / "spectra-of-ink.png", tmp_path / "private.png")
     (run / "link.png").symlink_to(tmp_path / "private.png")
     names = ["../private.png", str(tmp_path / "private.png"), "link.png"]
     write_json(run / "evaluation.json", SCORES | {"pictures": names})
-    shown = told(run)
-    assert shown.count("of evaluation.json lies outside the run") == 3 and "private ," not in shown
+    shown = report_text(run)
+    assert shown.count("of evaluation.json is outside the run") == 3 and "private ," not in shown
 
 
-def test_the_best_of_a_sweep_is_marked_and_its_rank_shades_it(run: Path) -> None:
+def test_the_best_setting_of_a_sweep_is_marked_and_cells_are_shaded_by_rank(run: Path) -> None:
     axes: dict[str, Any] = {"sample.guidance": GUIDANCE, "ema": ["0.99", "0.995"]}
     write_sweep(run, "a", axes)
     (sweep,) = sweep_views([json.loads((run / "sweeps" / "a" / "sweep.json").read_text())])
@@ -253,16 +258,16 @@ def test_the_best_of_a_sweep_is_marked_and_its_rank_shades_it(run: Path) -> None
     best = [(row[0].text, k) for row in sweep.rows for k, cell in enumerate(row) if cell.best]
     assert best == [("2", 1)]
     assert (sweep.rows[2][1].shade, sweep.rows[0][2].shade) == (100, 0)
-    shown = told(run)
+    shown = report_text(run)
     assert "Best: sample.guidance=2, ema=0.99, fid 3 (2.9 to 3.1)" in shown
     assert (
         "the best in 80 % of resamples; no worse within the noise: sample.guidance=1, ema=0.99. It "
-        "lies at an end of ema, so a better one may lie beyond." in shown
+        "is at an end of ema, so a better one may be beyond." in shown
     )
 
 
 @pytest.mark.parametrize(("best", "order"), [("low", "abc"), ("high", "cba"), ("real", "bac")])
-def test_points_of_a_sweep_are_ranked_by_what_is_better(best: str, order: str) -> None:
+def test_points_of_a_sweep_are_ranked_by_the_direction_of_the_score(best: str, order: str) -> None:
     points = [
         {"set": {"k": name}, "scores": {"s": {"value": value, "floor": 2.2, "best": best}}}
         for name, value in (("a", 1.0), ("b", 2.0), ("c", 4.0))
@@ -272,14 +277,14 @@ def test_points_of_a_sweep_are_ranked_by_what_is_better(best: str, order: str) -
     assert [row[1].shade for row in sweep.rows] == [100, 50, 0]
 
 
-def test_what_a_sweep_set_for_samples_is_told(run: Path) -> None:
+def test_sampling_settings_from_a_sweep_are_shown(run: Path) -> None:
     write_best(run, {"sample.guidance": 2.2, "ema": "0.99"}, {"by": "fid"})
-    assert "( best.yaml ): sample.guidance=2.2 , ema=0.99 ." in told(run)
+    assert "( best.yaml ): sample.guidance=2.2 , ema=0.99 ." in report_text(run)
     (run / "best.yaml").write_text("sample: [")
-    assert "best.yaml cannot be read" in told(run)
+    assert "best.yaml cannot be read" in report_text(run)
 
 
-def test_sweeps_of_one_axis_and_of_three_are_shown_and_unfinished_ones_said_so(run: Path) -> None:
+def test_sweeps_of_one_axis_and_of_three_are_shown_and_unfinished_ones_marked(run: Path) -> None:
     write_sweep(run, "one", {"sample.guidance": GUIDANCE}, done=3)
     axes: dict[str, Any] = {
         "sample.guidance": GUIDANCE,
@@ -298,21 +303,21 @@ def test_sweeps_of_one_axis_and_of_three_are_shown_and_unfinished_ones_said_so(r
     assert three.header == ["sample.guidance", "ema", "sample.method", "score"]
     assert [cell.text for cell in three.rows[0]] == ["2", "0.9", "heun", "3"]
     assert len(three.rows) == 12
-    told(run)
+    report_text(run)
 
 
 # Recipes
 
 
-def test_what_departs_from_the_bundled_recipe_is_told(tmp_path: Path) -> None:
+def test_differences_from_the_bundled_recipe_are_shown(tmp_path: Path) -> None:
     run = make_run(tmp_path / "mine", {"train.lr": 5e-4, "model.depth": 2})
-    shown = told(run)
+    shown = report_text(run)
     assert "It differs from the bundled recipe digits in model.depth=2 , train.lr=0.0005" in shown
     assert "bundled: 0.002" in shown
-    assert "It is the bundled recipe digits ." in told(make_run(tmp_path / "theirs"))
+    assert "It is the bundled recipe digits ." in report_text(make_run(tmp_path / "theirs"))
 
 
-def test_between_runs_the_keys_that_differ_are_told_and_no_others(tmp_path: Path) -> None:
+def test_only_keys_that_differ_between_runs_are_compared(tmp_path: Path) -> None:
     runs = [
         make_run(tmp_path / "a", {"train.lr": 5e-4}),
         make_run(tmp_path / "b", {"train.ema": [0.9]}, seed=1),
@@ -329,29 +334,29 @@ def test_between_runs_the_keys_that_differ_are_told_and_no_others(tmp_path: Path
     assert rows[1][1:] == ["0.0005", "0.002"] and rows[2][1:] == ["[0.99, 0.995]", "[0.9]"]
 
 
-def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+def test_runs_of_the_same_name_are_labelled_by_their_folders(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / where / "digits") for where in ("monday", "tuesday")]
-    shown = told(*runs, out=tmp_path / "both.html")
+    shown = report_text(*runs, out=tmp_path / "both.html")
     assert "2 runs monday/digits" in shown and "tuesday/digits" in shown
 
 
 # The command
 
 
-def test_the_command_writes_beside_the_run_or_where_it_is_told(
-    run: Path, tmp_path: Path, jitkit: Ask
+def test_the_command_writes_into_the_run_or_to_a_given_file(
+    run: Path, tmp_path: Path, jitkit: Command
 ) -> None:
-    for words, path in (((), run / "report.html"), (("--out", tmp_path / "x.html"), None)):
+    for arguments, path in (((), run / "report.html"), (("--out", tmp_path / "x.html"), None)):
         path = path or tmp_path / "x.html"
         for _ in range(2):  # a report may be replaced
-            answer = jitkit("report", run, *words)
+            answer = jitkit("report", run, *arguments)
             assert (answer.code, answer.err) == (0, "")
             assert re.fullmatch(rf"report in {re.escape(str(path))} \(0\.\d MB\)\n", answer.out)
         assert parsed(path) is not None
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         ((), "no run is given; name the folder of one, such as runs/digits"),
         (("nowhere",), "nowhere is no run: there is no such folder; give the folder that jitkit"),
@@ -360,29 +365,33 @@ def test_the_command_writes_beside_the_run_or_where_it_is_told(
         (("digits", "./digits"), "digits is given twice"),
         (
             ("digits", "--out", "digits/recipe.yaml"),
-            "is there already and no report; choose another",
+            "exists and is no report; choose another",
         ),
         (("digits", "--out", "empty"), "empty is a folder; name a file, such as empty/report.html"),
     ],
 )
-def test_what_cannot_be_meant_is_refused_and_nothing_is_written(
-    run: Path, jitkit: Ask, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], message: str
+def test_invalid_arguments_are_refused_and_nothing_is_written(
+    run: Path,
+    jitkit: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    message: str,
 ) -> None:
     monkeypatch.chdir(run.parent)
     Path("empty").mkdir()
     before = {path: path.stat().st_mtime_ns for path in run.parent.rglob("*")}
-    answer = jitkit("report", *words)
+    answer = jitkit("report", *arguments)
     assert (answer.code, answer.out) == (2, "") and message in answer.err
     assert before == {path: path.stat().st_mtime_ns for path in run.parent.rglob("*")}
 
 
-def test_a_report_that_somebody_else_wrote_is_not_replaced(run: Path) -> None:
+def test_a_file_that_is_no_report_is_not_replaced(run: Path) -> None:
     (run / "report.html").write_text("<!doctype html><title>notes</title>")
-    with pytest.raises(RecipeError, match="is there already and no report"):
+    with pytest.raises(RecipeError, match="exists and is no report"):
         write_report([run])
 
 
-def test_a_report_takes_a_second_and_loads_neither_torch_nor_matplotlib(run: Path) -> None:
+def test_a_report_takes_under_three_seconds_without_torch_and_matplotlib(run: Path) -> None:
     code = (
         "import sys; from jitkit.cli import app; "
         f"app(['report', {str(run)!r}], result_action='return_value'); "

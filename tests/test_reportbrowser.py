@@ -1,6 +1,6 @@
-"""The page of `jitkit report` in a real browser: whole, readable, and nothing leaves it.
+"""The page of `jitkit report` in a real browser: complete, readable, and without requests.
 
-Skipped where there is no Chromium: `apt-get install chromium`.
+Skipped without Chromium: `apt-get install chromium`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(
     chromium() is None, reason="no Chromium is installed: apt-get install chromium"
 )
 
-LONG = "a_name_without_any_place_to_break_it_that_is_wider_than_the_window_of_a_telephone_is"
+LONG = "a_name_without_any_space_to_break_it_that_is_wider_than_the_window_of_a_mobile_phone"
 
 CONTRAST = """(() => {
   const brush = Object.assign(document.createElement("canvas"), {width: 1, height: 1})
@@ -33,29 +33,30 @@ CONTRAST = """(() => {
     brush.fillRect(0, 0, 1, 1);
     return [...brush.getImageData(0, 0, 1, 1).data];
   };
-  const light = (colour) => {
+  const luminance = (colour) => {
     const [r, g, b] = rgba(colour).slice(0, 3).map((v) => v / 255)
       .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
     return 0.2126 * r + 0.7152 * g + 0.0722 * b;
   };
-  const ground = (element) => {
-    for (let at = element; at; at = at.parentElement) {
-      const colour = getComputedStyle(at).backgroundColor;
+  const background = (element) => {
+    for (let node = element; node; node = node.parentElement) {
+      const colour = getComputedStyle(node).backgroundColor;
       if (rgba(colour)[3] === 255) return colour;
     }
     return "white";
   };
   const ratio = (a, b) => {
-    const [low, high] = [light(a), light(b)].sort((x, y) => x - y);
+    const [low, high] = [luminance(a), luminance(b)].sort((x, y) => x - y);
     return (high + 0.05) / (low + 0.05);
   };
   for (const each of document.querySelectorAll("details")) each.open = true;
-  const words = [...document.querySelectorAll("body *")].filter((e) => e.checkVisibility()
+  const texts = [...document.querySelectorAll("body *")].filter((e) => e.checkVisibility()
     && [...e.childNodes].some((n) => n.nodeType === Node.TEXT_NODE && n.data.trim()));
   const lines = [...document.querySelectorAll("svg .line")];
   return {
-    words: words.map((e) => [ratio(getComputedStyle(e).color, ground(e)), e.textContent.trim()]),
-    lines: lines.map((e) => [ratio(getComputedStyle(e).stroke, ground(e)), e.outerHTML]),
+    texts: texts.map((e) =>
+      [ratio(getComputedStyle(e).color, background(e)), e.textContent.trim()]),
+    lines: lines.map((e) => [ratio(getComputedStyle(e).stroke, background(e)), e.outerHTML]),
   };
 })()"""
 
@@ -70,25 +71,25 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A page on one run with all that a run may hold, and one on nine runs."""
-    place = tmp_path_factory.mktemp("runs")
-    run = make_run(place / "digits")
+    """A page on one run with every part, and one on nine runs."""
+    folder = tmp_path_factory.mktemp("runs")
+    run = make_run(folder / "digits")
     write_scores(run)
     write_sweep(run, "a", {"sample.guidance": GUIDANCE})
     write_sweep(run, "b", {"sample.guidance": GUIDANCE, "ema": [f"0.9{k}" for k in range(9)]})
     names = [*"abcdefg", LONG]
-    runs = [make_run(place / name, {"train.seed": 1}, steps=60) for name in names]
-    runs[0] = make_run(place / "long", steps=1000)  # "1,000" stands at the edge of the window
-    return {"one": write_report([run]), "nine": write_report([run, *runs], place / "nine.html")}
+    runs = [make_run(folder / name, {"train.seed": 1}, steps=60) for name in names]
+    runs[0] = make_run(folder / "long", steps=1000)  # "1,000" is at the edge of the window
+    return {"one": write_report([run]), "nine": write_report([run, *runs], folder / "nine.html")}
 
 
 @pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize("name", ["one", "nine"])
-def test_a_page_loads_whole_and_fits_its_window(
+def test_a_page_loads_completely_and_fits_its_window(
     browser: Browser, pages: dict[str, Path], name: str, width: int
 ) -> None:
     browser.open(pages[name], width=width)
-    assert browser.complaints() == []
+    assert browser.errors() == []
     assert browser.requests() == [pages[name].resolve().as_uri()]
     assert browser.evaluate("document.scrollingElement.scrollWidth") <= width
     browser.evaluate(
@@ -102,9 +103,7 @@ def test_a_page_loads_whole_and_fits_its_window(
 
 
 @pytest.mark.parametrize("width", [390, 1280])
-def test_words_do_not_lie_on_one_another(
-    browser: Browser, pages: dict[str, Path], width: int
-) -> None:
+def test_tick_labels_do_not_overlap(browser: Browser, pages: dict[str, Path], width: int) -> None:
     browser.open(pages["one"], width=width)
     overlapping = browser.evaluate("""[...document.querySelectorAll(".ticks")].flatMap((axis) => {
       const boxes = [...axis.children].map((e) => [e.textContent, e.getBoundingClientRect()]);
@@ -117,20 +116,20 @@ def test_words_do_not_lie_on_one_another(
 
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("name", ["one", "nine"])
-def test_words_and_lines_stand_out_by_day_and_by_night(
+def test_text_and_lines_have_contrast_in_light_and_dark_mode(
     browser: Browser, pages: dict[str, Path], name: str, dark: bool
 ) -> None:
     browser.open(pages[name], dark=dark)
-    found = browser.evaluate(CONTRAST)
-    assert len(found["words"]) > 100 and len(found["lines"]) > 20
-    assert not [pair for pair in found["words"] if pair[0] < 4.5]  # WCAG 2.2, 1.4.3
-    assert not [pair for pair in found["lines"] if pair[0] < 3]  # WCAG 2.2, 1.4.11
-    ground = browser.evaluate("getComputedStyle(document.body).backgroundColor")
-    assert (sum(map(int, re.findall(r"\d+", ground))) < 200) == dark
+    contrast = browser.evaluate(CONTRAST)
+    assert len(contrast["texts"]) > 100 and len(contrast["lines"]) > 20
+    assert not [pair for pair in contrast["texts"] if pair[0] < 4.5]  # WCAG 2.2, 1.4.3
+    assert not [pair for pair in contrast["lines"] if pair[0] < 3]  # WCAG 2.2, 1.4.11
+    background = browser.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, re.findall(r"\d+", background))) < 200) == dark
 
 
 @pytest.mark.parametrize("width", [390, 1280])
-def test_a_chart_tells_the_values_under_the_pointer(
+def test_a_chart_shows_the_values_under_the_pointer(
     browser: Browser, pages: dict[str, Path], width: int
 ) -> None:
     browser.open(pages["one"], width=width)
@@ -148,7 +147,7 @@ def test_a_chart_tells_the_values_under_the_pointer(
     assert tip(browser)["hidden"]
 
 
-def test_a_chart_tells_its_values_by_the_keyboard(browser: Browser, pages: dict[str, Path]) -> None:
+def test_a_chart_shows_its_values_by_the_keyboard(browser: Browser, pages: dict[str, Path]) -> None:
     browser.open(pages["one"])
     browser.evaluate("document.querySelector('#curves ~ .charts .area').focus()")
     for key, shown in (("Home", "step 503.5"), ("ArrowRight", "step 1003"), ("End", "step 4002")):
@@ -159,7 +158,7 @@ def test_a_chart_tells_its_values_by_the_keyboard(browser: Browser, pages: dict[
 
 
 def tip(browser: Browser) -> dict[str, Any]:
-    """What stands beside the pointer in the first chart of the curves."""
+    """The tooltip of the first chart of the curves."""
     return dict(
         browser.evaluate("""(() => {
       const tip = document.querySelector("#curves ~ .charts .tip");
@@ -169,9 +168,9 @@ def tip(browser: Browser) -> dict[str, Any]:
     )
 
 
-def test_a_picture_grows_when_it_is_pressed(browser: Browser, pages: dict[str, Path]) -> None:
+def test_an_image_grows_when_it_is_clicked(browser: Browser, pages: dict[str, Path]) -> None:
     browser.open(pages["one"])
-    width = "document.querySelector('.picture img').getBoundingClientRect().width"
+    width = "document.querySelector('.image img').getBoundingClientRect().width"
     before = browser.evaluate(width)
     browser.evaluate("document.querySelector('.enlarge').click()")
     assert browser.evaluate(width) > 2 * before
@@ -179,14 +178,14 @@ def test_a_picture_grows_when_it_is_pressed(browser: Browser, pages: dict[str, P
     assert browser.evaluate(pressed) == "true"
 
 
-def test_nothing_leaves_the_page_whatever_gets_into_it(
+def test_the_page_sends_no_request_even_with_injected_code(
     browser: Browser, pages: dict[str, Path]
 ) -> None:
-    asked: list[str] = []
+    requested: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            asked.append(self.path)
+            requested.append(self.path)
             self.send_response(204)
             self.end_headers()
 
@@ -208,13 +207,13 @@ def test_nothing_leaves_the_page_whatever_gets_into_it(
         }})()""")
         assert browser.evaluate("window.ran") is None
         server.shutdown()
-    assert asked == []
-    assert len(browser.complaints()) >= 3  # the browser says what the page's policy forbade
+    assert requested == []
+    assert len(browser.errors()) >= 3  # reports of the page's content security policy
 
 
 def test_a_page_prints_on_a4_with_everything_open(browser: Browser, pages: dict[str, Path]) -> None:
     browser.open(pages["one"], dark=True)
-    closed = "document.querySelectorAll('details:not([open], .numbers)').length"
+    closed = "document.querySelectorAll('details:not([open], .values)').length"
     assert browser.evaluate(closed) > 0
     browser.evaluate("dispatchEvent(new Event('beforeprint'))")
     assert browser.evaluate(closed) == 0
@@ -224,7 +223,7 @@ def test_a_page_prints_on_a4_with_everything_open(browser: Browser, pages: dict[
     sizes = re.findall(rb"/MediaBox \[0 0 ([\d.]+) ([\d.]+)\]", data)
     assert data.startswith(b"%PDF") and 4 <= len(sizes) <= 20
     assert {(round(float(w)), round(float(h))) for w, h in sizes} == {(595, 842)}
-    browser.ask("Emulation.setEmulatedMedia", media="print")
+    browser.call("Emulation.setEmulatedMedia", media="print")
     assert (
         browser.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     )

@@ -1,4 +1,4 @@
-"""What a run logged, thinned for a chart: nothing is lost but detail, and memory is bounded."""
+"""Training curves downsampled for charts with bounded memory; axes, lines and images."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from jitkit.report.charts import SIDE, Line, chart, linear, logarithmic
-from jitkit.report.curves import BINS, BUCKETS, LOSSES, Buckets, Curve, read, smoothed
-from jitkit.report.pictures import chosen, encoded, pictures
+from jitkit.report.charts import SIDE, Line, chart, linear_axis, log_axis
+from jitkit.report.curves import BINS, BUCKETS, LOSSES, Buckets, Curve, read_curves, smooth
+from jitkit.report.images import embed_previews, encode_webp, select_steps
 from jitkit.training import validation
 
-numbers = st.floats(-1e6, 1e6)
+floats = st.floats(-1e6, 1e6)
 
 
-def wrote(path: Path, records: Sequence[dict[str, Any]], tail: bytes = b"") -> Path:
+def write_lines(path: Path, records: Sequence[dict[str, Any]], tail: bytes = b"") -> Path:
     path.write_bytes(b"".join(json.dumps(record).encode() + b"\n" for record in records) + tail)
     return path
 
 
-@given(st.lists(st.tuples(st.integers(0, 10_000), numbers), min_size=1, max_size=60))
-def test_buckets_keep_count_mean_and_extremes_whatever_their_width(
+@given(st.lists(st.tuples(st.integers(0, 10_000), floats), min_size=1, max_size=60))
+def test_buckets_keep_count_mean_and_extremes_at_any_width(
     pairs: list[tuple[int, float]],
 ) -> None:
     buckets = Buckets(["loss"])
@@ -45,7 +45,7 @@ def test_buckets_keep_count_mean_and_extremes_whatever_their_width(
     assert ((curve.low <= curve.mean + 1e-6) & (curve.mean <= curve.high + 1e-6)).all()
 
 
-def test_a_bucket_holds_the_steps_of_its_stretch_and_no_others() -> None:
+def test_a_bucket_holds_exactly_the_steps_of_its_interval() -> None:
     buckets = Buckets(["loss"])
     steps = np.arange(4 * BUCKETS)
     buckets.add(steps, steps[:, None].astype(float))
@@ -55,10 +55,10 @@ def test_a_bucket_holds_the_steps_of_its_stretch_and_no_others() -> None:
     assert np.array_equal(curve.low, steps[::4]) and np.array_equal(curve.high, steps[3::4])
 
 
-def test_the_last_and_the_least_value_are_exact_in_a_long_run(tmp_path: Path) -> None:
+def test_the_last_and_the_lowest_value_of_a_long_run_are_exact(tmp_path: Path) -> None:
     losses = 2 + np.random.default_rng(0).normal(size=5000)
     records = [{"step": k + 1, "loss": loss} for k, loss in enumerate(losses)]
-    history = read(wrote(tmp_path / "metrics.jsonl", records), LOSSES)
+    history = read_curves(write_lines(tmp_path / "metrics.jsonl", records), LOSSES)
     least = int(losses.argmin())
     assert history.final["loss"] == (5000, losses[-1])
     assert history.lowest["loss"] == (least + 1, losses[least])
@@ -70,52 +70,52 @@ def test_memory_does_not_grow_with_the_run(tmp_path: Path) -> None:
     record = {"loss": 1.0, "loss_bins": [1.0] * BINS}
     peaks = []
     for steps in (4_000, 12_000):
-        wrote(path, [{"step": k} | record for k in range(steps)])
+        write_lines(path, [{"step": k} | record for k in range(steps)])
         tracemalloc.start()
-        read(path, LOSSES)
+        read_curves(path, LOSSES)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.2 * peaks[0]
 
 
-def test_a_torn_last_line_is_awaited_and_other_torn_lines_are_counted(tmp_path: Path) -> None:
+def test_a_torn_last_line_is_ignored_and_other_torn_lines_are_counted(tmp_path: Path) -> None:
     good = [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 2.0}]
-    path = wrote(tmp_path / "metrics.jsonl", good, tail=b'{"step": 3, "lo')
-    assert read(path, LOSSES).torn == 0
+    path = write_lines(tmp_path / "metrics.jsonl", good, tail=b'{"step": 3, "lo')
+    assert read_curves(path, LOSSES).torn == 0
     torn = [b'{"step"', b"[1]", b'{"loss": 1}', b'{"step": -1}', b'{"step": "x"}', b"\xff\x00", b""]
     path.write_bytes(b"\n".join([b'{"step": 1, "loss": 1.0}', *torn, b'{"step": 2}\n']))
-    history = read(path, LOSSES)
+    history = read_curves(path, LOSSES)
     assert history.torn == len(torn) and history.final["loss"] == (1, 1.0)
 
 
-def test_what_is_no_finite_number_is_left_out(tmp_path: Path) -> None:
+def test_values_that_are_not_finite_are_left_out(tmp_path: Path) -> None:
     lines = ["NaN", "Infinity", "null", '"1"', "[1]", "7.5"]
     text = "".join(f'{{"step": {k}, "loss": {value}}}\n' for k, value in enumerate(lines))
     (tmp_path / "metrics.jsonl").write_text(text)
-    curve = read(tmp_path / "metrics.jsonl", LOSSES).curves.curve("loss")
+    curve = read_curves(tmp_path / "metrics.jsonl", LOSSES).curves.curve("loss")
     assert (curve.step.tolist(), curve.mean.tolist()) == ([5], [7.5])
 
 
-def test_steps_that_were_passed_over_are_counted_and_the_first_named(tmp_path: Path) -> None:
+def test_skipped_steps_are_counted_and_the_first_named(tmp_path: Path) -> None:
     records = [{"step": k, "loss": None, "skipped": f"bad {k}"} for k in range(9)]
-    history = read(wrote(tmp_path / "metrics.jsonl", records), LOSSES)
+    history = read_curves(write_lines(tmp_path / "metrics.jsonl", records), LOSSES)
     assert history.skipped == 9 and history.reasons[:2] == [(0, "bad 0"), (1, "bad 1")]
     assert len(history.reasons) == 5
 
 
-def test_the_bins_are_those_of_the_trainer() -> None:
+def test_the_time_bins_are_those_of_validation() -> None:
     assert BINS == validation.BINS
 
 
-def test_smoothing_leaves_a_straight_line_and_its_start_alone() -> None:
+def test_smoothing_does_not_change_a_straight_line_and_its_start() -> None:
     step = np.arange(1.0, 201.0)
     ones = np.ones_like(step)
     curve = Curve(step, 3 * step, 3 * step, 3 * step, ones)
-    means, window = smoothed(curve, 200)
+    means, window = smooth(curve, 200)
     assert window == 11
     assert np.allclose(means[:-5], 3 * step[:-5])
     noise = np.random.default_rng(0).normal(size=200)
-    means, _ = smoothed(Curve(step, noise, noise, noise, ones), 200)
+    means, _ = smooth(Curve(step, noise, noise, noise, ones), 200)
     assert means[20:-20].std() == pytest.approx(11**-0.5, rel=0.35)
 
 
@@ -125,15 +125,15 @@ def test_smoothing_leaves_a_straight_line_and_its_start_alone() -> None:
 @given(st.lists(st.floats(1e-9, 1e9), min_size=1, max_size=6), st.booleans())
 @example([607593835.0, 605093893.0], False)
 def test_an_axis_holds_its_values_between_ticks(values: list[float], log: bool) -> None:
-    axis = logarithmic(values) if log else linear(values)
-    places = [axis.place(value) for value in values]
-    assert min(places) > -1e-3 and max(places) < 1 + 1e-3
-    ticks = [tick.at for tick in axis.marks()]
+    axis = log_axis(values) if log else linear_axis(values)
+    fractions = [axis.fraction(value) for value in values]
+    assert min(fractions) > -1e-3 and max(fractions) < 1 + 1e-3
+    ticks = [tick.at for tick in axis.labelled_ticks()]
     assert ticks == sorted(ticks) and ticks[0] == 0 and ticks[-1] == pytest.approx(100, abs=0.01)
-    assert 2 <= len(ticks) <= 9 and len({tick.text for tick in axis.marks()}) == len(ticks)
+    assert 2 <= len(ticks) <= 9 and len({tick.text for tick in axis.labelled_ticks()}) == len(ticks)
 
 
-def test_a_line_is_drawn_where_its_values_lie() -> None:
+def test_a_line_is_drawn_at_its_values() -> None:
     line = Line("a", "c0", [0, 50, 100], [0, 5, 10], dots=True)
     drawn = chart("loss", [line], about="all", log=False)
     assert drawn is not None
@@ -143,7 +143,7 @@ def test_a_line_is_drawn_where_its_values_lie() -> None:
     assert drawn.summary == "a: 0 at step 0, 10 at step 100, lowest 0 at step 0."
 
 
-def test_an_axis_is_logarithmic_for_wide_spread_and_never_below_zero() -> None:
+def test_an_axis_is_logarithmic_for_a_wide_spread_of_positive_values() -> None:
     def is_log(y: list[float]) -> bool:
         drawn = chart("loss", [Line("a", "c0", [0, 1], y)], about="all")
         assert drawn is not None
@@ -152,50 +152,50 @@ def test_an_axis_is_logarithmic_for_wide_spread_and_never_below_zero() -> None:
     assert is_log([0.1, 10]) and not is_log([1, 2]) and not is_log([-1, 10])
 
 
-def test_a_chart_of_nothing_is_none() -> None:
+def test_a_chart_without_points_is_none() -> None:
     assert chart("loss", [Line("a", "c0", [], [])], about="all") is None
 
 
-# Pictures
+# Images
 
 
 @given(st.integers(1, 60), st.integers(0, 59))
-def test_first_last_and_best_pictures_are_among_those_shown(n: int, best: int) -> None:
+def test_first_last_and_best_images_are_among_those_shown(n: int, best: int) -> None:
     steps = list(range(0, 10 * n, 10))
-    at = steps[best % n]
-    found = chosen(steps, at)
-    assert found == sorted(set(found)) and len(found) == min(n, 12)
-    assert {steps[0], steps[-1], at} <= set(found)
+    best_step = steps[best % n]
+    selected = select_steps(steps, best_step)
+    assert selected == sorted(set(selected)) and len(selected) == min(n, 12)
+    assert {steps[0], steps[-1], best_step} <= set(selected)
 
 
-def test_a_small_picture_is_kept_exactly(tmp_path: Path) -> None:
+def test_a_small_image_is_kept_exactly(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    data, size = encoded(tmp_path / "a.png", 10**6)
+    data, size = encode_webp(tmp_path / "a.png", 10**6)
     (tmp_path / "a.webp").write_bytes(data)
-    with Image.open(tmp_path / "a.webp") as again:
-        assert size == again.size == (30, 40)
-        assert np.array_equal(np.asarray(again.convert("RGB")), pixels)
+    with Image.open(tmp_path / "a.webp") as decoded:
+        assert size == decoded.size == (30, 40)
+        assert np.array_equal(np.asarray(decoded.convert("RGB")), pixels)
 
 
-def test_a_picture_that_is_large_fits_its_budget(tmp_path: Path) -> None:
+def test_a_large_image_fits_its_budget(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (900, 1800, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png", compress_level=1)
-    data, size = encoded(tmp_path / "a.png", 100_000)
+    data, size = encode_webp(tmp_path / "a.png", 100_000)
     assert (
         len(data) <= 100_000 and size[0] < 1600 and size[0] == pytest.approx(2 * size[1], rel=0.05)
     )
 
 
-def test_a_torn_picture_is_named_and_the_others_are_shown(tmp_path: Path) -> None:
+def test_a_torn_image_is_named_and_the_others_are_shown(tmp_path: Path) -> None:
     (tmp_path / "samples" / "step-30-seed-1").mkdir(parents=True)
     for step in (0, 20):
         Image.new("RGB", (8, 8), "red").save(tmp_path / "samples" / f"step-{step}.png")
     whole = (tmp_path / "samples" / "step-20.png").read_bytes()
     (tmp_path / "samples" / "step-10.png").write_bytes(whole[:40])
     (tmp_path / "samples" / "step-15.png").write_text("GIF89a")
-    found, notes = pictures(tmp_path, best=18, budget=10**6)
-    assert [(each.step, each.best) for each in found] == [(0, False), (20, True)]
+    images, notes = embed_previews(tmp_path, best=18, budget=10**6)
+    assert [(each.step, each.best) for each in images] == [(0, False), (20, True)]
     assert [re.match(r"step-1[05]\.png cannot be read", note) is not None for note in notes] == [
         True,
         True,

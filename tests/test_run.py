@@ -1,4 +1,4 @@
-"""A run's folder: which one it is, and that nothing in it is ever half there."""
+"""A run's folder: its choice, atomic files, metrics, locks."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from jitkit.runs.run_dir import (
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder, the current one."""
+    """An empty current folder."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -41,15 +41,15 @@ def make_run(path: str) -> Path:
     return Path(path)
 
 
-# Which folder
+# Choice of the folder
 
 
-def test_a_run_lies_under_runs_by_the_name_of_its_recipe_or_where_it_is_put() -> None:
+def test_the_folder_of_a_run_is_runs_and_the_name_of_its_recipe_or_the_given_one() -> None:
     assert choose_folder("digits", None, new=False) == Path("runs/digits")
     assert choose_folder("digits", Path("elsewhere"), new=False) == Path("elsewhere")
 
 
-def test_a_run_that_is_there_is_taken_and_with_new_another_beside_it() -> None:
+def test_an_existing_run_is_used_and_with_new_another_folder() -> None:
     assert choose_folder("x", make_run("runs/x"), new=False) == Path("runs/x")
     assert choose_folder("x", None, new=True) == Path("runs/x-2")
     make_run("runs/x-2")
@@ -57,7 +57,7 @@ def test_a_run_that_is_there_is_taken_and_with_new_another_beside_it() -> None:
     assert choose_folder("x", Path("runs/y"), new=True) == Path("runs/y")
 
 
-def test_a_folder_with_other_files_is_refused_and_untouched(here: Path) -> None:
+def test_a_folder_with_other_files_is_refused_and_unchanged(here: Path) -> None:
     (here / "photos").mkdir()
     (here / "photos" / "cat.png").touch()
     with pytest.raises(RecipeError, match="photos holds files but no run; .* with --run DIR"):
@@ -66,7 +66,7 @@ def test_a_folder_with_other_files_is_refused_and_untouched(here: Path) -> None:
     assert [path.name for path in here.rglob("*")] == ["photos", "cat.png"]
 
 
-def test_an_empty_folder_will_do_and_a_file_will_not(here: Path) -> None:
+def test_an_empty_folder_is_accepted_and_a_file_is_not(here: Path) -> None:
     (here / "empty").mkdir()
     (here / "file").touch()
     assert choose_folder("x", Path("empty"), new=False) == Path("empty")
@@ -77,14 +77,14 @@ def test_an_empty_folder_will_do_and_a_file_will_not(here: Path) -> None:
 # Files
 
 
-def test_a_text_is_written_whole_or_not_at_all(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_files_are_written_atomically(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = here / "new" / "note.txt"
     write_text(path, "größer\n")
     assert path.read_text(encoding="utf-8") == "größer\n"
-    whole = Path.write_text
+    complete = Path.write_text
 
     def torn(self: Path, text: str, **keys: Any) -> int:
-        whole(self, text[:3], **keys)
+        complete(self, text[:3], **keys)
         raise OSError("disk full")
 
     monkeypatch.setattr(Path, "write_text", torn)
@@ -93,7 +93,7 @@ def test_a_text_is_written_whole_or_not_at_all(here: Path, monkeypatch: pytest.M
     assert path.read_text(encoding="utf-8") == "größer\n"
 
 
-def test_the_environment_tells_versions_machine_and_commit() -> None:
+def test_the_environment_has_versions_machine_and_commit() -> None:
     found = environment()
     assert json.loads(json.dumps(found)) == found
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", found["started"])
@@ -109,7 +109,7 @@ RECORDS = st.lists(st.fixed_dictionaries({"loss": st.floats(allow_nan=False)}), 
 
 
 @given(RECORDS, st.integers(-1, 7), st.integers(0, 40))
-def test_metrics_after_a_step_are_forgotten_and_a_torn_line_too(
+def test_metrics_after_a_step_and_torn_lines_are_removed(
     records: list[dict[str, float]], step: int, torn: int
 ) -> None:
     run = Path()
@@ -126,12 +126,12 @@ def test_metrics_after_a_step_are_forgotten_and_a_torn_line_too(
     assert Path("metrics.jsonl").read_text().splitlines() == [*lines, '{"step": 99}']
 
 
-def test_metrics_that_are_not_there_yet_are_an_empty_file() -> None:
+def test_missing_metrics_become_an_empty_file() -> None:
     cut_metrics(Path(), 5)
     assert Path("metrics.jsonl").read_bytes() == b""
 
 
-def test_lines_come_whole_or_not_at_all_on_a_full_disk() -> None:
+def test_lines_are_appended_completely_or_not_at_all_on_a_full_disk() -> None:
     path = Path("lines.jsonl")
     append_lines(path, [{"step": 1}])
     before = path.read_bytes()
@@ -144,7 +144,7 @@ def test_lines_come_whole_or_not_at_all_on_a_full_disk() -> None:
 
 @contextmanager
 def small_files(size: int) -> Iterator[None]:
-    """No file of this process can grow past a size."""
+    """Limit the size of files of this process."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
@@ -159,13 +159,13 @@ def small_files(size: int) -> Iterator[None]:
     ("lines", "count"),
     [([], 0), ([0], 0), ([1], 1), ([1, 0, 1, 1], 2), ([1, 1, 1], 3), ([1, 1, 0], 0)],
 )
-def test_the_steps_passed_over_at_the_end_are_counted(lines: list[int], count: int) -> None:
+def test_skipped_steps_at_the_end_are_counted(lines: list[int], count: int) -> None:
     records = [{"step": i} | ({"skipped": "why"} if bad else {}) for i, bad in enumerate(lines)]
     append_lines(Path("metrics.jsonl"), records)
     assert skipped_at_end(Path()) == count
 
 
-def test_two_processes_do_not_train_in_one_folder() -> None:
+def test_two_processes_cannot_train_in_one_folder() -> None:
     run = make_run("run")
     with locked(run):
         other = subprocess.run(
@@ -183,7 +183,7 @@ def test_two_processes_do_not_train_in_one_folder() -> None:
         pass
 
 
-def test_a_folder_in_which_nothing_began_is_gone() -> None:
+def test_the_folder_of_a_run_that_failed_before_it_started_is_removed() -> None:
     with pytest.raises(RecipeError), locked(Path("run")):
         raise RecipeError("no such thing")
     assert not Path("run").exists()

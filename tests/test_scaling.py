@@ -85,7 +85,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from jitkit.diffusion.denoiser import Denoiser
 from jitkit.fields import Axis, Category, Layout
-from jitkit.utils.distributed import Shared, shard, team
+from jitkit.utils.distributed import DistributedLoss, shard, team
 from jitkit.nn.transformer import Sizes
 
 
@@ -116,7 +116,7 @@ class Losses(torch.nn.Module):
 
 def step(shared, parts):
     for i in range(parts):
-        with shared.part(last=i == parts - 1):
+        with shared.gradient_sync(last=i == parts - 1):
             shared(torch.ones(2, 1, 8, 8), torch.zeros(2, dtype=torch.long)).sum().backward()
     shared.network.zero_grad(set_to_none=True)
 
@@ -137,13 +137,13 @@ def main():
             found["blocks"] = sum(p.numel() for p in network.blocks.parameters())
             if how == "fsdp":
                 shard(network, list(network.blocks), ours, torch.device("cpu"))
-            shared = Shared(Losses(denoiser), network, how, ours, torch.device("cpu"))
+            shared = DistributedLoss(Losses(denoiser), network, how, ours, torch.device("cpu"))
             for _ in range(2):  # the first two also make buckets
                 step(shared, parts)
             with Watch() as watch:
                 step(shared, parts)
             found[f"{how} {parts}"] = watch.seen
-        if ours.leads:
+        if ours.is_main:
             print("found:", json.dumps(found))
 
 

@@ -16,11 +16,11 @@ from benchmarks.solverpage import (  # noqa: E402
     error_table,
     filled,
     findings,
+    report_text,
     score_table,
-    told,
 )
 from benchmarks.solvers import COUNTS, PAPER, QUARTER, settings, steps_within  # noqa: E402
-from jitkit.diffusion.solvers import SOLVERS, TIMES, Method, evaluations  # noqa: E402
+from jitkit.diffusion.solvers import SOLVERS, TIME_GRIDS, Method, nfe  # noqa: E402
 
 
 def records() -> dict[str, Any]:
@@ -37,29 +37,29 @@ def records() -> dict[str, Any]:
 @pytest.mark.parametrize("most", [1, 2, 10, 25, 99])
 def test_steps_within_a_number_are_the_most_that_need_no_more(method: Method, most: int) -> None:
     steps = steps_within(method, most)
-    assert evaluations(method, steps) <= most < evaluations(method, steps + 1)
+    assert nfe(method, steps) <= most < nfe(method, steps + 1)
 
 
 def test_errors_stand_under_their_evaluations() -> None:
     own = [one for one in findings(records()) if one.kind == "error of 4"]
     table = error_table(own)
-    assert table[0] == "| rule | times | 10 | 15 | 20 | 25 | 50 |"
+    assert table[0] == "| solver | time grid | 10 | 15 | 20 | 25 | 50 |"
     heun = "| heun | uniform | 0.1111 | 0.0667 | 0.0526 | 0.0400 | 0.0204 |"
-    assert heun in table and len(table) == 2 + len(SOLVERS) * len(TIMES) + 2
-    assert table[-1] == "50 steps of Heun, 99 evaluations: 0.0101."
+    assert heun in table and len(table) == 2 + len(SOLVERS) * len(TIME_GRIDS) + 2
+    assert table[-1] == "50 steps of Heun, NFE 99: 0.0101."
 
 
 def test_scores_begin_with_the_papers_setting() -> None:
     own = [one for one in findings(records()) if one.kind == "scores of 8"]
     table = score_table(own)
-    assert table[0] == "| rule | times | evaluations | label agreement |"
+    assert table[0] == "| solver | time grid | NFE | label agreement |"
     assert table[2] == "| heun | uniform | 99 | 50 ± 1 |"
     assert "| ab3 | cosine | 25 | 25 ± 1 |" in table
 
 
 def test_a_page_is_filled_between_its_marks_and_may_be_again() -> None:
     page = f"head\n{MARKS[0]}\nold\n{MARKS[1]}\ntail\n"
-    once = filled(page, told(findings(records())))
+    once = filled(page, report_text(findings(records())))
     assert once.startswith("head\n") and once.endswith("\ntail\n") and "old" not in once
     assert filled(once, "new") == f"head\n{MARKS[0]}\nnew\n\n{MARKS[1]}\ntail\n"
     document = Path(__file__).parents[1] / "docs" / "solvers.md"

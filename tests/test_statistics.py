@@ -1,4 +1,4 @@
-"""Statistics in one pass: right to the last digits, laws of encode and decode, named mistakes."""
+"""Streaming statistics: precision, decode undoes encode, errors that name the channel."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from jitkit.utils.types import Array
 def field(
     rng: np.random.Generator, *, n: int = 24, offset: float = 0.0, gaps: float = 0.0
 ) -> Array:
-    """Items of two channels on a 3 x 4 grid, (n, 2, 3, 4) float32; a share of cells missing."""
+    """Items of two channels on a 3 x 4 grid, (n, 2, 3, 4) float32, a fraction of cells missing."""
     values = (offset + rng.standard_normal((n, 2, 3, 4)) * [[[3.0]], [[0.2]]]).astype(np.float32)
     values[rng.random(values.shape) < gaps] = np.nan
     return values
@@ -41,7 +41,7 @@ def exact(values: Array) -> tuple[float, float]:
     return float(mean), float(sum(((x - mean) ** 2 for x in numbers), Fraction(0)) / len(numbers))
 
 
-def test_known_numbers_are_counted() -> None:
+def test_statistics_of_known_values() -> None:
     values = np.array([[1.0, np.nan], [3.0, 5.0]])[:, None]  # (2, 1, 2)
     found = Statistics.measure([values], ["a"])
     assert [found.count[0], found.missing[0]] == [3, 0.25]
@@ -57,7 +57,7 @@ def test_known_numbers_are_counted() -> None:
     st.integers(0, 2**32),
     st.floats(0, 0.9),
 )
-def test_mean_and_variance_are_exact_whatever_the_offset_and_the_cuts(
+def test_mean_and_variance_are_exact_for_any_offset_and_blocks(
     offset: float, scale: float, cuts: list[int], seed: int, gaps: float
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -74,11 +74,11 @@ def test_mean_and_variance_are_exact_whatever_the_offset_and_the_cuts(
     ("offset", "scale", "dtype"),
     [(101_325, 300, np.float32), (1e9, 1, np.float64), (1e15, 1, np.float64), (-273.15, 1e-9, "d")],
 )
-def test_a_huge_offset_costs_no_digits(offset: float, scale: float, dtype: Any) -> None:
+def test_a_large_offset_loses_no_precision(offset: float, scale: float, dtype: Any) -> None:
     rng = np.random.default_rng(0)
     values = (offset + scale * rng.standard_normal((300, 1, 700))).astype(dtype)
     found = Statistics.measure(np.split(values, 100), ["pressure"], per_cell=True)
-    wide = values.astype(np.longdouble) - offset  # else the reference would lose digits
+    wide = values.astype(np.longdouble) - offset  # so that the reference loses no digits
     assert found.mean[0] == pytest.approx(float(offset + wide.mean()), rel=3e-16)
     assert found.std[0] == pytest.approx(float(wide.std()), rel=1e-12)
     assert found.cell_mean is not None and found.cell_std is not None
@@ -87,7 +87,7 @@ def test_a_huge_offset_costs_no_digits(offset: float, scale: float, dtype: Any) 
     np.testing.assert_allclose(found.cell_std[0], wide.std(axis=0)[0].astype("d"), rtol=2e-7)
 
 
-def test_many_small_blocks_are_as_exact_as_a_large_one() -> None:
+def test_many_small_blocks_are_as_exact_as_one_large_block() -> None:
     values = 1e9 + np.random.default_rng(1).standard_normal((20_000, 1, 1))
     found = Statistics.measure(np.split(values, 20_000), ["a"])
     mean, variance = exact(values)
@@ -96,7 +96,9 @@ def test_many_small_blocks_are_as_exact_as_a_large_one() -> None:
 
 
 @pytest.mark.parametrize("piece", [1, 7, 64, 2**18])
-def test_pieces_change_nothing(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_statistics_do_not_depend_on_the_piece_size(
+    piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     blocks = [field(np.random.default_rng(2), offset=1e5, gaps=0.3)]
     options: dict[str, Any] = {"per_cell": True, "differences": True}
     whole = Statistics.measure(blocks, ["a", "b"], **options).metadata()
@@ -111,7 +113,7 @@ def test_pieces_change_nothing(piece: int, monkeypatch: pytest.MonkeyPatch) -> N
 
 @given(st.integers(0, 24), st.booleans())
 @settings(deadline=None, max_examples=30)
-def test_merged_parts_are_the_whole(cut: int, per_cell: bool) -> None:
+def test_merged_accumulators_equal_one_accumulator(cut: int, per_cell: bool) -> None:
     values = field(np.random.default_rng(3), offset=1e4, gaps=0.2)
     options: dict[str, Any] = {"per_cell": per_cell, "transforms": {"a": "sqrt"}}
     first, second = (Accumulator(["a", "b"], **options) for _ in range(2))
@@ -127,7 +129,7 @@ def test_merged_parts_are_the_whole(cut: int, per_cell: bool) -> None:
         np.testing.assert_allclose(merged.cell_shift, whole.cell_shift, atol=1e-6)
 
 
-def test_channels_can_be_added_alone_and_in_their_own_blocks() -> None:
+def test_channels_can_be_added_separately_in_different_blocks() -> None:
     values = field(np.random.default_rng(4))
     accumulator = Accumulator(["a", "b"], per_cell=True)
     for part in np.split(values[:, 0], 3):
@@ -139,7 +141,7 @@ def test_channels_can_be_added_alone_and_in_their_own_blocks() -> None:
     np.testing.assert_array_equal(found.encode(values[0])[1], whole.encode(values[0])[1])
 
 
-def test_threads_may_add_different_channels_at_once() -> None:
+def test_threads_can_add_different_channels_concurrently() -> None:
     values = np.random.default_rng(19).standard_normal((40, 8, 5000)).astype(np.float32)
     names = list("abcdefgh")
     accumulator = Accumulator(names, per_cell=True)
@@ -149,7 +151,7 @@ def test_threads_may_add_different_channels_at_once() -> None:
     np.testing.assert_equal(accumulator.result().metadata(), whole.metadata())
 
 
-def test_memory_is_bounded_by_a_piece_and_not_by_the_stream() -> None:
+def test_memory_does_not_grow_with_the_stream() -> None:
     def stream(num: int) -> Iterator[Array]:
         for seed in range(num):
             yield np.random.default_rng(seed).standard_normal((1, 1, 1 << 18), dtype=np.float32)
@@ -157,14 +159,14 @@ def test_memory_is_bounded_by_a_piece_and_not_by_the_stream() -> None:
     def peak(num: int) -> int:
         tracemalloc.start()
         Statistics.measure(stream(num), ["a"], normalize="robust", differences=True)
-        _, most = tracemalloc.get_traced_memory()
+        _, peak_bytes = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-        return most
+        return peak_bytes
 
     assert peak(24) < 1.2 * peak(6)
 
 
-def test_cells_have_their_own_mean_and_spread() -> None:
+def test_statistics_per_cell() -> None:
     values = field(np.random.default_rng(5), n=50, gaps=0.2)
     values += np.arange(12).reshape(3, 4) * 10
     values[:, 0, 0, 0] = np.nan  # never observed
@@ -189,14 +191,14 @@ def test_cells_have_their_own_mean_and_spread() -> None:
 
 
 @pytest.mark.parametrize("constant", [0.1, 1e9 + 0.1, -273.15, 1e-300])
-def test_a_cell_that_is_constant_has_no_variance_by_rounding(constant: float) -> None:
+def test_a_constant_cell_gets_no_variance_from_rounding(constant: float) -> None:
     values = np.random.default_rng(6).standard_normal((1000, 1, 2))
     values[..., 0] = constant
     found = Statistics.measure(np.split(values, [3, 500, 777]), ["a"], per_cell=True)
     assert found.cell_ratio is not None and found.cell_ratio[0, 0] == 1
 
 
-def test_differences_are_between_neighbours_in_time_alone() -> None:
+def test_differences_are_between_consecutive_steps_only() -> None:
     values = field(np.random.default_rng(7), n=30, offset=300).astype("d")
     values[10, 0] = np.nan
     accumulator = Accumulator(["a", "b"], differences=True, transforms={"b": {"log1p": 2.0}})
@@ -212,7 +214,7 @@ def test_differences_are_between_neighbours_in_time_alone() -> None:
     np.testing.assert_allclose(found, np.nanstd(steps, axis=(0, 2, 3)), rtol=1e-12)
 
 
-def test_differences_of_a_straight_line_in_time_do_not_vary() -> None:
+def test_differences_of_a_linear_trend_have_no_variance() -> None:
     line = np.arange(40.0)[:, None, None] + np.arange(3)
     found = Statistics.measure(np.split(line, 8), ["a"], differences=True)
     assert found.differences is not None and found.differences[0] == 0
@@ -220,7 +222,7 @@ def test_differences_of_a_straight_line_in_time_do_not_vary() -> None:
 
 @pytest.mark.parametrize("transform", ["none", "sqrt", {"log1p": 0.5}])
 @pytest.mark.parametrize("normalize", ["standard", "minmax", "robust"])
-def test_encoded_numbers_are_what_normalize_says(transform: Any, normalize: Normalize) -> None:
+def test_encoded_values_are_normalized(transform: Any, normalize: Normalize) -> None:
     values = np.random.default_rng(8).gamma(2.0, 5.0, (400, 1, 9))
     found = Statistics.measure(
         np.split(values, 5), ["a"], transforms={"a": transform}, normalize=normalize
@@ -236,15 +238,15 @@ def test_encoded_numbers_are_what_normalize_says(transform: Any, normalize: Norm
         assert abs(half) < 1e-5 and most - quarter == pytest.approx(1.349, rel=1e-3)
 
 
-def test_robust_statistics_do_not_see_the_tail() -> None:
+def test_robust_statistics_ignore_outliers() -> None:
     values = np.random.default_rng(9).standard_normal((100, 1, 1000))
-    values[:, :, :10] = 1e9  # a hundredth of all
+    values[:, :, :10] = 1e9  # 1 % of the values
     found = Statistics.measure(np.split(values, 10), ["a"], normalize="robust")
     assert abs(found.center[0]) < 0.03 and found.spread[0] == pytest.approx(1, rel=0.03)
     assert found.std[0] > 1e7
 
 
-def test_no_normalization_leaves_the_numbers() -> None:
+def test_without_normalization_values_are_unchanged() -> None:
     values = field(np.random.default_rng(10))
     constant = np.concatenate([values, np.full_like(values[:, :1], 2)], axis=1)
     found = Statistics.measure([constant], ["a", "b", "c"], normalize="none")
@@ -254,7 +256,7 @@ def test_no_normalization_leaves_the_numbers() -> None:
 
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[Statistics, Array]:
-    """Statistics of any setting, and items to put through them, (n, 2, 5) float32."""
+    """Statistics with any settings, and items to encode, (n, 2, 5) float32."""
     transform = draw(st.sampled_from(["none", "sqrt", "log1p", {"log1p": 1e-3}, {"log1p": 50.0}]))
     normalize = draw(st.sampled_from(get_args(Normalize)))
     offset = draw(st.sampled_from([0.0, 5.0, 1e5]))
@@ -278,7 +280,7 @@ def cases(draw: st.DrawFn) -> tuple[Statistics, Array]:
 
 @settings(deadline=None, max_examples=200)
 @given(cases())
-def test_decode_undoes_encode_up_to_the_rounding_of_float32(case: tuple[Statistics, Array]) -> None:
+def test_decode_undoes_encode_up_to_float32_rounding(case: tuple[Statistics, Array]) -> None:
     found, values = case
     for item in values:
         encoded = found.encode(item)
@@ -287,7 +289,7 @@ def test_decode_undoes_encode_up_to_the_rounding_of_float32(case: tuple[Statisti
         np.testing.assert_array_equal(np.isnan(encoded), np.isnan(item))
         np.testing.assert_array_equal(np.isnan(again), np.isnan(item))
         for c, transform in enumerate(found.transforms):
-            # one rounding of the encoded number, carried through the slope of the inverse
+            # rounding of the encoded value times the slope of the inverse
             x = item[c].astype("d")
             slope = {
                 "none": np.ones_like(x),
@@ -304,7 +306,7 @@ def test_decode_undoes_encode_up_to_the_rounding_of_float32(case: tuple[Statisti
 
 @settings(deadline=None)
 @given(cases(), st.lists(st.floats(-1e6, 1e6, width=32), min_size=10, max_size=10))
-def test_decode_takes_any_number_and_clips_to_what_the_transform_can_invert(
+def test_decode_clips_any_value_to_the_range_of_the_transform(
     case: tuple[Statistics, Array], numbers: list[float]
 ) -> None:
     found, _ = case
@@ -316,19 +318,19 @@ def test_decode_takes_any_number_and_clips_to_what_the_transform_can_invert(
         assert (decoded[0] >= 0).all()
 
 
-def test_rain_is_never_negative_unless_it_was() -> None:
+def test_decoded_rain_is_negative_only_if_the_data_are() -> None:
     rain = np.random.default_rng(11).gamma(0.1, 1e-3, (50, 1, 20)).astype(np.float32)
     options: dict[str, Any] = {"transforms": {"rain": {"log1p": 1e-3}}}
     dry = np.full((1, 20), -9, np.float32)
     assert not Statistics.measure([rain], ["rain"], **options).decode(dry).any()
-    rain[0, 0, 0] = -1e-6  # as packed files have them
+    rain[0, 0, 0] = -1e-6  # as in packed files
     found = Statistics.measure([rain], ["rain"], **options)
     np.testing.assert_allclose(found.decode(dry), -1e-6, rtol=1e-5)
     again = found.decode(found.encode(rain[0]))
     np.testing.assert_allclose(again[0, 0], -1e-6, rtol=1e-3)
 
 
-def test_axes_between_channels_and_grid_are_carried_along() -> None:
+def test_encode_and_decode_take_axes_between_channels_and_grid() -> None:
     values = field(np.random.default_rng(12), n=6)
     found = Statistics.measure([values], ["a", "b"], per_cell=True)
     window = values.swapaxes(0, 1)  # (C, steps, 3, 4)
@@ -336,11 +338,11 @@ def test_axes_between_channels_and_grid_are_carried_along() -> None:
     np.testing.assert_array_equal(found.decode(window)[:, 2], found.decode(values[2]))
 
 
-def test_values_without_a_grid_are_taken() -> None:
-    numbers = np.random.default_rng(13).standard_normal((100, 2))
-    found = Statistics.measure([numbers], ["a", "b"])
-    np.testing.assert_allclose(found.mean, numbers.mean(axis=0), rtol=1e-12)
-    assert found.encode(numbers[0]).shape == (2,)
+def test_statistics_of_values_without_a_grid() -> None:
+    values = np.random.default_rng(13).standard_normal((100, 2))
+    found = Statistics.measure([values], ["a", "b"])
+    np.testing.assert_allclose(found.mean, values.mean(axis=0), rtol=1e-12)
+    assert found.encode(values[0]).shape == (2,)
 
 
 def refusals() -> dict[str, tuple[dict[str, Any], Array, str]]:
@@ -357,13 +359,13 @@ def refusals() -> dict[str, tuple[dict[str, Any], Array, str]]:
         "log": (
             {"transforms": {"b": {"log1p": 0.5}}},
             with_b(-0.5),
-            "'b' has a value of -0.5, and its transform log1p takes values above -0.5",
+            "'b' has a value of -0.5, but its transform log1p needs values above -0.5",
         ),
-        "root": ({"transforms": {"b": "sqrt"}}, with_b(-1e-9), "'b'.*-1e-09.*takes values 0 or ab"),
+        "root": ({"transforms": {"b": "sqrt"}}, with_b(-1e-9), "'b'.*-1e-09.*needs values 0 or ab"),
         "quartiles": (
             {"normalize": "robust"},
             with_b(np.arange(10)[:, None, None] == 5),
-            "'b' has no interquartile range: half of its 40 values or more are equal; use",
+            "'b' has no interquartile range: at least half of its 40 values are equal; use",
         ),
         "both": ({}, np.zeros((10, 2, 4)), "(?s)2 of 2.*'a' has no variance.*'b' has no variance"),
         "shape": ({}, good[:, :1], r"block of shape \(10, 1, 4\) is not \(n, 2, X1..Xn\)"),
@@ -371,7 +373,7 @@ def refusals() -> dict[str, tuple[dict[str, Any], Array, str]]:
 
 
 @pytest.mark.parametrize("which", refusals())
-def test_a_channel_that_cannot_be_used_is_named(which: str) -> None:
+def test_an_unusable_channel_is_named(which: str) -> None:
     options, values, text = refusals()[which]
     with pytest.raises(DataError, match=f"(?s){text}"):
         Statistics.measure([values], ["a", "b"], **options)
@@ -381,17 +383,20 @@ def test_a_channel_that_cannot_be_used_is_named(which: str) -> None:
     ("options", "text"),
     [
         ({"normalize": "standart"}, "'standart' is not standard, .* did you mean 'standard'"),
-        ({"normalize": "minmax", "per_cell": True}, "per_cell .* goes with normalize standard"),
-        ({"transforms": {"tempp": "sqrt"}}, "'tempp', which is no channel.* did you mean 'temp'"),
+        ({"normalize": "minmax", "per_cell": True}, "per_cell .* needs normalize standard"),
+        (
+            {"transforms": {"tempp": "sqrt"}},
+            "'tempp', which is not a channel.* did you mean 'temp'",
+        ),
         ({"transforms": {"temp": "sqr"}}, "'sqr' is not none, log1p or sqrt; did you mean 'sqrt'"),
         ({"transforms": {"temp": {"log1p": 0}}}, "scale 0.0 is not a number above 0"),
         ({"transforms": {"temp": {"log1p": np.nan}}}, "scale nan is not a number above 0"),
-        ({"transforms": {"temp": {"sqrt": 2.0}}}, "sqrt takes no scale"),
-        ({"transforms": {"temp": {"log1p": "x"}}}, "cannot be meant; give none, sqrt, log1p or"),
-        ({"transforms": {"temp": {"log1p": 1, "sqrt": 1}}}, "cannot be meant"),
+        ({"transforms": {"temp": {"sqrt": 2.0}}}, "sqrt has no scale"),
+        ({"transforms": {"temp": {"log1p": "x"}}}, "is invalid; give none, sqrt, log1p or"),
+        ({"transforms": {"temp": {"log1p": 1, "sqrt": 1}}}, "is invalid"),
     ],
 )
-def test_a_setting_that_cannot_be_meant_is_refused_before_data_are_read(
+def test_invalid_settings_are_refused_before_data_are_read(
     options: dict[str, Any], text: str
 ) -> None:
     with pytest.raises(RecipeError, match=text):
@@ -401,21 +406,23 @@ def test_a_setting_that_cannot_be_meant_is_refused_before_data_are_read(
 def test_another_grid_is_refused() -> None:
     accumulator = Accumulator(["a"])
     accumulator.add(np.zeros((2, 1, 4)))
-    with pytest.raises(DataError, match=r"'a': a block on a grid of \(5,\), and one of \(4,\)"):
+    with pytest.raises(
+        DataError, match=r"'a': a block on a grid of \(5,\) after one on a grid of \(4,\)"
+    ):
         accumulator.add(np.zeros((2, 1, 5)))
 
 
-def test_no_blocks_at_all_are_told() -> None:
+def test_statistics_of_no_blocks_are_refused() -> None:
     with pytest.raises(DataError, match="'a' has no value"):
         Statistics.measure([], ["a"])
 
 
-def test_encode_refuses_what_the_transform_does_not_take_and_other_channels() -> None:
+def test_encode_refuses_values_outside_the_transform_and_other_channels() -> None:
     values = np.random.default_rng(15).gamma(2.0, 1.0, (10, 2, 4))
     found = Statistics.measure([values], ["a", "b"], transforms={"a": "sqrt"})
     bad = values[0].copy()
     bad[0, 1], bad[0, 2] = -2, np.nan
-    with pytest.raises(DataError, match="'a' has a value of -2, and its transform sqrt"):
+    with pytest.raises(DataError, match="'a' has a value of -2, but its transform sqrt"):
         found.encode(bad)
     assert np.isnan(found.encode(np.full((2, 4), np.nan))).all()
     for method in (found.encode, found.decode):
@@ -423,7 +430,7 @@ def test_encode_refuses_what_the_transform_does_not_take_and_other_channels() ->
             method(values[0, :1])
 
 
-def test_facts_are_json_but_for_the_arrays_of_cells() -> None:
+def test_metadata_are_json_except_arrays_per_cell() -> None:
     values = field(np.random.default_rng(16), gaps=0.2)
     values[:, 0, 0, 0] = np.nan
     for per_cell in (False, True):
@@ -433,7 +440,7 @@ def test_facts_are_json_but_for_the_arrays_of_cells() -> None:
         assert set(arrays) <= {"observed", "cell_shift", "cell_ratio"}
         plain = {k: v for k, v in metadata.items() if k not in arrays}
         assert json.loads(json.dumps(plain, allow_nan=False)) == plain
-        again = Statistics.from_facts(json.loads(json.dumps(plain)) | arrays)
+        again = Statistics.from_metadata(json.loads(json.dumps(plain)) | arrays)
         np.testing.assert_array_equal(again.encode(values[0]), found.encode(values[0]))
         np.testing.assert_array_equal(again.decode(values[0]), found.decode(values[0]))
         np.testing.assert_equal(again.metadata(), metadata)
@@ -454,29 +461,29 @@ def test_facts_are_json_but_for_the_arrays_of_cells() -> None:
         {"count": "many"},
     ],
 )
-def test_facts_that_do_not_fit_are_refused(change: dict[str, Any]) -> None:
+def test_inconsistent_metadata_are_refused(change: dict[str, Any]) -> None:
     found = Statistics.measure([field(np.random.default_rng(17))], ["a", "b"])
     with pytest.raises(DataError, match="statistics"):
-        Statistics.from_facts(found.metadata() | change)
+        Statistics.from_metadata(found.metadata() | change)
 
 
-def test_moments_that_saw_nothing_are_nan() -> None:
+def test_moments_of_no_values_are_nan() -> None:
     nothing = Moments((2,))
     nothing.add(np.full((3, 2), np.nan))
     assert np.isnan(nothing.std).all() and not nothing.count.any()
 
 
 @given(st.floats(-0.99, 1e30), st.floats(1e-6, 1e6))
-def test_a_logarithm_is_undone(share: float, scale: float) -> None:
+def test_backward_undoes_log1p(share: float, scale: float) -> None:
     transform = Transform("log1p", scale)
     x = np.array([share * scale])
     again = transform.backward(transform.forward(x), least=float(x[0]))
-    # log1p itself loses what 1 + x / scale loses
+    # log1p has the rounding error of 1 + x / scale
     np.testing.assert_allclose(again, x, rtol=1e-12, atol=1e-14 * scale)
 
 
-def test_importing_loads_no_heavy_library() -> None:
-    code = "import sys, jitkit.domains.arrays.statistics; print(sorted(sys.modules))"
+def test_importing_statistics_imports_no_heavy_library() -> None:
+    code = "import sys, jitkit.domains.arrays.normalize.statistics; print(sorted(sys.modules))"
     loaded = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )

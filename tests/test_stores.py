@@ -1,4 +1,4 @@
-"""Stores: every format gives the numbers that xarray gives, under the names that CF gives."""
+"""Stores: every format reads the values that xarray reads, decoded by the CF conventions."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Array = np.ndarray[Any, Any]
 
 @st.composite
 def stored(draw: st.DrawFn) -> tuple[str, Array, dict[str, Any], tuple[int, ...] | None]:
-    """A kind of store, numbers, CF attributes and chunks."""
+    """A store format, values, CF attributes and chunks."""
     kind = draw(st.sampled_from(FORMATS))
     dtype = np.dtype(draw(st.sampled_from(DTYPES)))
     shape = tuple(draw(st.integers(1, 7)) for _ in range(draw(st.integers(2, 3))))
@@ -51,8 +51,8 @@ def stored(draw: st.DrawFn) -> tuple[str, Array, dict[str, Any], tuple[int, ...]
     return kind, values, attrs, chunks
 
 
-def some_box(draw: Any, sizes: dict[str, int]) -> dict[str, int | slice]:
-    """Indices and slices of some dimensions."""
+def random_box(draw: Any, sizes: dict[str, int]) -> dict[str, int | slice]:
+    """Random indices and slices of some dimensions."""
     where: dict[str, int | slice] = {}
     for dim, size in sizes.items():
         match draw(st.sampled_from(["all", "index", "slice"])):
@@ -71,30 +71,30 @@ def some_box(draw: Any, sizes: dict[str, int]) -> dict[str, int | slice]:
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
-def test_any_box_of_any_format_is_what_xarray_reads(
+def test_any_box_of_any_format_equals_what_xarray_reads(
     case: Any, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     kind, values, attrs, chunks = case
-    # xarray 2026.9 reads such a fill value in the wrong byte order, and masks other cells
+    # xarray 2026.9 reads this fill value in the wrong byte order and masks other cells
     assume(not ("_Unsigned" in attrs and values.dtype.byteorder == ">"))
     path = write(raw_dataset(values, attrs), kind, tmp_path_factory.mktemp("store"), chunks)
     reference, store = as_xarray_reads(path), Store(path)
-    described = store.variables["v"]
+    info = store.variables["v"]
     assert list(store.variables) == ["v"]
-    assert described.dims == reference["v"].dims and described.shape == values.shape
-    assert described.dtype.kind == reference["v"].dtype.kind
+    assert info.dims == reference["v"].dims and info.shape == values.shape
+    assert info.dtype.kind == reference["v"].dtype.kind
     xr.testing.assert_identical(store.coords, reference.coords.to_dataset())
     for _ in range(3):
-        where = some_box(data.draw, {str(d): n for d, n in reference["v"].sizes.items()})
+        where = random_box(data.draw, {str(d): n for d, n in reference["v"].sizes.items()})
         expected = reference["v"].isel(where).values.astype(np.float32)
-        found = store.read("v", where)
-        assert found.dtype == np.float32 and found.flags.writeable
-        np.testing.assert_allclose(found, expected, rtol=1e-6)
+        cells = store.read("v", where)
+        assert cells.dtype == np.float32 and cells.flags.writeable
+        np.testing.assert_allclose(cells, expected, rtol=1e-6)
         raw = store.read_raw("v", where)
-        assert raw.shape == found.shape
+        assert raw.shape == cells.shape
 
 
-def test_packed_numbers_keep_every_digit_that_float32_has(tmp_path: Path) -> None:
+def test_packed_values_are_decoded_to_full_float32_precision(tmp_path: Path) -> None:
     raw = np.array([[20_000_001, 20_000_003]], "i4")
     attrs = {"scale_factor": 0.001, "add_offset": -20000.0}
     path = write(raw_dataset(raw, attrs), "netcdf4", tmp_path, None)
@@ -117,13 +117,13 @@ def test_text_is_read_as_text(tmp_path: Path, value: Any) -> None:
         raw.to_netcdf(path, engine=engine)  # type: ignore[call-overload]
         store = Store(path)
         assert store.variables["name"].dims == ("n", "m") and not store.variables["name"].numeric
-        found = store.read_raw("name", {"n": 1})
-        assert [v.decode() if isinstance(v, bytes) else v for v in found] == ["def", ""]
+        text = store.read_raw("name", {"n": 1})
+        assert [v.decode() if isinstance(v, bytes) else v for v in text] == ["def", ""]
         with pytest.raises(DataError, match="'name' holds no real numbers"):
             store.read("name")
 
 
-def test_calendars_without_datetimes_are_decoded(tmp_path: Path) -> None:
+def test_non_standard_calendars_are_decoded(tmp_path: Path) -> None:
     raw = raw_dataset(field((3, 2)), {})
     raw["time"].attrs["calendar"] = "360_day"
     store = Store(write(raw, "netcdf4", tmp_path, None))
@@ -131,7 +131,7 @@ def test_calendars_without_datetimes_are_decoded(tmp_path: Path) -> None:
     assert (last.year, last.month, last.day) == (2001, 2, 29)
 
 
-def test_bounds_and_grid_mappings_are_no_variables_and_places_are_coordinates(
+def test_bounds_and_grid_mappings_are_not_variables_and_positions_are_coordinates(
     tmp_path: Path,
 ) -> None:
     raw = raw_dataset(field((3, 2, 2)), {"grid_mapping": "crs"})
@@ -146,16 +146,16 @@ def test_bounds_and_grid_mappings_are_no_variables_and_places_are_coordinates(
     assert set(store.variables) == {"v", "orography"}
     assert set(store.coords.coords) == {"time", "y", "crs", "lat2d", "height"}
     assert "bounds" not in store.coords["time"].attrs
-    assert store.read("lat2d").sum() == 4  # numeric coordinates can be read as well
+    assert store.read("lat2d").sum() == 4  # numeric coordinates can be read too
 
 
-def test_a_variable_is_described(tmp_path: Path) -> None:
+def test_variable_info_has_dtype_chunks_attributes_and_encoding(tmp_path: Path) -> None:
     attrs = {"scale_factor": 0.5, "_FillValue": np.int16(-1), "units": "K", "long_name": "heat"}
     path = write(raw_dataset(field((6, 5), "i2"), attrs), "netcdf4", tmp_path, (4, 5))
-    described = Store(path).variables["v"]
-    assert described.chunks == (4, 5) and described.missing is True and described.numeric
-    assert described.attrs == {"units": "K", "long_name": "heat"}
-    assert described.encoding == {
+    info = Store(path).variables["v"]
+    assert info.chunks == (4, 5) and info.missing is True and info.numeric
+    assert info.attrs == {"units": "K", "long_name": "heat"}
+    assert info.encoding == {
         "dtype": np.dtype("i2"),
         "scale_factor": 0.5,
         "_FillValue": np.int16(-1),
@@ -170,7 +170,7 @@ def test_a_variable_is_described(tmp_path: Path) -> None:
     )
 
 
-def test_real_files_give_what_xarray_gives() -> None:
+def test_real_files_read_the_same_as_by_xarray() -> None:
     import iris_sample_data
 
     samples = Path(iris_sample_data.path)
@@ -191,7 +191,7 @@ def test_real_files_give_what_xarray_gives() -> None:
     assert Store(samples / "vlstr_type.nc").coords["expver"].values[0] == "AB"
 
 
-def test_months_of_a_real_model_are_joined() -> None:
+def test_monthly_files_of_a_real_model_are_concatenated() -> None:
     import iris_sample_data
 
     folder = Path(iris_sample_data.path) / "NEMO"
@@ -220,7 +220,7 @@ def test_groups_are_read_and_listed(tmp_path: Path) -> None:
         np.testing.assert_array_equal(store.read("v"), field((3, 2)))
         with pytest.raises(DataError, match="'forecast/surfac'.*forecast/surface"):
             Store(path, group="forecast/surfac")
-        with pytest.raises(DataError, match="its top holds no arrays; .*forecast/surface"):
+        with pytest.raises(DataError, match="the root has no arrays; .*forecast/surface"):
             Store(path)
     with pytest.raises(DataError, match="has no groups, so there is no group 'a'"):
         Store(write(raw, "netcdf3", tmp_path, None), group="a")
@@ -228,15 +228,19 @@ def test_groups_are_read_and_listed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("version", [2, 3])
 @pytest.mark.filterwarnings("ignore:Consolidated metadata:UserWarning")
-def test_consolidated_and_lone_and_unnamed_zarr_arrays_open(tmp_path: Path, version: Any) -> None:
+def test_consolidated_groups_single_arrays_and_unnamed_axes_of_zarr_open(
+    tmp_path: Path, version: Any
+) -> None:
     raw_dataset(field((3, 2)), {}).to_zarr(
         tmp_path / "a.zarr", consolidated=True, zarr_format=version
     )
     np.testing.assert_array_equal(Store(tmp_path / "a.zarr").read("v"), field((3, 2)))
-    array = zarr.create_array(tmp_path / "lone.zarr", shape=(3, 2), dtype="f4", zarr_format=version)
+    array = zarr.create_array(
+        tmp_path / "single.zarr", shape=(3, 2), dtype="f4", zarr_format=version
+    )
     array[:] = field((3, 2))
-    lone = Store(tmp_path / "lone.zarr")
-    np.testing.assert_array_equal(lone.read("values", {"dim_0": 1}), [2, 3])
+    single = Store(tmp_path / "single.zarr")
+    np.testing.assert_array_equal(single.read("values", {"dim_0": 1}), [2, 3])
     group = zarr.open_group(str(tmp_path / "plain.zarr"), mode="w", zarr_format=version)
     group.create_array("u", shape=(3, 2), dtype="f4")[:] = field((3, 2))
     group.create_array("w", shape=(3,), dtype="f4", fill_value=0)[:] = 1
@@ -244,7 +248,7 @@ def test_consolidated_and_lone_and_unnamed_zarr_arrays_open(tmp_path: Path, vers
     np.testing.assert_array_equal(Store(tmp_path / "plain.zarr").read("u"), field((3, 2)))
 
 
-def test_coordinates_of_groups_above_are_found(tmp_path: Path) -> None:
+def test_coordinates_of_parent_groups_are_inherited(tmp_path: Path) -> None:
     coords = xr.Dataset(coords={"y": ("y", [1.0, 2.0]), "lat": ("y", [50.0, 60.0]), "z": [0, 1]})
     inner = xr.Dataset({"v": (("x", "y"), field((3, 2)))})
     coords.to_netcdf(tmp_path / "a.nc", engine="h5netcdf")
@@ -257,8 +261,8 @@ def test_coordinates_of_groups_above_are_found(tmp_path: Path) -> None:
         assert store.coords["lat"].values.tolist() == [50, 60]
 
 
-def well(path: Path, parameter: float = 1.0) -> None:
-    """A file of The Well: 2 simulations, 3 steps, 4 x 5 cells."""
+def write_well_file(path: Path, parameter: float = 1.0) -> None:
+    """Write a file of The Well: 2 simulations, 3 steps, 4 x 5 cells."""
     with h5py.File(path, "w") as file:
         file.attrs.update({"n_spatial_dims": 2, "n_trajectories": 2, "dataset_name": "toy"})
         dims = file.create_group("dimensions")
@@ -286,7 +290,7 @@ def well(path: Path, parameter: float = 1.0) -> None:
 
 
 def test_files_of_the_well_have_named_axes_and_parameters(tmp_path: Path) -> None:
-    well(tmp_path / "a.hdf5")
+    write_well_file(tmp_path / "a.hdf5")
     store = Store(tmp_path / "a.hdf5")
     dims = {name: v.dims for name, v in store.variables.items()}
     assert dims == {
@@ -301,9 +305,9 @@ def test_files_of_the_well_have_named_axes_and_parameters(tmp_path: Path) -> Non
     np.testing.assert_array_equal(got, field((2, 3, 4, 5, 2))[1, 2, ..., 0])
 
 
-def test_simulations_of_the_well_follow_each_other(tmp_path: Path) -> None:
-    well(tmp_path / "a.hdf5", 1.0)
-    well(tmp_path / "b.hdf5", 3.0)
+def test_simulations_of_the_well_are_concatenated(tmp_path: Path) -> None:
+    write_well_file(tmp_path / "a.hdf5", 1.0)
+    write_well_file(tmp_path / "b.hdf5", 3.0)
     store = Store(tmp_path / "*.hdf5")
     assert store.variables["density"].shape == (4, 3, 4, 5)
     assert store.coords["viscosity"].values.tolist() == [1, 1, 3, 3]
@@ -311,8 +315,8 @@ def test_simulations_of_the_well_follow_each_other(tmp_path: Path) -> None:
     np.testing.assert_array_equal(first[1], 3 * field((2, 3, 4, 5))[0])
 
 
-def months(folder: Path, **changes: Any) -> list[Path]:
-    """Three files of 4, 3 and 5 days, packed with scales of their own."""
+def write_months(folder: Path, **changes: Any) -> list[Path]:
+    """Write three files of 4, 3 and 5 days, each packed with a different scale."""
     paths = []
     for number, (start, days) in enumerate([(0, 4), (4, 3), (7, 5)]):
         values = field((days, 3)) + 100 * start
@@ -328,7 +332,7 @@ def months(folder: Path, **changes: Any) -> list[Path]:
         raw = raw.set_coords("ref")
         if number == 1:
             raw = changes.get("change", lambda raw: raw)(raw)
-        path = folder / f"{'bca'[number]}.nc"  # names are in another order than times
+        path = folder / f"{'bca'[number]}.nc"  # file names and times are ordered differently
         packed = {"dtype": "i2", "scale_factor": 0.5 + number, "_FillValue": -999}
         chunks = tuple(2 if dim == "time" else raw.sizes[dim] for dim in raw["v"].dims)
         encoding = {"v": packed | {"chunksizes": chunks}}
@@ -337,17 +341,17 @@ def months(folder: Path, **changes: Any) -> list[Path]:
     return paths
 
 
-def test_files_are_joined_in_the_order_of_their_coordinate(tmp_path: Path) -> None:
-    paths = months(tmp_path)
+def test_files_are_concatenated_in_the_order_of_their_coordinate(tmp_path: Path) -> None:
+    paths = write_months(tmp_path)
     store = Store(tmp_path / "*.nc")
     expected = np.concatenate([as_xarray_reads(path)["v"].values for path in paths])
     np.testing.assert_allclose(store.read("v"), expected, rtol=1e-6)
     for cut in (5, slice(3, 9), slice(2, 11, 3), slice(4, 4), -1):
-        found = store.read("v", {"time": cut, "y": slice(1, 3)})
-        np.testing.assert_allclose(found, expected[cut, 1:3], rtol=1e-6)
+        cells = store.read("v", {"time": cut, "y": slice(1, 3)})
+        np.testing.assert_allclose(cells, expected[cut, 1:3], rtol=1e-6)
     times = store.coords["time"].values
     assert np.all(np.diff(times) == np.timedelta64(1, "D")) and len(times) == 12
-    assert store.coords["ref"].dims == ("time",)  # a number of each file lies along time
+    assert store.coords["ref"].dims == ("time",)  # a scalar per file varies along time
     assert store.variables["area"].shape == (3,) and store.attrs == {"title": "toy"}
     assert store.starts("v", "time").tolist() == [0, 2, 4, 6, 7, 9, 11, 12]
     assert store.starts("v", "y").tolist() == [0, 3]
@@ -360,34 +364,34 @@ def test_files_are_joined_in_the_order_of_their_coordinate(tmp_path: Path) -> No
         (lambda raw: raw.assign_coords(y=[1.0, 2.0, 9.0]), "those of time, y differ|'y' differs"),
         (lambda raw: raw.isel(y=slice(2)), "differ"),
         (lambda raw: raw.drop_vars("area"), "only one of them has area"),
-        (lambda raw: raw.assign(area=raw["area"] + 1), "'area' does not lie along 'time'"),
+        (lambda raw: raw.assign(area=raw["area"] + 1), "'area' does not vary along 'time'"),
         (lambda raw: raw.transpose(), "'v' has dimensions time, y in .* and y, time in"),
-        (lambda raw: raw.assign_coords(time=raw["time"] + np.int64(1)), "overlap: 'time' goes on"),
+        (lambda raw: raw.assign_coords(time=raw["time"] + np.int64(1)), "overlap: 'time' ends at"),
     ],
 )
-def test_files_that_do_not_follow_each_other_are_refused(
+def test_files_that_cannot_be_concatenated_are_refused(
     tmp_path: Path, change: Callable[[xr.Dataset], xr.Dataset], text: str
 ) -> None:
-    def kept(raw: xr.Dataset) -> xr.Dataset:
+    def with_time_attrs(raw: xr.Dataset) -> xr.Dataset:
         out = change(raw)
         if "time" in out.coords:
             out["time"].attrs = raw["time"].attrs
         return out
 
-    months(tmp_path, change=kept)
+    write_months(tmp_path, change=with_time_attrs)
     with pytest.raises(DataError, match=text):
         Store(tmp_path / "*.nc")
 
 
-def test_files_that_differ_in_nothing_are_refused(tmp_path: Path) -> None:
+def test_files_whose_coordinates_are_all_equal_are_refused(tmp_path: Path) -> None:
     for name in "ab":
         raw = raw_dataset(field((1, 2)), {}).isel(time=0)
         raw.to_netcdf(tmp_path / f"{name}.nc", engine="h5netcdf")
-    with pytest.raises(DataError, match=r"none differs here; if time tells.*concat_dim='time'"):
+    with pytest.raises(DataError, match=r"none differs here; if time differs.*concat_dim='time'"):
         Store(tmp_path / "*.nc")
 
 
-def test_questions_that_cannot_be_meant_are_answered(tmp_path: Path) -> None:
+def test_invalid_variables_dimensions_and_indices_are_reported(tmp_path: Path) -> None:
     store = Store(write(raw_dataset(field((8, 3)), {}), "zarr3", tmp_path, None))
     for name, where, text in [
         ("w", {}, "no variable 'w'; it has"),
@@ -404,14 +408,14 @@ def test_questions_that_cannot_be_meant_are_answered(tmp_path: Path) -> None:
 
 
 def tree(folder: Path) -> Iterator[tuple[str, int, str]]:
-    """Every name below a folder, when it was changed, and what is in it."""
+    """Path, modification time and content hash of everything in a folder."""
     for path in sorted([folder, *folder.rglob("*")]):
         content = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
         yield str(path), path.stat().st_mtime_ns, content
 
 
 @pytest.mark.parametrize("kind", [*FORMATS, "npy"])
-def test_data_are_only_read(tmp_path: Path, kind: str) -> None:
+def test_reading_changes_no_file(tmp_path: Path, kind: str) -> None:
     folder = tmp_path / "data"
     folder.mkdir()
     raw = raw_dataset(field((8, 4, 4)), {})
@@ -430,7 +434,7 @@ def test_data_are_only_read(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["zarr3", "sharded", "netcdf3", "netcdf4"])
-def test_a_fingerprint_follows_the_data(tmp_path: Path, kind: str) -> None:
+def test_a_fingerprint_changes_with_the_data(tmp_path: Path, kind: str) -> None:
     values = field((8, 4, 4))
     for name in "abc":
         (tmp_path / name).mkdir()
@@ -438,7 +442,7 @@ def test_a_fingerprint_follows_the_data(tmp_path: Path, kind: str) -> None:
     again = Store(write(raw_dataset(values, {}), kind, tmp_path / "b", (2, 4, 4)))
     assert first.fingerprint() == first.fingerprint() == Store(first.path).fingerprint()
     assert first.fingerprint(times=False) == again.fingerprint(times=False)
-    assert first.fingerprint() != again.fingerprint()  # it was written at another time
+    assert first.fingerprint() != again.fingerprint()  # different modification time
     other = values.copy()
     other[-1, -1, -1] += 1
     changed = Store(write(raw_dataset(other, {}), kind, tmp_path / "c", (2, 4, 4)))

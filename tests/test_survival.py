@@ -1,4 +1,4 @@
-"""A run that is told to stop, or whose disk is full, loses nothing."""
+"""A run that is stopped by a signal or a full disk loses nothing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LONG = {"steps": 200_000, "save_every_steps": 100_000, "log": []}
 
 @pytest.fixture
 def recipe(tiny: dict[str, Any], tmp_path: Path) -> Path:
-    """A run that would take an hour."""
+    """A recipe that would train for an hour."""
     tiny["train"] |= LONG
     path = tmp_path / "tiny.yaml"
     path.write_text(dump_recipe(load_recipe(tiny)))
@@ -34,7 +34,7 @@ def recipe(tiny: dict[str, Any], tmp_path: Path) -> Path:
 
 
 class Running:
-    """A run in a process of its own, at work."""
+    """A training run in a separate process, past its first step."""
 
     def __init__(self, recipe: Path, run: Path, *overrides: str) -> None:
         self.run = run
@@ -48,14 +48,14 @@ class Running:
         path = self.run / "metrics.jsonl"
         return path.read_bytes().count(b"\n") if path.is_file() else 0
 
-    def wait_for(self, what: Callable[[], bool], seconds: float = 60) -> None:
+    def wait_for(self, condition: Callable[[], bool], seconds: float = 60) -> None:
         until = time.monotonic() + seconds
-        while not what():
+        while not condition():
             assert time.monotonic() < until and self.process.poll() is None, self.ended()
             time.sleep(0.05)
 
     def ended(self) -> tuple[int, str]:
-        """Its exit code and what it said on standard error."""
+        """Its exit code and its standard error."""
         if self.process.poll() is None:
             time.sleep(0.1)
         try:
@@ -67,39 +67,39 @@ class Running:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
-def test_a_signal_ends_a_run_saved_with_the_code_to_come_again(
+def test_a_signal_saves_the_run_and_exits_with_the_code_to_resume(
     recipe: Path, tmp_path: Path, name: str
 ) -> None:
     running = Running(recipe, tmp_path / "run")
     running.process.send_signal(getattr(signal, name))
     code, err = running.ended()
     assert code == 75, err
-    found = checkpoint.find_checkpoint(tmp_path / "run")
-    assert f"{name}: saved at step {found.step} of 200000; the same command goes on" in err
-    assert len(metrics(tmp_path / "run")) == found.step
+    saved = checkpoint.find_checkpoint(tmp_path / "run")
+    assert f"{name}: saved at step {saved.step} of 200000; the same command resumes" in err
+    assert len(metrics(tmp_path / "run")) == saved.step
     status = tmp_path / "run/status.json"
     assert json.loads(status.read_text())["state"] == "stopped"
     status.unlink()
-    through = train(recipe, {"train.steps": found.step}, run=tmp_path / "through")
-    (through / "status.json").unlink()
-    assert_same(through, tmp_path / "run")
+    uninterrupted = train(recipe, {"train.steps": saved.step}, run=tmp_path / "uninterrupted")
+    (uninterrupted / "status.json").unlink()
+    assert_same(uninterrupted, tmp_path / "run")
 
 
 @pytest.mark.slow
 def test_a_second_interrupt_stops_at_once(recipe: Path, tmp_path: Path) -> None:
-    """The first waits for the step and its checkpoint, which a full disk keeps it from."""
+    """The first one waits for the checkpoint, which cannot be written here."""
     run = tmp_path / "run"
     running = Running(recipe, run)
-    (run / "checkpoints").write_text("in the way")  # no folder can be made there
+    (run / "checkpoints").write_text("a file")  # prevents a folder of that name
     running.process.send_signal(signal.SIGINT)
     time.sleep(2)
     assert running.process.poll() is None
     running.process.send_signal(signal.SIGINT)
     code, err = running.ended()
-    assert code == 130 and "nothing is lost, trying again" in err and "interrupted" in err
+    assert code == 130 and "nothing is lost, retrying" in err and "interrupted" in err
 
 
-def test_a_run_in_python_stops_at_a_whole_step_too(recipe: Path, tmp_path: Path) -> None:
+def test_a_run_in_python_stops_at_the_end_of_a_step(recipe: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
 
     def interrupt() -> None:
@@ -133,35 +133,35 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_told_and_waited_for_and_nothing_is_lost(
+def test_a_full_disk_is_reported_and_the_run_waits_without_loss(
     tiny: dict[str, Any], tmp_path: Path, small_disk: Path
 ) -> None:
     tiny["train"] |= {"steps": 400, "save_every_steps": 20, "log": []}
     path = tmp_path / "tiny.yaml"
     path.write_text(dump_recipe(load_recipe(tiny)))
-    through = train(path, run=tmp_path / "through")
+    uninterrupted = train(path, run=tmp_path / "uninterrupted")
     running = Running(path, small_disk / "run")
     running.wait_for(lambda: (small_disk / "run/checkpoints/step-20").is_dir())
     ballast = small_disk / "ballast"
     fill(ballast)
-    time.sleep(8)  # the run has come to its end, and waits
+    time.sleep(8)  # the run has finished its steps and waits
     assert running.process.poll() is None
-    good = checkpoint.find_checkpoint(small_disk / "run").step
-    assert 20 <= good < 400
+    saved = checkpoint.find_checkpoint(small_disk / "run").step
+    assert 20 <= saved < 400
     assert not list(small_disk.rglob("*.part"))
     ballast.unlink()
     code, err = running.ended()
     assert code == 0, err
-    assert "nothing is lost, trying again every 60 s" in err
+    assert "nothing is lost, retrying every 60 s" in err
     assert len(metrics(small_disk / "run")) == 400
     assert json.loads((small_disk / "run/status.json").read_text())["state"] == "done"
     last = "checkpoints/step-400"
-    for file in (through / last).iterdir():
+    for file in (uninterrupted / last).iterdir():
         assert (small_disk / "run" / last / file.name).read_bytes() == file.read_bytes(), file
 
 
 def fill(path: Path) -> None:
-    """Take all that a disk has left, and again what a run's clean-up sets free."""
+    """Fill a disk, including the space that the run's clean-up frees."""
     with path.open("wb", buffering=0) as file:
         for size in (2**16, 2**12, 1):
             try:
@@ -171,7 +171,7 @@ def fill(path: Path) -> None:
                 continue
 
 
-def test_an_unreadable_folder_of_checkpoints_is_told(trained: Path, tmp_path: Path) -> None:
+def test_an_unreadable_folder_of_checkpoints_is_refused(trained: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
     (run / "recipe.yaml").write_text((trained / "recipe.yaml").read_text())

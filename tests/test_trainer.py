@@ -1,4 +1,4 @@
-"""Training: a run goes on as if it had never stopped, and stops in words where it must."""
+"""Training: resuming is bit-identical, checks before the first step, bad steps, validation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from models import awake
+from models import random_model
 from torch import Tensor
 
 import jitkit
@@ -34,7 +34,7 @@ from jitkit.optim.ema import EMA
 from jitkit.recipe.load import dump_recipe, load_recipe
 from jitkit.runs import checkpoint
 from jitkit.training.trainer import train
-from jitkit.training.validation import bin_weights, held_out_loss
+from jitkit.training.validation import bin_weights, validation_loss
 
 DIGITS = Digits(DigitsSection(name="digits"))
 
@@ -49,80 +49,83 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def outcome(run: Path) -> dict[str, bytes]:
-    """All that a run came to: every file but those that tell when, where and how fast it ran, and
-    how long it was first meant to be."""
-    aside = ("environment.json", "recipe.yaml", "speed.jsonl", ".lock", "tensorboard/")
-    return {name: file for name, file in contents(run).items() if not name.startswith(aside)}
+    """Every file of a run, except those that depend on time, machine and the first recipe."""
+    ignored = ("environment.json", "recipe.yaml", "speed.jsonl", ".lock", "tensorboard/")
+    return {name: file for name, file in contents(run).items() if not name.startswith(ignored)}
 
 
 def assert_same(a: Path, b: Path) -> None:
-    one, other = outcome(a), outcome(b)
-    assert one.keys() == other.keys()
-    assert [name for name in one if one[name] != other[name]] == []
+    first, second = outcome(a), outcome(b)
+    assert first.keys() == second.keys()
+    assert [name for name in first if first[name] != second[name]] == []
 
 
 def steps(run: Path) -> list[str]:
     return sorted(path.name for path in (run / "checkpoints").iterdir())
 
 
-# A run that goes on
+# Resuming
 
-ROUGH = {"model.depth": 4, "model.dropout": 0.3, "train.weight_decay": 0.1}
-ROUGH |= {"train.warmup_steps": 3, "train.validate_every_steps": 3, "train.preview_every_steps": 6}
+VARIED = {"model.depth": 4, "model.dropout": 0.3, "train.weight_decay": 0.1}
+VARIED |= {"train.warmup_steps": 3, "train.validate_every_steps": 3, "train.preview_every_steps": 6}
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_run_that_stopped_half_way_goes_on_bit_for_bit(
-    tiny: dict[str, Any], tmp_path: Path, workers: int
-) -> None:
-    rough = ROUGH | {"train.save_every_steps": 6, "train.workers": workers}
-    through = train(tiny, rough, run=tmp_path / "through")
-    broken = train(tiny, rough | {"train.steps": 6}, run=tmp_path / "broken")
-    assert steps(broken) == ["step-6"] and len(metrics(broken)) == 6
-    train(tiny, rough, run=broken)
-    assert steps(broken) == ["step-12", "step-6"]
-    assert_same(through, broken)
+def test_a_resumed_run_is_bit_identical(tiny: dict[str, Any], tmp_path: Path, workers: int) -> None:
+    overrides = VARIED | {"train.save_every_steps": 6, "train.workers": workers}
+    uninterrupted = train(tiny, overrides, run=tmp_path / "uninterrupted")
+    resumed = train(tiny, overrides | {"train.steps": 6}, run=tmp_path / "resumed")
+    assert steps(resumed) == ["step-6"] and len(metrics(resumed)) == 6
+    train(tiny, overrides, run=resumed)
+    assert steps(resumed) == ["step-12", "step-6"]
+    assert_same(uninterrupted, resumed)
 
 
-def test_workers_change_no_bit_of_a_run_and_dropout_and_seed_do(
+def test_workers_do_not_change_a_run_but_dropout_and_seed_do(
     tiny: dict[str, Any], tmp_path: Path
 ) -> None:
-    plain = train(tiny, ROUGH, run=tmp_path / "0")
-    assert_same(plain, train(tiny, ROUGH | {"train.workers": 1}, run=tmp_path / "1"))
+    plain = train(tiny, VARIED, run=tmp_path / "0")
+    assert_same(plain, train(tiny, VARIED | {"train.workers": 1}, run=tmp_path / "1"))
     losses = {
         json.dumps([record["loss"] for record in metrics(run)])
         for run in (
             plain,
-            train(tiny, ROUGH | {"model.dropout": 0}, run=tmp_path / "2"),
-            train(tiny, ROUGH | {"train.seed": 1}, run=tmp_path / "3"),
+            train(tiny, VARIED | {"model.dropout": 0}, run=tmp_path / "2"),
+            train(tiny, VARIED | {"train.seed": 1}, run=tmp_path / "3"),
         )
     }
     assert len(losses) == 3
 
 
-def test_mirrored_pictures_go_on_bit_for_bit(
-    tiny: dict[str, Any], tmp_path: Path, pictures: Path
+def test_a_resumed_run_on_randomly_flipped_images_is_bit_identical(
+    tiny: dict[str, Any], tmp_path: Path, image_folder: Path
 ) -> None:
-    tiny["domain"] = {"name": "images", "path": pictures, "size": 8, "flip": True, "holdout": 0.2}
-    through = train(tiny, run=tmp_path / "through")
-    broken = train(tiny, {"train.steps": 4}, run=tmp_path / "broken")
-    assert_same(through, train(tiny, run=broken))
-    straight = train(tiny, {"domain.flip": False}, run=tmp_path / "straight")
-    assert metrics(straight) != metrics(through)
+    tiny["domain"] = {
+        "name": "images",
+        "path": image_folder,
+        "size": 8,
+        "flip": True,
+        "holdout": 0.2,
+    }
+    uninterrupted = train(tiny, run=tmp_path / "uninterrupted")
+    resumed = train(tiny, {"train.steps": 4}, run=tmp_path / "resumed")
+    assert_same(uninterrupted, train(tiny, run=resumed))
+    unflipped = train(tiny, {"domain.flip": False}, run=tmp_path / "unflipped")
+    assert metrics(unflipped) != metrics(uninterrupted)
 
 
 class Killed:
-    """A run in a process of its own that is killed at random moments.
+    """A run in a separate process that is killed at random moments.
 
-    It leads a group of processes, by which its workers are found when it is gone.
+    The process leads a process group, by which its workers are found after the kill.
     """
 
     def __init__(self, recipe: Path, run: Path) -> None:
         self.command = [sys.executable, "-m", "jitkit", "train", str(recipe), "--run", str(run)]
         self.run = run
 
-    def once(self, wait: float) -> bool:
-        """Start it, kill it ``wait`` seconds after a new checkpoint; whether it was still at it."""
+    def start_and_kill(self, wait: float) -> bool:
+        """Kill the run ``wait`` seconds after a new checkpoint; False if it ended before."""
         before = self.newest()
         process = subprocess.Popen(
             self.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, process_group=0
@@ -134,7 +137,7 @@ class Killed:
         finally:
             process.send_signal(signal.SIGKILL)
         killed = process.wait() == -signal.SIGKILL
-        assert ended(process.pid, within=20), "workers outlive their run"
+        assert group_ended(process.pid, within=20), "workers outlive their run"
         return killed
 
     def newest(self) -> int:
@@ -142,8 +145,8 @@ class Killed:
         return max((int(name.removeprefix("step-")) for name in names), default=0)
 
 
-def ended(group: int, *, within: float) -> bool:
-    """Whether all processes of a group end within some seconds; those that do not are killed."""
+def group_ended(group: int, *, within: float) -> bool:
+    """Whether a process group ends within ``within`` seconds; it is killed if not."""
     until = time.monotonic() + within
     while time.monotonic() < until:
         try:
@@ -158,31 +161,31 @@ def ended(group: int, *, within: float) -> bool:
 def kill_and_compare(
     recipe: dict[str, Any], folder: Path, *, kills: int, longest: float, saving: bool = False
 ) -> list[int]:
-    """Kill a run again and again, compare it with an unbroken one; the steps it was killed at.
+    """Kill a run repeatedly and compare it with an uninterrupted one; the steps of the kills.
 
-    With ``saving`` some of the kills must have come while a checkpoint was being written.
+    With ``saving`` at least one kill must hit while a checkpoint is being written.
     """
     seed = time.time_ns()
-    print(f"random.seed({seed})")  # shown where the test fails
+    print(f"random.seed({seed})")  # shown if the test fails
     moments = random.Random(seed)
-    through = train(recipe, run=folder / "through")
+    uninterrupted = train(recipe, run=folder / "uninterrupted")
     path = folder / "recipe.yaml"
     path.write_text(dump_recipe(load_recipe(recipe)))
     run = Killed(path, folder / "killed")
     killed_at: list[int] = []
     half_written = 0
     while len(killed_at) < kills or (saving and not half_written and len(killed_at) < 10 * kills):
-        if not run.once(moments.uniform(0, longest)):
-            break  # it was faster
+        if not run.start_and_kill(moments.uniform(0, longest)):
+            break  # the run ended first
         killed_at.append(run.newest())
         half_written += len(list((run.run / "checkpoints").glob(".*.part")))
     assert half_written or not saving
     subprocess.run(run.command, check=True, capture_output=True, text=True)
-    assert_same(through, run.run)
+    assert_same(uninterrupted, run.run)
     return killed_at
 
 
-def test_a_run_killed_at_any_moment_goes_on_bit_for_bit(
+def test_a_run_killed_at_any_moment_resumes_bit_identically(
     tiny: dict[str, Any], tmp_path: Path
 ) -> None:
     tiny["train"] |= {"steps": 400, "save_every_steps": 3, "validate_every_steps": 50}
@@ -193,10 +196,16 @@ def test_a_run_killed_at_any_moment_goes_on_bit_for_bit(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("workers", "kills"), [(0, 10), (2, 5)])
-def test_a_run_killed_many_times_goes_on_bit_for_bit(
-    tiny: dict[str, Any], tmp_path: Path, pictures: Path, workers: int, kills: int
+def test_a_run_killed_many_times_resumes_bit_identically(
+    tiny: dict[str, Any], tmp_path: Path, image_folder: Path, workers: int, kills: int
 ) -> None:
-    tiny["domain"] = {"name": "images", "path": pictures, "size": 8, "holdout": 0.2, "flip": True}
+    tiny["domain"] = {
+        "name": "images",
+        "path": image_folder,
+        "size": 8,
+        "holdout": 0.2,
+        "flip": True,
+    }
     tiny["model"] |= {"depth": 4, "dropout": 0.1}
     tiny["train"] |= {"steps": 400, "save_every_steps": 2, "validate_every_steps": 200}
     tiny["train"] |= {"workers": workers, "accumulate": 2, "ema_sigma_rel": [0.1]}
@@ -204,7 +213,7 @@ def test_a_run_killed_many_times_goes_on_bit_for_bit(
     assert kill_and_compare(tiny, tmp_path, kills=kills, longest=0.3, saving=True)
 
 
-def test_every_step_has_times_and_noise_of_its_own(tiny: dict[str, Any], tmp_path: Path) -> None:
+def test_every_step_draws_new_times_and_noise(tiny: dict[str, Any], tmp_path: Path) -> None:
     class One(Digits):
         def items(self, split: Any) -> Sequence[ImageItem]:
             return super().items(split)[:1]
@@ -214,30 +223,30 @@ def test_every_step_has_times_and_noise_of_its_own(tiny: dict[str, Any], tmp_pat
     assert len({record["loss"] for record in metrics(run)}) == 12
 
 
-def test_a_torn_checkpoint_is_passed_over_and_the_run_goes_on_before_it(
+def test_a_torn_checkpoint_is_skipped_and_the_run_resumes_from_the_one_before(
     tiny: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = train(tiny, run=tmp_path / "run")
-    whole = outcome(run)
+    expected = outcome(run)
     (run / "checkpoints/step-12/optimizer.safetensors").write_bytes(b"")
     capsys.readouterr()
     train(tiny, run=run)
     shown = capsys.readouterr()
     assert "step-12: torn: optimizer.safetensors has 0 bytes" in shown.err
-    assert "going on from step 8 of 12" in shown.out
-    assert outcome(run) == whole
+    assert "resuming from step 8 of 12" in shown.out
+    assert outcome(run) == expected
 
 
-def test_a_run_that_is_complete_says_so_and_changes_nothing(
+def test_a_complete_run_is_reported_and_left_unchanged(
     tiny: dict[str, Any], trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = contents(trained)
     assert train(tiny, run=trained) == trained
-    assert "step 12 of 12 is done; ask for more with train.steps=N" in capsys.readouterr().out
+    assert "step 12 of 12 is done; train longer with train.steps=N" in capsys.readouterr().out
     assert contents(trained) == before
 
 
-# What may change
+# What may change when a run is resumed
 
 
 @pytest.mark.parametrize(
@@ -251,17 +260,17 @@ def test_a_run_that_is_complete_says_so_and_changes_nothing(
         ("domain.label_drop", 0.5, "domain.label_drop: 0.1 -> 0.5"),
     ],
 )
-def test_a_run_that_began_otherwise_is_refused_with_the_difference(
+def test_a_changed_recipe_is_refused_with_the_difference(
     tiny: dict[str, Any], trained: Path, key: str, value: Any, line: str
 ) -> None:
     before = contents(trained)
-    more = {"train.steps": 13, "sample.steps": 3, "evaluate.samples": 7}  # these may change
-    with pytest.raises(RecipeError, match=rf"began otherwise:\n  {line}\nstart another with --new"):
-        train(tiny, more | {key: value}, run=trained)
+    allowed = {"train.steps": 13, "sample.steps": 3, "evaluate.samples": 7}
+    with pytest.raises(RecipeError, match=rf"another recipe:\n  {line}\nstart another with --new"):
+        train(tiny, allowed | {key: value}, run=trained)
     assert contents(trained) == before
 
 
-def test_how_long_and_how_a_run_is_watched_may_change(tiny: dict[str, Any], tmp_path: Path) -> None:
+def test_steps_logging_and_sampling_keys_may_change(tiny: dict[str, Any], tmp_path: Path) -> None:
     run = train(tiny, {"train.steps": 4}, run=tmp_path / "run")
     changes = {"train.steps": 6, "train.save_every_steps": 1, "train.keep": 1, "name": "other"}
     changes |= {"train.validate_every_steps": 2, "sample.guidance": 3, "train.preview_samples": 1}
@@ -284,7 +293,7 @@ def test_new_starts_another_run_beside_the_first(
     assert outcome(Path("runs/tiny-3")) == outcome(Path("runs/tiny"))
 
 
-def test_a_folder_with_other_files_is_refused_and_left_alone(
+def test_a_folder_with_other_files_is_refused_and_left_unchanged(
     tiny: dict[str, Any], tmp_path: Path
 ) -> None:
     (tmp_path / "thesis.tex").write_text("all of it")
@@ -293,7 +302,7 @@ def test_a_folder_with_other_files_is_refused_and_left_alone(
     assert contents(tmp_path) == {"thesis.tex": b"all of it"}
 
 
-def test_an_imported_run_has_no_optimizer_to_go_on_with(
+def test_an_imported_run_cannot_be_resumed_without_an_optimizer(
     tiny: dict[str, Any], trained: Path, tmp_path: Path
 ) -> None:
     denoiser = jitkit.load(trained)
@@ -304,7 +313,7 @@ def test_an_imported_run_has_no_optimizer_to_go_on_with(
         train(tiny, run=run)
 
 
-# How it is called
+# Arguments of train
 
 
 def test_a_recipe_may_be_a_name_a_file_sections_or_a_recipe(
@@ -329,33 +338,33 @@ def test_a_recipe_may_be_a_name_a_file_sections_or_a_recipe(
 
 
 class Three(Digits):
-    """Digits, of which the first three alone are known."""
+    """The first three digits."""
 
-    asked: list[str]
+    encoded: list[str]
 
     def items(self, split: Any) -> Sequence[ImageItem]:
         return super().items(split)[:3]
 
     def encode(self, item: ImageItem, rng: np.random.Generator | None = None) -> Field:
         if rng is not None:
-            self.asked.append(item.name)
+            self.encoded.append(item.name)
         return super().encode(item, rng)
 
 
-def test_another_adapter_can_take_the_place_of_the_recipe_s(
-    tiny: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_given_adapter_replaces_that_of_the_recipe(tiny: dict[str, Any], tmp_path: Path) -> None:
     domain = Three(DigitsSection(name="digits"))
-    domain.asked = []
+    domain.encoded = []
     train(tiny, {"train.steps": 3}, run=tmp_path / "run", domain=domain)
-    assert len(domain.asked) == 24
-    assert {domain.asked.count(name) for name in ("0000", "0001", "0002")} == {8}
+    assert len(domain.encoded) == 24
+    assert {domain.encoded.count(name) for name in ("0000", "0001", "0002")} == {8}
 
 
-# What a run leaves
+# Files of a run
 
 
-def test_a_run_leaves_what_it_was_and_what_happened(trained: Path, tiny: dict[str, Any]) -> None:
+def test_a_run_writes_recipe_environment_metrics_checkpoints_samples_and_status(
+    trained: Path, tiny: dict[str, Any]
+) -> None:
     names = {path.name for path in trained.iterdir()} - {"tensorboard", ".lock"}
     assert names == {
         "recipe.yaml",
@@ -373,7 +382,7 @@ def test_a_run_leaves_what_it_was_and_what_happened(trained: Path, tiny: dict[st
     assert [path.name for path in (trained / "samples").iterdir()] == ["step-0.png"]
 
 
-def test_every_step_has_one_line_of_metrics_and_some_the_held_out_loss(
+def test_every_step_has_one_line_of_metrics_and_some_have_the_validation_loss(
     tiny: dict[str, Any], tmp_path: Path
 ) -> None:
     often = {"train.validate_every_steps": 5, "train.warmup_steps": 4}
@@ -391,38 +400,38 @@ def test_every_step_has_one_line_of_metrics_and_some_the_held_out_loss(
         assert record["val_loss"] == pytest.approx(weighted)
 
 
-def test_the_logged_held_out_loss_is_that_of_the_first_mean(
+def test_the_logged_validation_loss_is_that_of_the_first_ema(
     tiny: dict[str, Any], tmp_path: Path
 ) -> None:
     run = train(tiny, {"train.validate_every_steps": 4}, run=tmp_path / "run")
     for step in (4, 8, 12):
-        mean = jitkit.load(run / f"checkpoints/step-{step}", ema=0.2)
-        bins = held_out_loss(mean, DIGITS, 20, 8)
+        denoiser = jitkit.load(run / f"checkpoints/step-{step}", ema=0.2)
+        bins = validation_loss(denoiser, DIGITS, 20, 8)
         assert metrics(run)[step - 1]["val_loss_bins"] == bins
 
 
-def test_learning_lowers_the_held_out_loss(tiny: dict[str, Any], tmp_path: Path) -> None:
+def test_training_lowers_the_validation_loss(tiny: dict[str, Any], tmp_path: Path) -> None:
     longer = {"train.steps": 150, "train.batch_size": 32, "train.validate_every_steps": 50}
     records = metrics(train(tiny, longer, run=tmp_path / "run"))
-    untrained = held_out_loss(assemble(load_recipe(tiny), DIGITS), DIGITS, 20, 20)
+    untrained = validation_loss(assemble(load_recipe(tiny), DIGITS), DIGITS, 20, 20)
     assert untrained is not None
     start = sum(w * b for w, b in zip(bin_weights(), untrained, strict=True))
     losses = [start, *(record["val_loss"] for record in records if "val_loss" in record)]
     assert losses == sorted(losses, reverse=True) and losses[-1] < 0.5 * start
 
 
-# The first second
+# Checks before the first step
 
 
 class Unwritable(Digits):
-    """Cannot write what it decoded."""
+    """Cannot write decoded items."""
 
     def write(self, items: Iterable[ImageItem], path: Path) -> list[Path]:
         raise JitkitError("no codec for this variable")
 
 
 class Unreadable(Digits):
-    """Has items, and cannot read any for training."""
+    """Has items, but cannot read any for training."""
 
     def encode(self, item: ImageItem, rng: np.random.Generator | None = None) -> Field:
         if rng is not None:
@@ -430,7 +439,7 @@ class Unreadable(Digits):
         return super().encode(item)
 
 
-def test_what_cannot_be_written_is_found_before_the_first_step(
+def test_samples_that_cannot_be_written_fail_before_the_first_step(
     tiny: dict[str, Any], tmp_path: Path
 ) -> None:
     domain = Unwritable(DigitsSection(name="digits"))
@@ -440,42 +449,40 @@ def test_what_cannot_be_written_is_found_before_the_first_step(
     assert [path.name for path in (tmp_path / "run").iterdir() if path.is_dir()] == []
 
 
-def test_a_first_sample_is_drawn_before_the_first_step(
-    tiny: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_preview_is_drawn_before_the_first_step(tiny: dict[str, Any], tmp_path: Path) -> None:
     domain = Unreadable(DigitsSection(name="digits"))
     with pytest.raises(DataError, match="^the store is gone$"):
         train(tiny, run=tmp_path / "run", domain=domain)
     assert metrics(tmp_path / "run") == []
     assert (tmp_path / "run/samples/step-0.png").stat().st_size > 0
-    train(tiny, {"train.steps": 1}, run=tmp_path / "run")  # as nothing was learnt, from the start
+    train(tiny, {"train.steps": 1}, run=tmp_path / "run")  # no step was done, so it starts anew
     assert len(metrics(tmp_path / "run")) == 1
 
 
-def test_a_broken_picture_is_named_and_training_goes_on(
-    tiny: dict[str, Any], tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+def test_a_broken_image_is_named_and_training_continues(
+    tiny: dict[str, Any], tmp_path: Path, image_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (pictures / "cat" / "03.png").write_bytes(b"<html>404</html>")
-    tiny["domain"] = {"name": "images", "path": pictures, "size": 8, "holdout": 0}
+    (image_folder / "cat" / "03.png").write_bytes(b"<html>404</html>")
+    tiny["domain"] = {"name": "images", "path": image_folder, "size": 8, "holdout": 0}
     run = train(tiny, run=tmp_path / "run")
     assert steps(run) == ["step-12", "step-4", "step-8"]
-    line = f"{pictures}/cat/03.png: cannot identify image file '{pictures}/cat/03.png'"
+    line = f"{image_folder}/cat/03.png: cannot identify image file '{image_folder}/cat/03.png'"
     assert (run / "passed_over.txt").read_text() == line + "\n"
-    assert capsys.readouterr().err == f"warning: passed over {line}\n"  # once in four epochs
+    assert capsys.readouterr().err == f"warning: skipped {line}\n"  # once in four epochs
 
 
-# The loss that is no number
+# Steps without a finite loss
 
 
-def test_a_run_that_diverges_stops_in_words_and_keeps_what_it_had(
+def test_a_diverging_run_stops_with_advice_and_keeps_its_last_good_checkpoint(
     tiny: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rough = {"train.lr": 1e30, "train.save_every_steps": 1, "train.max_bad_steps": 3}
+    diverging = {"train.lr": 1e30, "train.save_every_steps": 1, "train.max_bad_steps": 3}
     with pytest.raises(JitkitError) as caught:
-        train(tiny, rough, run=tmp_path / "run")
+        train(tiny, diverging, run=tmp_path / "run")
     assert re.fullmatch(
-        r"4 bad steps in a row; step 5 was passed over: the loss of 8 of 8 samples is no finite "
-        r"number \(training items [\d, ]+\); the last checkpoint is .*run/checkpoints/step-1\. "
+        r"4 bad steps in a row; step 5 was skipped: the loss of 8 of 8 samples is not finite "
+        r"\(training items [\d, ]+\); the last checkpoint is .*run/checkpoints/step-1\. "
         r"Lower the learning rate \(train\.lr\), set train\.clip_gradient=1, or use "
         r"train\.precision=float32",
         str(caught.value),
@@ -501,7 +508,7 @@ class Poisoned(Digits):
         return replace(field, values=field.values * 1e30) if item.name in self.bad else field
 
 
-def test_a_step_without_a_finite_loss_is_passed_over_and_its_items_are_named(
+def test_a_step_without_a_finite_loss_is_skipped_and_its_items_are_named(
     tiny: dict[str, Any], tmp_path: Path
 ) -> None:
     plan = BatchPlan(1500, 8, 0, 0, 12)
@@ -510,8 +517,8 @@ def test_a_step_without_a_finite_loss_is_passed_over_and_its_items_are_named(
     run = train(tiny, run=tmp_path / "run", domain=domain)
     skipped = {r["step"]: r["items"] for r in metrics(run) if "skipped" in r}
     assert skipped == {step + 1: [plan.keys(step)[3][1]] for step in (4, 5, 8)}
-    broken = train(tiny, {"train.steps": 4}, run=tmp_path / "broken", domain=domain)
-    assert_same(run, train(tiny, run=broken, domain=domain))
+    resumed = train(tiny, {"train.steps": 4}, run=tmp_path / "resumed", domain=domain)
+    assert_same(run, train(tiny, run=resumed, domain=domain))
 
 
 def test_bad_steps_in_a_row_are_counted_across_a_resume(
@@ -526,14 +533,14 @@ def test_bad_steps_in_a_row_are_counted_across_a_resume(
     train(tiny, {"train.max_bad_steps": 4}, run=run, domain=domain)
 
 
-def test_weights_that_are_no_numbers_are_never_saved(tiny: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(JitkitError, match="a weight is no finite number after step 1; .* is none"):
+def test_weights_that_are_not_finite_are_never_saved(tiny: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(JitkitError, match="a weight is not finite after step 1; .* is none"):
         train(tiny, {"train.save_every_steps": 1, "train.lr": 1e39}, run=tmp_path / "run")
     assert len(metrics(tmp_path / "run")) == 1
     assert checkpoint.newest(tmp_path / "run") is None
 
 
-def test_a_held_out_loss_that_is_no_number_stops_the_run(
+def test_a_validation_loss_that_is_not_finite_stops_the_run(
     tiny: dict[str, Any], tmp_path: Path
 ) -> None:
     class Bright(Digits):
@@ -541,7 +548,7 @@ def test_a_held_out_loss_that_is_no_number_stops_the_run(
             field = super().encode(item, rng)
             return field if rng is not None else replace(field, values=field.values * 1e30)
 
-    with pytest.raises(JitkitError, match="the held-out loss of step 1 is inf; "):
+    with pytest.raises(JitkitError, match="the validation loss of step 1 is inf; "):
         train(
             tiny,
             {"train.validate_every_steps": 1},
@@ -551,32 +558,34 @@ def test_a_held_out_loss_that_is_no_number_stops_the_run(
     assert len(metrics(tmp_path / "run")) == 1
 
 
-# The held-out loss
+# The validation loss
 
 
 def mean_square() -> float:
-    """Of the first 20 held-out items that validation takes."""
+    """Of the 20 items used for validation."""
     items = DIGITS.items("val")
-    chosen = [DIGITS.encode(items[i * len(items) // 20]).values for i in range(20)]
-    return float(torch.stack(chosen).square().mean())
+    values = [DIGITS.encode(items[i * len(items) // 20]).values for i in range(20)]
+    return float(torch.stack(values).square().mean())
 
 
 @pytest.mark.parametrize("noise_scale", [0.5, 1.0, 4.0])
-def test_a_model_that_says_zero_has_the_known_held_out_loss(
+def test_a_model_that_predicts_zero_has_the_known_validation_loss(
     tiny: dict[str, Any], noise_scale: float
 ) -> None:
     fresh = assemble(
         load_recipe(tiny, {"diffusion.noise_scale": noise_scale, "diffusion.loss": "eps"}), DIGITS
     )
-    bins = held_out_loss(fresh, DIGITS, 20, 7)
-    wanted = [mean_square() / (1 - (k + 0.5) / 10) ** 2 for k in range(10)]
-    assert bins == pytest.approx(wanted, rel=1e-5)
+    bins = validation_loss(fresh, DIGITS, 20, 7)
+    expected = [mean_square() / (1 - (k + 0.5) / 10) ** 2 for k in range(10)]
+    assert bins == pytest.approx(expected, rel=1e-5)
 
 
 class Wiener(Denoiser):
-    """The best linear guess of data of unit variance: x_hat = z t / (t² + (1 - t)² s²)."""
+    """Best linear prediction of data of unit variance: x_hat = z t / (t² + (1 - t)² s²)."""
 
-    def said(self, z: Tensor, t: Tensor, cond: Any, mask: Any = None, coords: Any = None) -> Tensor:
+    def predict(
+        self, z: Tensor, t: Tensor, cond: Any, mask: Any = None, coords: Any = None
+    ) -> Tensor:
         signal, noise = t**2, (1 - t) ** 2 * self.diffusion.noise_scale**2
         x_hat = z * (t / (signal + noise)).reshape(-1, 1, 1, 1)
         return convert(x_hat, z, t, source="x", target=self.diffusion.prediction, t_eps=1e-6)
@@ -584,7 +593,7 @@ class Wiener(Denoiser):
 
 @pytest.mark.parametrize("scale", [0.25, 2.0, 8.0])
 @pytest.mark.parametrize("prediction", ["x", "eps", "v"])
-def test_the_held_out_loss_can_be_compared_whatever_the_noise_and_the_prediction(
+def test_the_validation_loss_is_independent_of_noise_scale_and_parameterization(
     tiny: dict[str, Any], scale: float, prediction: Any
 ) -> None:
     sizes = assemble(load_recipe(tiny), DIGITS).network.sizes
@@ -593,15 +602,15 @@ def test_the_held_out_loss_can_be_compared_whatever_the_noise_and_the_prediction
     other = Wiener(
         layout, DIGITS.conditions, sizes, Diffusion(prediction, "v", noise_scale=scale, t_eps=1e-6)
     )
-    bins = held_out_loss(plain, DIGITS, 20, 20)
+    bins = validation_loss(plain, DIGITS, 20, 20)
     assert bins is not None
-    assert held_out_loss(other, DIGITS, 20, 20) == pytest.approx(bins, rel=1e-4)
-    worse = [mean_square() / (1 - (k + 0.5) / 10) ** 2 for k in range(10)]  # of saying zero
-    assert all(one < two for one, two in zip(bins[2:], worse[2:], strict=True))
+    assert validation_loss(other, DIGITS, 20, 20) == pytest.approx(bins, rel=1e-4)
+    zero = [mean_square() / (1 - (k + 0.5) / 10) ** 2 for k in range(10)]  # of predicting zero
+    assert all(loss < worse for loss, worse in zip(bins[2:], zero[2:], strict=True))
 
 
 class Cropped(Digits):
-    """Digits of differing height."""
+    """Digits of varying height."""
 
     def encode(self, item: ImageItem, rng: np.random.Generator | None = None) -> Field:
         field = super().encode(item, rng)
@@ -609,27 +618,27 @@ class Cropped(Digits):
 
 
 @pytest.mark.parametrize("domain", [DIGITS, Cropped(DigitsSection(name="digits"))])
-def test_the_held_out_loss_depends_on_the_weights_alone(domain: Digits) -> None:
-    denoiser = awake(domain.layout, domain.conditions)
+def test_the_validation_loss_depends_only_on_the_weights(domain: Digits) -> None:
+    denoiser = random_model(domain.layout, domain.conditions)
     torch.manual_seed(1)
-    first = held_out_loss(denoiser, domain, 20, 20)
+    first = validation_loss(denoiser, domain, 20, 20)
     torch.manual_seed(2)
-    assert first == held_out_loss(denoiser, domain, 20, 20)
+    assert first == validation_loss(denoiser, domain, 20, 20)
     for batch_size in (1, 7):
-        assert first == pytest.approx(held_out_loss(denoiser, domain, 20, batch_size), rel=1e-4)
-    other = awake(domain.layout, domain.conditions, seed=1)
-    assert first != pytest.approx(held_out_loss(other, domain, 20, 20), rel=1e-2)
+        assert first == pytest.approx(validation_loss(denoiser, domain, 20, batch_size), rel=1e-4)
+    other = random_model(domain.layout, domain.conditions, seed=1)
+    assert first != pytest.approx(validation_loss(other, domain, 20, 20), rel=1e-2)
 
 
-def test_without_held_out_items_there_is_no_such_loss(
-    tiny: dict[str, Any], tmp_path: Path, pictures: Path
+def test_without_validation_items_there_is_no_validation_loss(
+    tiny: dict[str, Any], tmp_path: Path, image_folder: Path
 ) -> None:
-    tiny["domain"] = {"name": "images", "path": pictures, "size": 8, "holdout": 0}
+    tiny["domain"] = {"name": "images", "path": image_folder, "size": 8, "holdout": 0}
     run = train(tiny, {"train.validate_every_steps": 2}, run=tmp_path / "run")
     assert not any("val_loss" in record for record in metrics(run))
 
 
-def test_bins_weigh_what_the_paper_s_times_weigh() -> None:
+def test_bin_weights_are_the_probabilities_of_the_paper_s_times() -> None:
     weights = bin_weights()
     assert sum(weights) == pytest.approx(1)
     generator = torch.Generator().manual_seed(0)
@@ -640,6 +649,6 @@ def test_bins_weigh_what_the_paper_s_times_weigh() -> None:
 
 @pytest.fixture(autouse=True)
 def _no_leftovers(tmp_path: Path) -> Iterator[None]:
-    """After each test no half file lies in any run of its folder."""
+    """After each test no partly written file is left."""
     yield
     assert [path for path in tmp_path.rglob("*.part")] == []

@@ -1,4 +1,4 @@
-"""Weather: dimensions found, levels and forcings told, the sphere's areas, the three tasks."""
+"""Domain weather: dimensions, levels, forcings, cell areas on the sphere, and the three tasks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from jitkit import testing
 from jitkit.data import batches
 from jitkit.domains.weather.adapter import Weather
 from jitkit.domains.weather.section import WeatherSection
-from jitkit.domains.weather.sphere import Between, Blocks, cell_areas, latitude_edges
+from jitkit.domains.weather.sphere import BlockMeans, Interpolation, cell_areas, latitude_edges
 from jitkit.domains.weather.sun import SOLAR_CONSTANT, cos_zenith, toa_radiation
 from jitkit.domains.weather.timedelta import duration
 from jitkit.errors import BadItem, DataError, JitkitError, RecipeError
@@ -37,7 +37,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def bucket(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Paths of small stores as they lie in public."""
+    """Paths of small stores in the layouts of public data sets."""
     folder = tmp_path_factory.mktemp("bucket")
     made = {"wb": weatherbench2(folder), "arco": arco(folder), "anemoi": anemoi(folder)}
     return {name: str(path) for name, path in made.items()}
@@ -53,7 +53,7 @@ def weather(**keys: Any) -> Weather:
 
 
 def globe(
-    folder: Path, *, steps: int = 24, hours: int = 6, turned: bool = False, **variables: Array
+    folder: Path, *, steps: int = 24, hours: int = 6, transposed: bool = False, **variables: Array
 ) -> str:
     """A store of fields on 6 x 8 cells; one variable of noise where none is given."""
     rng = np.random.default_rng(0)
@@ -68,14 +68,14 @@ def globe(
             "longitude": ("longitude", longitude, {"units": "degrees_east"}),
         },
     )
-    if turned:
+    if transposed:
         data = data.transpose("longitude", "time", "latitude").isel(latitude=slice(None, None, -1))
     path = folder / f"globe{len(list(folder.iterdir()))}.zarr"
     data.to_zarr(path, zarr_format=2)
     return str(path)
 
 
-# The questions of every adapter, for each task, on stores as they lie in public
+# The checks of every adapter, for each task, on stores laid out as public ones
 
 LEVELS = {"2m_temperature": None, "temperature": [850, 500], "geopotential": [500]}
 TASKS: dict[str, dict[str, Any]] = {
@@ -117,12 +117,12 @@ TASKS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_every_task_answers_all_questions(task: str, bucket: dict[str, str]) -> None:
+def test_every_task_passes_the_domain_checks(task: str, bucket: dict[str, str]) -> None:
     asked = section(**TASKS[task] | {"path": bucket[TASKS[task]["path"]]})
     testing.check_domain(Weather(asked), asked, split="val", num_items=2)
 
 
-def test_loading_the_adapter_loads_no_library_of_files() -> None:
+def test_importing_the_adapter_imports_no_file_libraries() -> None:
     code = (
         "import sys; import jitkit.domains.weather.adapter\n"
         "print(sorted({'torch', 'xarray', 'zarr', 'h5py', 'pandas', 'matplotlib', 'scipy'} "
@@ -160,15 +160,15 @@ def test_channels_are_variables_at_their_levels_as_xarray_reads_them(
         )
 
 
-def test_the_order_of_dimensions_and_rows_changes_no_cell(tmp_path: Path) -> None:
-    straight, turned = (weather(path=globe(tmp_path, turned=turn)) for turn in (False, True))
-    item, other = straight.items("train")[3], turned.items("train")[3]
+def test_the_order_of_dimensions_and_rows_changes_no_value(tmp_path: Path) -> None:
+    plain, transposed = (weather(path=globe(tmp_path, transposed=t)) for t in (False, True))
+    item, other = plain.items("train")[3], transposed.items("train")[3]
     assert np.array_equal(item.values, other.values[:, ::-1])
-    rows, others = straight.states().latitude, turned.states().latitude
+    rows, others = plain.states().latitude, transposed.states().latitude
     assert rows is not None and others is not None and np.array_equal(rows, others[::-1])
 
 
-def test_the_sea_is_not_sampled_on_land(bucket: dict[str, str]) -> None:
+def test_sea_surface_temperature_is_not_sampled_on_land(bucket: dict[str, str]) -> None:
     domain = weather(path=bucket["wb"], variables=["sea_surface_temperature"], task="forecast")
     item = domain.items("val")[0]
     land = np.isnan(item.values)
@@ -187,7 +187,7 @@ def test_hourly_data_are_used_every_six_hours(bucket: dict[str, str]) -> None:
         assert np.array_equal(domain.items("train")[1].values[0], data["2m_temperature"][6])
 
 
-def test_rain_is_summed_over_the_hours_before(bucket: dict[str, str]) -> None:
+def test_precipitation_is_accumulated_over_the_hours_before(bucket: dict[str, str]) -> None:
     domain = weather(
         path=bucket["arco"],
         variables=["total_precipitation"],
@@ -197,13 +197,13 @@ def test_rain_is_summed_over_the_hours_before(bucket: dict[str, str]) -> None:
     with xr.open_zarr(bucket["arco"], chunks=None) as data:
         rain = data["total_precipitation"].values.astype(np.float64)
     states = domain.states()
-    assert states.times[0] == np.datetime64("2016-01-01T06")  # the hours before it are there
+    assert states.times[0] == np.datetime64("2016-01-01T06")  # its window is complete
     for k in (0, 5):
         hour = 6 * (k + 1)
         assert np.allclose(states.read(k)[0], rain[hour - 5 : hour + 1].sum(axis=0), rtol=1e-6)
 
 
-def test_a_sum_does_not_reach_over_a_gap(tmp_path: Path) -> None:
+def test_an_accumulation_window_does_not_span_a_gap(tmp_path: Path) -> None:
     path = globe(tmp_path, hours=1, steps=48)
     with xr.open_zarr(path, chunks=None) as data:
         cut = data.load().drop_isel(time=[20])
@@ -213,7 +213,7 @@ def test_a_sum_does_not_reach_over_a_gap(tmp_path: Path) -> None:
     assert hours.tolist() == [h for h in range(48) if h >= 2 and h not in (20, 21, 22)]
 
 
-def test_a_gap_is_told_once_and_no_item_reaches_over_it(
+def test_a_gap_is_warned_of_once_and_no_item_spans_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = weatherbench2(tmp_path, 80, hole=True)
@@ -225,25 +225,27 @@ def test_a_gap_is_told_once_and_no_item_reaches_over_it(
     assert (states.after(38, 1), states.after(39, 1), states.after(42, -1)) == (None, None, 40)
     assert 39 not in states.starts("train") and 41 not in states.starts("train")
     after = states.name(40)
-    with pytest.raises(DataError, match=f"before {after} the data lack some of the 2 states"):
+    with pytest.raises(
+        DataError, match=f"needs 2 states up to {after}, and some are not in the data"
+    ):
         domain.init_times([after])
     with xr.open_zarr(path, chunks=None) as data:
         known = data["2m_temperature"].transpose("time", "latitude", "longitude")
         for item in domain.items("train"):
-            at = int(item.place["time"])
+            at = int(item.index["time"])
             time = data.time.values[at]
             for back, part in ((1, item.cond["past"][1]), (2, item.cond["past"][0])):
                 before = time - back * np.timedelta64(12, "h")
                 assert np.array_equal(part, known.sel(time=before))
 
 
-def test_a_date_that_anemoi_misses_is_a_gap(bucket: dict[str, str]) -> None:
+def test_a_missing_date_of_anemoi_is_a_gap(bucket: dict[str, str]) -> None:
     domain = weather(path=bucket["anemoi"], variables={"t": [850]}, task="forecast", val=0)
     assert np.datetime64("2020-01-08T12") not in domain.states().times
-    assert len(domain.items("train")) == 120 - 1 - 2  # two runs, each without its first
+    assert len(domain.items("train")) == 120 - 1 - 2  # two segments, each without its first
 
 
-def test_anemoi_cells_are_where_latitude_and_longitude_say(bucket: dict[str, str]) -> None:
+def test_anemoi_cells_are_at_their_latitude_and_longitude(bucket: dict[str, str]) -> None:
     import zarr
 
     store: Any = zarr.open_group(bucket["anemoi"], mode="r")
@@ -256,12 +258,14 @@ def test_anemoi_cells_are_where_latitude_and_longitude_say(bucket: dict[str, str
         assert item.values[1][y][:, x] == store["data"][3, 0, 0, cell]
 
 
-def test_a_reduced_grid_is_refused_in_words(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no grid of latitudes and longitudes.*regular grid"):
+def test_a_reduced_grid_is_refused_with_a_remedy(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match="no regular grid of latitudes and longitudes.*regular grid"
+    ):
         weather(path=str(anemoi(tmp_path, 31, reduced=True)))
 
 
-def test_a_region_has_ends_and_weights_of_its_own(bucket: dict[str, str]) -> None:
+def test_a_region_is_not_periodic_and_has_its_own_area_weights(bucket: dict[str, str]) -> None:
     select = {"latitude": {"from": 30, "to": 72}, "longitude": {"from": 0, "to": 40}}
     domain = weather(
         path=bucket["wb"],
@@ -286,8 +290,8 @@ def test_a_region_has_ends_and_weights_of_its_own(bucket: dict[str, str]) -> Non
     assert np.array_equal(item.cond["grids"][0], expected[0])
 
 
-def test_a_grid_on_a_map_is_told_the_sun_by_its_own_latitudes(tmp_path: Path) -> None:
-    """Rows and columns in metres, as regional models have; their cells count alike."""
+def test_a_projected_grid_gets_solar_forcings_from_its_2d_latitudes(tmp_path: Path) -> None:
+    """Rows and columns in metres, as in regional models; all cells have equal weight."""
     y, x = np.meshgrid(np.arange(5) * 1e5, np.arange(7) * 1e5, indexing="ij")
     latitude, longitude = 50 + y / 1e5 + x / 5e5, 5 + x / 7e4 - y / 9e5
     time = np.datetime64("2001-06-01", "ns") + np.arange(20) * np.timedelta64(3, "h")
@@ -310,7 +314,7 @@ def test_a_grid_on_a_map_is_told_the_sun_by_its_own_latitudes(tmp_path: Path) ->
     assert np.array_equal(item.cond["grids"][0], cos_zenith(time[2:3], latitude, longitude)[0])
 
 
-def test_members_are_items_and_a_forecast_asks_for_one(tmp_path: Path) -> None:
+def test_members_are_items_and_a_forecast_needs_one_of_them(tmp_path: Path) -> None:
     rng, time = np.random.default_rng(0), np.arange(20) * np.timedelta64(6, "h")
     data = xr.Dataset(
         {"t": (("number", "time", "lat", "lon"), rng.standard_normal((3, 20, 6, 8)).astype("f4"))},
@@ -326,8 +330,8 @@ def test_members_are_items_and_a_forecast_asks_for_one(tmp_path: Path) -> None:
     domain = weather(**keys)
     assert len(domain.items("train")) == 3 * 19
     item = domain.items("train")[4]
-    assert np.array_equal(item.cond["past"][0], data["t"][item.place["number"], 1])
-    with pytest.raises(DataError, match="have number beside time; choose one entry"):
+    assert np.array_equal(item.cond["past"][0], data["t"][item.index["number"], 1])
+    with pytest.raises(DataError, match="have number besides time; choose one entry"):
         domain.init_times(["2001-01-02"])
     one = weather(**keys, select={"number": [2]})
     assert one.init_times(["2001-01-02"]) == ["2001-01-02T00"]
@@ -337,11 +341,13 @@ def test_members_are_items_and_a_forecast_asks_for_one(tmp_path: Path) -> None:
 # The three tasks
 
 
-def test_the_past_is_a_lead_apart_and_the_change_is_from_the_last(bucket: dict[str, str]) -> None:
+def test_past_states_are_one_lead_apart_and_changes_are_from_the_last(
+    bucket: dict[str, str],
+) -> None:
     domain = weather(path=bucket["wb"], variables=["2m_temperature"], task="forecast", lead="12h",
                      inputs=2)  # fmt: skip
     states, item = domain.states(), domain.items("val")[0]
-    at = int(np.flatnonzero(states.times == states.times[int(item.place["time"])])[0])
+    at = int(np.flatnonzero(states.times == states.times[int(item.index["time"])])[0])
     assert np.array_equal(item.values, states.read(at))
     assert np.array_equal(item.cond["past"], np.concatenate([states.read(at - 4),
                                                              states.read(at - 2)]))  # fmt: skip
@@ -351,26 +357,26 @@ def test_the_past_is_a_lead_apart_and_the_change_is_from_the_last(bucket: dict[s
         states.read(i).astype(np.float64) - states.read(i - 2)
         for i in states.train[4:]  # items have two states before them
     ]
-    asked = (item.values - item.cond["past"][1:] - np.mean(changes)) / np.std(changes)
+    expected = (item.values - item.cond["past"][1:] - np.mean(changes)) / np.std(changes)
     field = domain.encode(item)
-    assert np.allclose(field.values, asked, atol=2e-4)
+    assert np.allclose(field.values, expected, atol=2e-4)
     assert np.allclose(field.cond["past"][1], (item.cond["past"][1] - mean) / std, atol=1e-4)
     assert np.allclose(domain.decode(field).values, item.values, atol=1e-3)
 
 
-def test_changes_have_unit_variance_over_training(bucket: dict[str, str]) -> None:
+def test_changes_have_unit_variance_over_the_training_split(bucket: dict[str, str]) -> None:
     domain = weather(path=bucket["wb"], variables=LEVELS, task="forecast")
     values = torch.stack([domain.encode(item).values for item in domain.items("train")]).double()
     assert values.mean(dim=(0, 2, 3)).abs().max() < 1e-4
     assert (values.std(dim=(0, 2, 3), correction=0) - 1).abs().max() < 1e-4
 
 
-def test_a_change_from_nothing_is_refused(bucket: dict[str, str]) -> None:
+def test_a_change_without_its_past_state_is_refused(bucket: dict[str, str]) -> None:
     domain = weather(path=bucket["wb"], variables=["2m_temperature"], task="forecast")
     field = domain.encode(domain.items("val")[0])
-    untold = {"past": torch.full_like(torch.as_tensor(field.cond["past"]), torch.nan)}
-    with pytest.raises(DataError, match="changes, and no state is told"):
-        domain.decode(type(field)(field.values, None, untold))
+    null_past = {"past": torch.full_like(torch.as_tensor(field.cond["past"]), torch.nan)}
+    with pytest.raises(DataError, match="changes and needs the state before"):
+        domain.decode(type(field)(field.values, None, null_past))
 
 
 def test_coarsening_conserves_the_integral_of_every_block(bucket: dict[str, str]) -> None:
@@ -414,15 +420,15 @@ def test_a_coarse_store_is_interpolated_and_only_shared_times_are_used(tmp_path:
     assert np.isclose(found[1, 7], 2 + 45 + column, atol=1e-4)
 
 
-@pytest.mark.parametrize("turn", [0, 360])
-def test_a_coarse_region_may_count_longitudes_from_elsewhere(turn: int) -> None:
+@pytest.mark.parametrize("origin", [0, 360])
+def test_a_coarse_region_may_have_another_longitude_origin(origin: int) -> None:
     source = (
         np.array([50.0, 40]),
-        np.arange(-20, 41, 10.0) % 360 if turn else np.arange(-20, 41, 10.0),
+        np.arange(-20, 41, 10.0) % 360 if origin else np.arange(-20, 41, 10.0),
     )
     target = np.array([45.0]), np.array([350.0, 355, 0, 5, 10])
-    between = Between.grids(source, target)
-    found = between(np.arange(-20, 41, 10.0)[None].repeat(2, axis=0))
+    regrid = Interpolation.grids(source, target)
+    found = regrid(np.arange(-20, 41, 10.0)[None].repeat(2, axis=0))
     assert np.allclose(found, [[-10, -5, 0, 5, 10]], atol=1e-5)
 
 
@@ -434,7 +440,7 @@ def test_a_coarse_region_that_does_not_cover_the_fine_grid_is_refused(tmp_path: 
     keys: dict[str, Any] = {"path": fine, "task": "downscaling"}
     keys["coarse"] = {"path": str(tmp_path / "part.zarr")}
     with pytest.raises(DataError, match=r"3 of 6 entries of latitude \(-75 to -15\) are outside of "
-                       r"15 to 75; 4 of 8 entries of longitude.*by domain.select"):  # fmt: skip
+                       r"15 to 75; 4 of 8 entries of longitude.*with domain.select"):  # fmt: skip
         weather(**keys)
     domain = weather(**keys, select={"latitude": {"from": 15}, "longitude": {"to": 90}})
     item = domain.items("train")[0]
@@ -444,7 +450,7 @@ def test_a_coarse_region_that_does_not_cover_the_fine_grid_is_refused(tmp_path: 
 # The sphere
 
 
-def test_areas_of_a_sphere_sum_to_four_pi_with_and_without_poles() -> None:
+def test_cell_areas_sum_to_four_pi_with_and_without_poles() -> None:
     for rows in (
         np.linspace(90, -90, 19),
         np.linspace(-87.1875, 87.1875, 32),
@@ -464,31 +470,31 @@ def test_the_area_of_a_polar_row_is_that_of_its_cap() -> None:
     assert np.isclose(areas[5].sum(), zone)  # 40 N
 
 
-def test_a_region_ends_where_its_cells_do() -> None:
+def test_edges_of_a_region_are_half_a_row_outside_its_centres() -> None:
     assert latitude_edges(np.array([30.0, 40, 50])).tolist() == [25, 35, 45, 55]
 
 
 @given(st.integers(1, 5), st.booleans())
-def test_blocks_of_one_value_keep_it(factor: int, missing: bool) -> None:
+def test_block_means_of_a_constant_are_that_constant(factor: int, missing: bool) -> None:
     values = np.full((2, 7, 9), 3.5)
     values[0, 0, 0] = np.nan if missing else 3.5
     areas = cell_areas(np.linspace(60, -60, 7), np.arange(0, 360, 40.0))
-    found = Blocks(areas, factor)(values)
-    lone = missing and factor == 1
-    assert np.isnan(found).sum() == lone and np.allclose(found[np.isfinite(found)], 3.5)
+    found = BlockMeans(areas, factor)(values)
+    empty = missing and factor == 1
+    assert np.isnan(found).sum() == empty and np.allclose(found[np.isfinite(found)], 3.5)
 
 
-def test_interpolation_is_exact_on_what_is_linear_and_has_no_seam() -> None:
+def test_interpolation_is_exact_for_linear_fields_and_periodic_in_longitude() -> None:
     source = (np.linspace(90, -90, 13), np.arange(0, 360, 15.0))
     target = (np.linspace(88, -88, 40), np.linspace(-179, 179, 50))
-    between = Between.grids(source, target)
-    rows = between(np.repeat(source[0][:, None], 24, axis=1))
+    regrid = Interpolation.grids(source, target)
+    rows = regrid(np.repeat(source[0][:, None], 24, axis=1))
     assert np.allclose(rows, target[0][:, None], atol=1e-4)
-    wave = between(np.cos(np.radians(source[1]))[None].repeat(13, axis=0))
+    wave = regrid(np.cos(np.radians(source[1]))[None].repeat(13, axis=0))
     assert np.allclose(wave, np.cos(np.radians(target[1])), atol=0.01)  # (15 degrees)^2 / 8
 
 
-def test_weights_are_areas_of_mean_one_and_reach_the_loss(bucket: dict[str, str]) -> None:
+def test_area_weights_have_mean_one_and_follow_cell_areas(bucket: dict[str, str]) -> None:
     domain = weather(path=bucket["wb"], variables=["2m_temperature"])
     weights = domain.weights
     assert weights is not None and np.isclose(weights.mean(), 1, atol=1e-6)
@@ -499,10 +505,10 @@ def test_weights_are_areas_of_mean_one_and_reach_the_loss(bucket: dict[str, str]
     )
 
 
-# The sun
+# Solar forcings
 
 
-def test_the_sun_stands_where_nrel_s_worked_example_has_it() -> None:
+def test_the_solar_zenith_angle_agrees_with_the_example_of_nrel() -> None:
     """Reda & Andreas 2004 (NREL/TP-560-34302), table A5.1: October 17, 2003, 12:30:30 in Golden,
     Colorado, seven hours behind UTC; zenith 50.11162 degrees, about 0.016 of it by refraction."""
     time = np.array(["2003-10-17T19:30:30"], "M8[s]")
@@ -524,26 +530,26 @@ def test_at_solstice_and_equinox_the_sun_is_over_tropic_and_equator(
     assert (found == 0).mean() == pytest.approx(0.5, abs=0.02)
 
 
-def test_a_year_of_sunshine_is_a_quarter_of_the_solar_constant() -> None:
-    """Over the sphere and a year, but for the orbit's eccentricity of 1.67 %."""
+def test_mean_radiation_is_a_quarter_of_the_solar_constant() -> None:
+    """Averaged over the sphere and a year; the orbit's eccentricity is 1.67 %."""
     times = np.datetime64("2021-01-01", "s") + np.arange(0, 365 * 24, 23) * np.timedelta64(1, "h")
     rows = np.degrees(np.arcsin(np.linspace(-1, 1, 61)[1::2] / 1))  # equal areas, nearly
     radiation = toa_radiation(times, rows[:, None], np.arange(0, 360, 20.0)[None])
     assert radiation.mean() == pytest.approx(SOLAR_CONSTANT / 4, rel=0.01)
 
 
-def test_calendars_without_leap_years_have_their_seasons() -> None:
-    place = (np.array([51.5]), np.array([0.0]))
+def test_seasons_are_right_in_calendars_without_leap_years() -> None:
+    position = (np.array([51.5]), np.array([0.0]))
     for month, day, hour in ((1, 5, 12), (6, 21, 9), (10, 2, 15)):
         real = np.array([datetime(2003, month, day, hour)], "M8[s]")
         model = np.array([cftime.DatetimeNoLeap(2003, month, day, hour)])
-        assert cos_zenith(model, *place) == pytest.approx(cos_zenith(real, *place), abs=0.01)
+        assert cos_zenith(model, *position) == pytest.approx(cos_zenith(real, *position), abs=0.01)
 
 
-def test_forcings_are_of_the_time_that_is_predicted(bucket: dict[str, str]) -> None:
+def test_forcings_are_those_of_the_predicted_time(bucket: dict[str, str]) -> None:
     domain = weather(**TASKS["forecast"] | {"path": bucket["wb"]})
     item, states = domain.items("val")[3], domain.states()
-    time = states.times[int(item.place["time"])]
+    time = states.times[int(item.index["time"])]
     longitude, latitude = states.longitude, states.latitude
     assert latitude is not None and longitude is not None
     expected = cos_zenith(np.array([time]), latitude[:, None], longitude[None])[0]
@@ -551,7 +557,7 @@ def test_forcings_are_of_the_time_that_is_predicted(bucket: dict[str, str]) -> N
     assert item.cond["time.hour"] == int((time - time.astype("M8[D]")) / np.timedelta64(1, "h"))
 
 
-# What a user may get wrong
+# User errors
 
 
 @pytest.mark.parametrize(
@@ -564,7 +570,7 @@ def test_forcings_are_of_the_time_that_is_predicted(bucket: dict[str, str]) -> N
         ),
         (
             {"variables": {"2m_temperature": [500]}},
-            "levels 500 are asked, and the variable has none",
+            "levels 500 are requested, but the variable has none",
         ),
         (
             {"variables": {"2m_temperature": None, "wave_height": None}},
@@ -572,17 +578,17 @@ def test_forcings_are_of_the_time_that_is_predicted(bucket: dict[str, str]) -> N
         ),
         ({"static": ["orography"]}, r"no variable 'orography' \(domain.static\)"),
         ({"task": "forecast", "lead": "9h"}, "domain.lead: 9h is not a multiple of the 6h"),
-        ({"static": ["temperature"]}, "'temperature' has levels, and a map has none"),
+        ({"static": ["temperature"]}, "'temperature' has levels, but a map has none"),
         ({"transforms": {"temprature": "sqrt"}}, "domain.transforms: no variable.*'temperature'"),
         ({"accumulate": {"rain": "6h"}}, "domain.accumulate: 'rain' is not among the variables"),
-        ({"every": "3h"}, "domain.every: 3h is not a multiple of the 6h from one step to the next"),
+        ({"every": "3h"}, "domain.every: 3h is not a multiple of the 6h between steps"),
         (
             {"variables": ["2m_temperature", "land_sea_mask"]},
-            "without time it is for domain.static",
+            "a variable without time belongs in domain.static",
         ),
     ],
 )
-def test_a_mistake_is_one_clear_message(
+def test_a_user_error_is_one_clear_message(
     keys: dict[str, Any], text: str, bucket: dict[str, str]
 ) -> None:
     with pytest.raises(JitkitError, match=text):
@@ -592,16 +598,16 @@ def test_a_mistake_is_one_clear_message(
 @pytest.mark.parametrize(
     ("keys", "text"),
     [
-        ({"lead": "6h"}, "lead is for task: forecast, and task is unconditional"),
+        ({"lead": "6h"}, "lead is for task: forecast, but task is unconditional"),
         ({"task": "downscaling"}, "needs coarse.factor or coarse.path"),
         ({"task": "downscaling", "coarse": {"factor": 1}}, "coarsens nothing"),
-        ({"every": "six hours"}, "'six hours' is no length of time; write 6h"),
+        ({"every": "six hours"}, "'six hours' is no duration; write 6h"),
         ({"every": "48h"}, "every: 48h does not divide a day.*'8 steps'"),
         ({"every": "5h"}, "every: 5h does not divide a day"),
         ({"condition_drop": {"past": 0.1}}, "condition_drop: no condition 'past'; there are: none"),
     ],
 )
-def test_a_section_that_cannot_be_meant_is_refused_before_data_are_opened(
+def test_an_invalid_section_is_refused_before_data_are_opened(
     keys: dict[str, Any], text: str
 ) -> None:
     with pytest.raises((RecipeError, ValueError), match=text):
@@ -615,10 +621,10 @@ def test_durations_are_whole_numbers_of_steps() -> None:
         duration("1h").in_steps(21_600, "lead")
 
 
-def test_a_missing_cell_before_an_item_makes_it_a_bad_one(tmp_path: Path) -> None:
+def test_a_missing_cell_in_the_past_state_makes_an_item_bad(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     values = rng.standard_normal((24, 6, 8)).astype("f4")
-    values[22, 1, 1] = np.nan  # held out
+    values[22, 1, 1] = np.nan  # in the validation split
     domain = weather(path=globe(tmp_path, t=values), task="forecast", missing=False, val=0.2)
     items = domain.items("val")
     bad = [i for i, item in enumerate(items) if np.isnan(item.values).any()]
@@ -626,25 +632,25 @@ def test_a_missing_cell_before_an_item_makes_it_a_bad_one(tmp_path: Path) -> Non
         domain.encode(items[bad[0] + 1])
 
 
-def test_the_domain_goes_to_workers_and_its_batches_are_masked(bucket: dict[str, str]) -> None:
+def test_the_domain_can_be_pickled_and_its_batches_are_masked(bucket: dict[str, str]) -> None:
     from jitkit.data import BatchPlan
 
     domain = weather(path=bucket["wb"], variables=["sea_surface_temperature"], task="forecast")
-    domain.layout  # noqa: B018  # measures
-    twin = pickle.loads(pickle.dumps(domain))
-    plan = BatchPlan(len(twin.items("train")), 4, 0, 0, 1)
-    batch = next(iter(batches(twin, twin.items("train"), plan)))
+    domain.layout  # noqa: B018  # measures statistics
+    copy = pickle.loads(pickle.dumps(domain))
+    plan = BatchPlan(len(copy.items("train")), 4, 0, 0, 1)
+    batch = next(iter(batches(copy, copy.items("train"), plan)))
     assert batch.mask is not None and not bool(batch.mask.all())
     assert bool((batch.x[~batch.mask.expand_as(batch.x)] == 0).all())
 
 
-def test_a_trained_model_cannot_be_asked_for_another_lead_or_past(tmp_path: Path) -> None:
+def test_a_trained_model_refuses_another_lead_or_number_of_past_states(tmp_path: Path) -> None:
     keys: dict[str, Any] = {"path": globe(tmp_path), "task": "forecast", "lead": "6h", "val": 0}
     metadata = weather(**keys).metadata()
-    with pytest.raises(RecipeError, match="domain.inputs is 2, and the model was trained with 1"):
+    with pytest.raises(RecipeError, match="domain.inputs is 2, but the model was trained with 1"):
         Weather(section(**keys, inputs=2), metadata)
     other = Weather(section(**keys | {"lead": "12h"}), metadata)
-    with pytest.raises(DataError, match="12h apart, and the model's 6h; domain.lead"):
+    with pytest.raises(DataError, match="12h apart, but the model's step is 6h; set domain.lead"):
         other.items("train")
 
 
@@ -665,10 +671,10 @@ def test_a_trained_model_refuses_another_grid_and_other_units(tmp_path: Path) ->
 
     for name, other, text in (
         ("n", data.isel(latitude=slice(None, None, -1)), "latitude runs from -75 to 75.*from 75 to "
-         "-75.*Turn the data round"),
-        ("w", moved, "longitude runs from -180 to 135.*from 0 to 315.*same places in another"),
-        ("u", celsius, "t is in 'degC', and the model was trained in 'K'; convert"),
-        ("s", nudged, "longitude runs from 0.01 to.*put the data on the model's grid"),
+         "-75.*Flip the data"),
+        ("w", moved, "longitude runs from -180 to 135.*from 0 to 315.*same positions in another"),
+        ("u", celsius, "t is in 'degC', but the model was trained in 'K'; convert"),
+        ("s", nudged, "longitude runs from 0.01 to.*regrid the data to the model's grid"),
     ):  # fmt: skip
         domain = opened(name, other)
         with pytest.raises(DataError, match=text):
@@ -676,7 +682,7 @@ def test_a_trained_model_refuses_another_grid_and_other_units(tmp_path: Path) ->
     assert opened("r", rounded).init_times(["val:1"])
 
 
-def test_a_trained_model_refuses_other_units_of_what_it_is_told(tmp_path: Path) -> None:
+def test_a_trained_model_refuses_other_units_of_its_conditions(tmp_path: Path) -> None:
     fine = globe(tmp_path)
     with xr.open_zarr(fine, chunks=None) as data:
         celsius = data.load().assign(t=(data["t"] - 273.15).assign_attrs(units="degC"))
@@ -684,11 +690,11 @@ def test_a_trained_model_refuses_other_units_of_what_it_is_told(tmp_path: Path) 
     keys: dict[str, Any] = {"path": fine, "task": "downscaling"}
     metadata = weather(**keys, coarse={"path": fine}).metadata()
     domain = Weather(section(**keys, coarse={"path": str(tmp_path / "celsius.zarr")}), metadata)
-    with pytest.raises(DataError, match="coarse.t is in 'degC', and the model was trained in 'K'"):
+    with pytest.raises(DataError, match="coarse.t is in 'degC', but the model was trained in 'K'"):
         domain.items("val")
 
 
-def test_a_trained_model_refuses_other_sums(bucket: dict[str, str]) -> None:
+def test_a_trained_model_refuses_other_accumulation_windows(bucket: dict[str, str]) -> None:
     keys = TASKS["rain"] | {"path": bucket["arco"]}
     metadata = weather(**keys).metadata()
     with pytest.raises(RecipeError, match="domain.accumulate is .*'3h'.* trained with .*'6h'"):

@@ -1,4 +1,4 @@
-"""Weather as it lies in public: read from buckets, trained on, forecast, scored and copied."""
+"""Public weather stores: read from buckets, trained on, forecast, scored and downloaded."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 import weatherstores
 import xarray as xr
-from conftest import Answer
+from conftest import Result
 from test_docs import ROOT, run
-from test_fetch import check_same_items
+from test_download import check_same_items
 from test_remote import WebServer
 from weatherstores import ANEMOI, ARCO, BUCKETS, WEATHERBENCH
 
@@ -52,7 +52,7 @@ UNITS = {"2m_temperature": "K", "temperature": "K", "sea_surface_temperature": "
 
 @pytest.fixture(scope="module")
 def buckets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of each bucket."""
+    """One folder per bucket."""
     folder = tmp_path_factory.mktemp("buckets")
     weatherstores.weatherbench2(folder / "weatherbench2")
     weatherstores.arco(folder / "gcp-public-data-arco-era5")
@@ -62,7 +62,7 @@ def buckets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def google(buckets: Path) -> Iterator[WebServer]:
-    """Google's object store: of its XML interface what reading asks, objects by name and range."""
+    """Google's object store, as far as reading needs its XML API: objects by name and range."""
     with WebServer(buckets) as server:
         yield server
         server.shutdown()
@@ -91,7 +91,7 @@ def recipe(folder: Path, name: str, **keys: Any) -> Path:
 
 
 def in_bucket(google: WebServer, name: str) -> dict[str, Any]:
-    """Keys that name a store by its public address, and the server that stands for Google's."""
+    """Keys with the public address of a store and the test server as its endpoint."""
     options = {"anonymous": True, "endpoint": google.url, "allow_http": True}
     return {"path": f"gs://{BUCKETS[name]}/{name}", "options": options}
 
@@ -105,7 +105,7 @@ def opened(path: Path | str, *overrides: str) -> Any:
 def test_a_store_is_trained_on_forecast_and_scored_from_its_bucket(
     name: str,
     google: WebServer,
-    jitkit: Callable[..., Answer],
+    jitkit: Callable[..., Result],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -129,14 +129,14 @@ def test_a_store_is_trained_on_forecast_and_scored_from_its_bucket(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_items_are_those_of_the_store_whatever_its_order_of_dimensions(
+def test_items_equal_the_store_for_any_order_of_dimensions(
     name: str, buckets: Path, tmp_path: Path
 ) -> None:
     """Against xarray and numpy, latitude in front of longitude."""
     path = buckets / BUCKETS[name] / name
     domain = opened(recipe(tmp_path, name, path=str(path)))
     assert tuple(domain.layout.channels) == CHANNELS[name]
-    item, first = domain.items("train")[3], 3 + 1  # its past is a step before it
+    item, first = domain.items("train")[3], 3 + 1  # its past state is one step before
     with xr.open_zarr(path) as store:
         if name == ANEMOI:
             values = store["data"].values[first, [0, 3], 0].reshape(2, 9, 18)
@@ -154,10 +154,10 @@ def test_items_are_those_of_the_store_whatever_its_order_of_dimensions(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_copy_of_a_bucket_has_the_same_items_and_is_all_that_training_needs(
+def test_a_download_of_a_bucket_has_the_same_items_and_needs_no_network(
     name: str,
     google: WebServer,
-    jitkit: Callable[..., Answer],
+    jitkit: Callable[..., Result],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -165,12 +165,12 @@ def test_a_copy_of_a_bucket_has_the_same_items_and_is_all_that_training_needs(
     answer = jitkit("fetch", path, "--to", tmp_path / "copy")
     assert answer.code == 0, answer.err
     ours, theirs = opened(path), opened(path, f"domain.path={tmp_path / 'copy'}")
-    google.asked.clear()
-    assert theirs.layout.channels == CHANNELS[name] and not google.asked
+    google.requests.clear()
+    assert theirs.layout.channels == CHANNELS[name] and not google.requests
     check_same_items(ours, theirs)
 
 
-def test_latitudes_may_run_either_way(tmp_path: Path) -> None:
+def test_latitudes_may_rise_or_fall(tmp_path: Path) -> None:
     up = weatherstores.weatherbench2(tmp_path / "up", 40)
     down = weatherstores.weatherbench2(tmp_path / "down", 40, upside_down=True)
     a, b = (opened(recipe(tmp_path, WEATHERBENCH, path=str(path))) for path in (up, down))
@@ -179,22 +179,24 @@ def test_latitudes_may_run_either_way(tmp_path: Path) -> None:
     np.testing.assert_allclose(a.weights, b.weights[::-1], rtol=1e-6)
 
 
-def test_no_item_reaches_over_a_hole_in_time(tmp_path: Path) -> None:
+def test_no_item_spans_a_gap_in_time(tmp_path: Path) -> None:
     whole = weatherstores.weatherbench2(tmp_path / "whole", 60)
-    holed = weatherstores.weatherbench2(tmp_path / "holed", 60, hole=2)
-    a, b = (opened(recipe(tmp_path, WEATHERBENCH, path=str(path))) for path in (whole, holed))
+    with_gap = weatherstores.weatherbench2(tmp_path / "with_gap", 60, hole=2)
+    a, b = (opened(recipe(tmp_path, WEATHERBENCH, path=str(path))) for path in (whole, with_gap))
     count = [len(d.items("train")) + len(d.items("val")) for d in (a, b)]
-    assert count == [60 - 2, 60 - 3]  # one more pair is cut apart
+    assert count == [60 - 2, 60 - 3]  # one more pair is lost
 
 
 def test_a_missing_date_of_anemoi_is_in_no_item(buckets: Path, tmp_path: Path) -> None:
     domain = opened(recipe(tmp_path, ANEMOI, path=str(buckets / "anemoi" / ANEMOI)))
     items = [*domain.items("train"), *domain.items("val")]
-    assert len(items) == 120 - 2 - 2  # neither as a target nor as its past
+    assert len(items) == 120 - 2 - 2  # neither as a target nor as a past state
     assert all(np.isfinite(item.values).all() for item in items)
 
 
-def test_a_reduced_grid_is_refused_in_words(jitkit: Callable[..., Answer], tmp_path: Path) -> None:
+def test_a_reduced_grid_is_refused_with_exit_code_2(
+    jitkit: Callable[..., Result], tmp_path: Path
+) -> None:
     path = weatherstores.anemoi(tmp_path, 8, reduced=True)
     answer = jitkit("train", recipe(tmp_path, ANEMOI, path=str(path)))
     assert answer.code == 2 and "Reduced Gaussian grids" in answer.err
@@ -232,12 +234,12 @@ def test_a_store_is_read_from_s3(buckets: Path, tmp_path: Path) -> None:
     server.stop()
 
 
-# The walk of docs/weather.md, and the recipes for real data
+# The walk-through of docs/weather.md, and the recipes for real data
 
 
 @pytest.mark.slow
-def test_the_walk_from_a_bucket_to_a_scored_ensemble_works(tmp_path: Path) -> None:
-    """The commands of docs/weather.md as they stand, but for pip's, with fewer steps; the bucket
+def test_the_walkthrough_from_a_bucket_to_a_scored_ensemble_works(tmp_path: Path) -> None:
+    """All commands of docs/weather.md except pip, with fewer steps; the bucket
     has ten days of 2018 and of 2020."""
     folder = tmp_path / "buckets" / "weatherbench2"
     weatherstores.weatherbench2(folder, 96, start="2018-12-22", hole=365)
@@ -265,8 +267,10 @@ def test_the_walk_from_a_bucket_to_a_scored_ensemble_works(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_sea_surface_temperature_has_no_seam_keeps_its_land_and_its_units(tmp_path: Path) -> None:
-    """The bundled recipe on its real file, as far as a few hundred steps show it."""
+def test_sampled_sea_surface_temperature_is_periodic_and_keeps_land_and_units(
+    tmp_path: Path,
+) -> None:
+    """The bundled recipe on its real file, after a few hundred steps."""
     samples = pytest.importorskip("iris_sample_data")
     shutil.copy(Path(samples.path) / "ostia_monthly.nc", tmp_path / "sst.nc")
     jitkit = [sys.executable, "-m", "jitkit"]
@@ -275,28 +279,33 @@ def test_sea_surface_temperature_has_no_seam_keeps_its_land_and_its_units(tmp_pa
     asked = ["--init", "val:2", "--lead", "1 steps", "--members", "4", "--out", "fc.zarr"]
     run([*jitkit, "forecast", "run", *asked], tmp_path)
     with xr.open_dataset(tmp_path / "sst.nc") as real, xr.open_zarr(tmp_path / "fc.zarr") as fc:
-        truth, found = real["surface_temperature"].load(), fc["surface_temperature"].load()
+        analysis, found = real["surface_temperature"].load(), fc["surface_temperature"].load()
     assert found.attrs["units"] == "K" and found.attrs["standard_name"] == "surface_temperature"
     for name in ("latitude", "longitude"):
-        np.testing.assert_array_equal(found[name].values, truth[name].values)
-        assert found[name].attrs == truth[name].attrs
-    land = truth.isnull().all("time").values
+        np.testing.assert_array_equal(found[name].values, analysis[name].values)
+        assert found[name].attrs == analysis[name].attrs
+    land = analysis.isnull().all("time").values
     assert np.array_equal(found.isnull().values, np.broadcast_to(land, found.shape))
-    assert float(truth.min()) - 5 < float(found.min()) < float(found.max()) < float(truth.max()) + 5
+    assert (
+        float(analysis.min()) - 5
+        < float(found.min())
+        < float(found.max())
+        < float(analysis.max()) + 5
+    )
     steps = np.abs(np.roll(found.values, -1, axis=-1) - found.values)
-    steps = np.moveaxis(steps, -1, 0).reshape(truth.sizes["longitude"], -1)
+    steps = np.moveaxis(steps, -1, 0).reshape(analysis.sizes["longitude"], -1)
     edges = [float(np.nanmean(steps[i])) for i in range(11, 432, 12) if np.isfinite(steps[i]).any()]
-    assert edges[-1] < np.quantile(edges, 0.9)  # where longitude closes, among the patches' edges
+    assert edges[-1] < np.quantile(edges, 0.9)  # the periodic edge, among the edges of patches
 
 
 # No network
 
 
 @pytest.mark.parametrize("bundled", ["era5", "era5-1deg", "era5-cpu"])
-def test_without_a_network_a_bundled_recipe_stops_at_once_and_says_what_to_do(
-    bundled: str, jitkit: Callable[..., Answer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_without_a_network_a_bundled_recipe_stops_at_once_with_a_remedy(
+    bundled: str, jitkit: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing listens where the bucket is looked for."""
+    """Nothing listens at the endpoint."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(remote, "FIRST_WAIT", 0.01)
     began = time.monotonic()
@@ -304,26 +313,26 @@ def test_without_a_network_a_bundled_recipe_stops_at_once_and_says_what_to_do(
     answer = jitkit("train", bundled, nowhere)
     assert time.monotonic() - began < 5
     assert answer.code == 2 and not answer.out
-    for told in (
+    for expected in (
         "gs://weatherbench2/datasets/era5/",
         "cannot be reached: failed 3 times",
         "jitkit fetch RECIPE --to FOLDER",
         "domain.path=FOLDER",
     ):
-        assert told in answer.err
+        assert expected in answer.err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_server_that_is_busy_at_first_is_no_missing_network(
+def test_a_server_that_is_busy_at_first_is_retried(
     google: WebServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remote, "FIRST_WAIT", 0.002)
-    google.faults["json"] = ["busy", 5]  # more than a first contact may fail
+    google.faults["json"] = ["busy", 5]  # more failures than an unreachable host is granted
     opened(recipe(tmp_path, WEATHERBENCH, **in_bucket(google, WEATHERBENCH)))
     assert google.faults.pop("json")[1] == 0
 
 
-def test_a_bundled_recipe_reads_the_store_that_it_names(tmp_path: Path) -> None:
+def test_a_bundled_recipe_reads_the_store_it_names(tmp_path: Path) -> None:
     weatherstores.weatherbench2(tmp_path, 24, every_variable=True)
     for bundled, channels in (("era5", 24), ("era5-cpu", 3)):
         assert load_recipe(bundled).domain.path == f"gs://weatherbench2/{WEATHERBENCH}"  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Small stores of weather as they lie in public: names, order, chunks, attributes and fill of
+"""Small copies of public weather stores: names, order, chunks, attributes and fill values of
 
 - WeatherBench 2, ERA5 at 64 x 32: Zarr v2 with consolidated metadata, dimensions (time, level,
   longitude, latitude) as its regridding leaves them (google-research/weatherbench2,
@@ -10,10 +10,10 @@
   (google-research/arco-era5, src/netcdf_to_zarr.py). Here on a grid of 10 degrees.
 - anemoi-datasets: data (time, variable, ensemble, cell) in chunks of one date, latitudes,
   longitudes, dates, statistics along variable, attributes (ecmwf/anemoi-datasets,
-  src/anemoi/datasets/create/fields/init.py). A date that is missing is there and holds NaN.
+  src/anemoi/datasets/create/fields/init.py). A missing date is present and NaN.
 
-Fields are smooth noise that moves eastwards and forgets its state within a day, on top of a mean
-that falls towards the poles. What the sources do not tell, such as the time's unit, is as xarray
+Fields are smooth noise that is advected eastwards and decorrelates within a day, on top of a mean
+that falls towards the poles. What the sources do not specify, such as the time unit, is as xarray
 writes it.
 """
 

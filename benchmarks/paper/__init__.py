@@ -11,6 +11,6 @@ precondition.py table 10: pre-conditioning
 ```
 
 Each of these says which models must be trained (`trainings.py`; the toy has its own) and makes a
-page of their numbers (`pages.py`); `jobs.py` trains what is not there yet, `pictures.py` prepares
+page of their results (`pages.py`); `jobs.py` trains what is not there yet, `pictures.py` prepares
 the pictures, `features.py` and `measures.py` measure, `drawing.py` draws.
 """

@@ -20,9 +20,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from jitkit.utils.cpu import settle
+from jitkit.utils.cpu import configure_process
 
-settle()  # as the command line does, before torch
+configure_process()  # as the command line does, before torch
 os.environ["OMP_NUM_THREADS"] = "1"  # of each training; there are several side by side
 
 import numpy as np  # noqa: E402
@@ -87,7 +87,7 @@ def _arguments() -> Any:
 
 
 def main() -> int:
-    """Exit code: 1 where a demand is not met, 2 for a mistake of the user's, 75 if stopped."""
+    """Exit code: 1 where a demand is not met, 2 on a user error, 75 if stopped."""
     arguments = _arguments()
     command = shlex.join(["python", "-m", "benchmarks.paper", *sys.argv[1:]])
     pictures = PictureSet(arguments.pictures, arguments.work)

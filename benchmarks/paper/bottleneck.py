@@ -12,11 +12,11 @@ from benchmarks.paper.trainings import Setup
 WIDTH = 128
 WIDTHS = (3, 8, 16, 32, 64, WIDTH)
 ABOUT = """\
-A patch goes through d' numbers before it becomes a token of width 128.
+A patch is projected to d' features before it becomes a token of width 128.
 `recipes/paper/patch16.yaml`: 64 x 64 pixels, patch 16, 768 features in a patch, as in the paper's
-B/16. d' = 128 is the network's own width, and so no bottleneck. The paper shows a plot without
-numbers: of 768, every d' from 32 to 512 is better than none, by up to about 1.3 of 8.6, and 16
-does not collapse. Our d' are that share of the width."""
+B/16. d' = 128 is the network's own width, and so no bottleneck. The paper shows only a plot: of
+768, every d' from 32 to 512 is better than none, by up to about 1.3 of 8.6, and 16 does not
+collapse. Our d' are the same shares of the width."""
 
 
 def label(width: int) -> str:

@@ -38,13 +38,13 @@ def linear(t: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def precondition(scales: Scales) -> Callable[[Denoiser], None]:
-    """Let a model say x_hat = skip(t) z + out(t) network(z, t); it is of x-prediction."""
+    """Let a model predict x_hat = skip(t) z + out(t) network(z, t); it uses x-prediction."""
 
     def change(denoiser: Denoiser) -> None:
-        def hook(module: nn.Module, inputs: tuple[Any, ...], said: Tensor) -> Tensor:
+        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
             z, t = inputs[:2]
             skip, out = (each.reshape(-1, *[1] * (z.ndim - 1)) for each in scales(t))
-            return skip * z + out * said
+            return skip * z + out * output
 
         denoiser.network.register_forward_hook(hook)
 

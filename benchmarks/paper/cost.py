@@ -13,7 +13,7 @@ SIZES = (32, 64, 128)
 PAPER = {32: ("256, /16", 25.2, 4.37), 64: ("512, /32", 25.8, 4.64), 128: ("1024, /64", 27.9, 4.82)}
 ABOUT = """\
 `recipes/paper/patch16.yaml` with 16 tokens at every resolution: the patch is a quarter of the
-side, and the noise doubles with it, as in the paper. Samples are scored against real pictures of
+side, and the noise doubles with it, as in the paper. Samples are scored against real images of
 their own size, all scaled to 64 x 64 for the features. Multiply-adds of one pass; the paper's are
 those of the authors' code (25.2, 25.8 and 27.9 G), its FID-50K those of table 5."""
 

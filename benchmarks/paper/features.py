@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from jitkit.metrics.frechet import frechet
+from jitkit.metrics.frechet import frechet_distance as distance_of_features
 from jitkit.utils.seeding import mix
 from jitkit.utils.types import Array
 
@@ -27,7 +27,7 @@ RESAMPLES = 20
 
 def frechet_distance(a: Array, b: Array) -> float:
     """Fréchet distance of two sets of pictures on random features, (N, H, W, 3) uint8 each."""
-    return frechet(features(a), features(b))
+    return distance_of_features(features(a), features(b))
 
 
 def frechet_with_deviation(samples: Array, real: Array) -> tuple[float, float]:
@@ -36,8 +36,8 @@ def frechet_with_deviation(samples: Array, real: Array) -> tuple[float, float]:
     The mean over resamples would not do for a value: samples that repeat are always further off.
     """
     rng, n = np.random.default_rng(0), len(samples)
-    again = [frechet(samples[rng.integers(n, size=n)], real) for _ in range(RESAMPLES)]
-    return frechet(samples, real), float(np.std(again, ddof=1))
+    again = [distance_of_features(samples[rng.integers(n, size=n)], real) for _ in range(RESAMPLES)]
+    return distance_of_features(samples, real), float(np.std(again, ddof=1))
 
 
 def features(pictures: Array) -> Array:

@@ -29,7 +29,7 @@ class Job(Protocol):
         """Name of its folder, which must differ wherever anything that matters differs."""
 
     def do(self, place: Path) -> dict[str, Any]:
-        """Train in the folder, or go on there, and say what was found, plain data for JSON."""
+        """Train in the folder, or resume there; returns results as plain data for JSON."""
 
 
 def finished(jobs: Iterable[Job], work: Path, at_once: int) -> dict[str, list[Record]]:
@@ -40,14 +40,14 @@ def finished(jobs: Iterable[Job], work: Path, at_once: int) -> dict[str, list[Re
         work: where their folders are.
         at_once: jobs side by side, each in a process of one thread.
     """
-    asked = list(jobs)
-    todo = list({job.folder: job for job in asked if not _file(work, job).is_file()}.values())
+    requested = list(jobs)
+    todo = list({job.folder: job for job in requested if not _file(work, job).is_file()}.values())
     with bar("trainings", len(todo), unit="trainings") as show:
-        for number, told in enumerate(_done(todo, work, at_once), start=1):
-            say(told)
+        for number, line in enumerate(_done(todo, work, at_once), start=1):
+            say(line)
             show(number)
     found: dict[str, list[Record]] = {}
-    for job in asked:
+    for job in requested:
         record = json.loads(_file(work, job).read_text(encoding="utf-8"))
         found.setdefault(job.label, []).append(record)
     return found

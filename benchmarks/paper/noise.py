@@ -61,7 +61,7 @@ def _claims(records: Records) -> list[Claim]:
     rescue = min(*found["eps"].values(), *found["v"].values()) / found["x"][best]
     return [
         Claim(
-            f"x-prediction wants more noise than mu = 0: its best is at mu = {best:g}, {gain:.3g} "
+            f"x-prediction needs more noise than mu = 0: its best is at mu = {best:g}, {gain:.3g} "
             "times better than at 0 (paper: at -0.8, 1.68 times).",
             best < 0 and less(means["x"][best], means["x"][0.0]),
         ),

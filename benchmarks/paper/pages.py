@@ -1,7 +1,7 @@
 """What a table or figure comes to: a page in Markdown, a picture, and the numbers in JSON.
 
 Everything that a page says of the numbers is computed from them, so that a trend which does not
-hold is said not to.
+hold is reported as such.
 """
 
 from __future__ import annotations

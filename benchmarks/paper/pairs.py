@@ -24,14 +24,13 @@ TITLES = {
 }
 ABOUT = """\
 A transformer of width 128 and depth 6 (`recipes/paper/patch32.yaml`, `patch3.yaml`), equal steps,
-equal size, equal rate for all nine pairs of what the network says and where its error is
-measured. Fréchet distance on features of a random convolutional network, to the training
-pictures; lower is better. It is no FID: compare it within a table. Beside it the paper's
-FID-50K of B/16 on ImageNet 256 and of B/4 on ImageNet 64 (table 2). Large patches show OpenMoji's
-drawings, small ones 4,000 squares cut out of five photographs (of scikit-image): on flat drawings
-eps-prediction was 4.5 times as far off as x even there, because what it leaves of the noise shows
-on a white ground (docs/log.md). Figures of the small patch under v-loss are means of three
-trainings: what is demanded of them is close."""
+equal size, equal learning rate for all nine pairs of prediction and loss space. Fréchet distance
+on features of a random convolutional network, to the training images; lower is better. It is not
+the FID: compare it only within a table. Beside it the paper's FID-50K of B/16 on ImageNet 256 and
+of B/4 on ImageNet 64 (table 2). Large patches use OpenMoji's drawings, small ones 4,000 squares
+cut out of five photographs (of scikit-image): on flat drawings eps-prediction was 4.5 times as far
+off as x even there, because its residual noise shows on a white background (docs/log.md). Values of
+the small patch under v-loss are means of three trainings, as their requirement is close."""
 
 
 def label(recipe: str, prediction: str, loss: str) -> str:
@@ -58,11 +57,11 @@ def page(records: Records, shown: Mapping[str, Shown]) -> Page:
     parts = [f"## {TITLES[recipe]}\n\n{_table(records, recipe)}" for recipe in PAPER]
     return Page(
         "pairs",
-        "Table 2 in small: what the network says, and where its error is measured",
+        "Table 2 in small: prediction space and loss space",
         ABOUT,
         "\n\n".join(parts),
         _claims(records),
-        "Real pictures, and samples under v-loss, with their Fréchet distance: 3,072 features in a "
+        "Real images, and samples under v-loss, with their Fréchet distance: 3,072 features in a "
         "patch above, 27 below",
         lambda path: draw_mosaics(path, [_cells(records, shown, recipe) for recipe in PAPER]),
     )
@@ -75,7 +74,7 @@ def _table(records: Records, recipe: str) -> str:
         for loss in SPACES
     ]
     floor = mean(records, label(recipe, "x", "v"), "floor").value
-    return f"{grid(head, rows)}\n\nHeld-out real pictures: {floor:.3g}."
+    return f"{grid(head, rows)}\n\nHeld-out real images: {floor:.3g}."
 
 
 def _row(records: Records, recipe: str, loss: str) -> dict[str, float]:

@@ -21,10 +21,10 @@ ROWS = {
     CONTEXT: ("+ in-context class tokens", 5.49, 4.37),
 }
 ABOUT = """\
-`recipes/paper/patch16.yaml` with a bottleneck of 32: first with rotary positions and the norm of
-queries and keys taken away (the fixed sine-cosine code of positions stays), then as it is, then
-with 8 in-context tokens that carry the class. The transformer here is never without SwiGLU and
-RMSNorm, which is where the paper's table begins. No guidance; the paper's numbers are with it."""
+`recipes/paper/patch16.yaml` with a bottleneck of 32: first without rotary embedding and the norm of
+queries and keys (the fixed sine-cosine embedding of positions stays), then as it is, then with 8
+in-context class tokens. The transformer here always has SwiGLU and RMSNorm, the first row of the
+paper's table. No classifier-free guidance; the paper's values are with it."""
 
 
 def jobs(setup: Setup) -> Sequence[Job]:

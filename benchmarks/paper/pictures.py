@@ -1,4 +1,4 @@
-"""The pictures that are trained on: OpenMoji's drawings, or any folder, scaled once to each size.
+"""Training images: OpenMoji's drawings, or any folder, scaled once to each size.
 
 OpenMoji (openmoji.org, CC BY-SA 4.0, Hochschule für Gestaltung Schwäbisch Gmünd) comes as
 ``pip install 'jitkit[benchmarks]'``: about 4,500 drawings in SVG, drawn here on white. None is part
@@ -31,7 +31,7 @@ from jitkit.utils.console import bar
 HELD_OUT = 0.2  # as many held-out pictures as samples, or the floor would be of another size
 DRAWN = 128  # pixels a side, the largest that is trained on
 LICENCE = (
-    "The pictures are OpenMoji's 4,495 drawings (openmoji.org), CC BY-SA 4.0, and so is what is "
+    "The images are OpenMoji's 4,495 drawings (openmoji.org), CC BY-SA 4.0, and so are the samples "
     "shown here."
 )
 PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
@@ -65,7 +65,7 @@ class PictureSet:
     @property
     def about(self) -> str:
         """A sentence for the pages."""
-        return LICENCE if self.source is None else f"The pictures are those of `{self.source}`."
+        return LICENCE if self.source is None else f"The images are those of `{self.source}`."
 
     def sized(self, size: int, *, photographs: bool = False) -> Path:
         """A folder with train/ and val/ of pictures ``size`` pixels a side, made where it is not.

@@ -19,7 +19,7 @@ PAPER = {
     "v": (8.62, 35.49, 46.25),
 }
 ABOUT = """\
-The network does not say x_hat but a part of it: x_hat = skip(t) z + out(t) net(z, t). *EDM's*
+The network predicts only a part of x_hat: x_hat = skip(t) z + out(t) net(z, t). *EDM's*
 weights are those of Karras et al. 2022 with sigma_data 0.5 and sigma = (1 - t) / t; *linear* is
 skip = t, out = 1 - t; the network sees z itself. Everything else is `recipes/paper/patch32.yaml`.
 Fréchet distance on random features beside the paper's FID-50K (table 10)."""

@@ -1,7 +1,7 @@
 """Figure 2: a distribution of two dimensions hidden in D, and an MLP narrower than the largest D.
 
 x = P u, u a spiral in the plane and P a random column-orthogonal D x 2 matrix that the network is
-not told. A 5-layer ReLU MLP of width 256 says x, eps or v; the loss is taken on v; samples come
+not told. A 5-layer ReLU MLP of width 256 predicts x, eps or v; the loss is on v; samples come
 from 50 Heun steps. The paper gives no optimizer, length or times; here Adam at a rate that falls
 from 1e-3 to 0, 3,000 steps of 256, and t even over [0, 1): with the paper's logit-normal(-0.8, 0.8)
 few times are near the data, where a curve in the plane is decided, and D = 2 is three times as far
@@ -74,7 +74,7 @@ class Toy:
 
     Attributes:
         dimensions: D.
-        prediction: what the network says.
+        prediction: of the network.
         seed: of plane, weights, data and samples.
         steps: of training.
         samples: that are measured.
@@ -121,8 +121,8 @@ class Toy:
             x = spiral(BATCH, generator) @ plane.T
             eps = torch.randn(x.shape, generator=generator)
             t = uniform_t(BATCH, generator=generator)
-            said = _said(network, interpolate(x, eps, t), t)
-            loss = squared_errors(said, x, eps, t, prediction=self.prediction, loss="v").mean()
+            predicted = _predict(network, interpolate(x, eps, t), t)
+            loss = squared_errors(predicted, x, eps, t, prediction=self.prediction, loss="v").mean()
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             optimizer.param_groups[0]["lr"] = RATE * (1 + cos(pi * step / self.steps)) / 2
@@ -134,8 +134,8 @@ class Toy:
     def _sample(self, network: nn.Module, noise: Tensor) -> Tensor:
         def velocity(z: Tensor, t: Tensor) -> Tensor:
             times = t.expand(len(z))
-            said = _said(network, z, times)
-            return convert(said, z, times, source=self.prediction, target="v")
+            predicted = _predict(network, z, times)
+            return convert(predicted, z, times, source=self.prediction, target="v")
 
         return integrate(velocity, noise, steps=SAMPLER_STEPS)
 
@@ -145,14 +145,14 @@ def toy_label(dimensions: int, prediction: Space) -> str:
     return f"{dimensions}-{prediction}"
 
 
-def _said(network: nn.Module, z: Tensor, t: Tensor) -> Tensor:
+def _predict(network: nn.Module, z: Tensor, t: Tensor) -> Tensor:
     return network(torch.cat((z, t[:, None]), dim=1))
 
 
 def sampler_leaves(dimensions: int) -> float:
     """Out of the plane, what is left of the noise even where the network is perfect.
 
-    1 - t is held at 0.05 in a division, so that the last steps do not go all the way.
+    1 - t is clamped at 0.05 in divisions, so the last steps end before t = 1.
     """
     noise = torch.randn(1_000, dimensions, generator=torch.Generator().manual_seed(0))
 

@@ -11,12 +11,12 @@ from benchmarks.paper.toy import DIMENSIONS, PREDICTIONS, Toy, sampler_leaves, t
 from benchmarks.paper.trainings import Setup
 
 ABOUT = """\
-A spiral in the plane, put into D dimensions by a random column-orthogonal matrix that the network
-is not told; a 5-layer ReLU MLP of width 256; three predictions, one loss (on v), 3,000 steps of
-256 with Adam, 4,000 samples by 50 Heun steps. The paper shows the picture and gives no numbers;
-these are two. *In the plane*: sliced Wasserstein-2 distance of the samples, projected back, to as
+A spiral in the plane, embedded in D dimensions by a random column-orthogonal matrix unknown to the
+network; a 5-layer ReLU MLP of width 256; three predictions, one loss (on v), 3,000 steps of
+256 with Adam, 4,000 samples by 50 Heun steps. The paper shows only the figure; we add
+two measures. *In the plane*: sliced Wasserstein-2 distance of the samples, projected back, to as
 many true points (a shift by d costs d; the spiral has unit variance). *Out of the plane*: root
-mean square distance of samples to the plane, where all data lie."""
+mean square distance of samples to the plane of the data."""
 
 
 def jobs(setup: Setup) -> Sequence[Job]:
@@ -42,9 +42,9 @@ def page(records: Records, shown: Mapping[str, Shown]) -> Page:
         for d in DIMENSIONS
     ]
     note = (
-        "\n\n*Floor*: in the plane, the distance of two sets of true points; out of it, what the "
-        "sampler leaves of the noise for an x-prediction without error, because it holds 1 - t at "
-        "0.05 in its division."
+        "\n\n*Floor*: in the plane, the distance of two sets of true points; out of it, the "
+        "residual noise of the sampler for an exact x-prediction, because 1 - t is clamped at 0.05 "
+        "in its divisions."
     )
     return Page(
         "toy",

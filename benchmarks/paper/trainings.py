@@ -1,4 +1,4 @@
-"""Models of pictures: trained from a recipe by jitkit itself, sampled, and scored."""
+"""Image models: trained from a recipe by jitkit, sampled and scored."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ import jitkit
 from benchmarks.paper.changes import CHANGES
 from benchmarks.paper.features import features, frechet_with_deviation
 from benchmarks.paper.pictures import PictureSet
-from jitkit.data import spread
+from jitkit.data import evenly_spaced
 from jitkit.diffusion.denoiser import Denoiser
 from jitkit.domain import Split, open_domain
 from jitkit.domains.images.files import ImageItem
-from jitkit.metrics.frechet import frechet
+from jitkit.metrics.frechet import frechet_distance
 from jitkit.nn.flops import macs
 from jitkit.recipe.load import Recipe, dump_recipe, load_recipe
 from jitkit.runs import checkpoint
@@ -30,7 +30,7 @@ from jitkit.runs.run_dir import locked
 from jitkit.sampling.generate import generate
 from jitkit.sampling.requests import conditioning_for
 from jitkit.training.trainer import Trainer
-from jitkit.utils.signals import listening
+from jitkit.utils.signals import catch_signals
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "paper"
 SMALL = "patch3"  # the recipe of small patches, which takes photographs
@@ -85,7 +85,7 @@ class Training:
         found = {
             "frechet": distance,
             "frechet_deviation": deviation,
-            "floor": frechet(features(val), reference),
+            "floor": frechet_distance(features(val), reference),
             "step_milliseconds": milliseconds,
             "steps": self.resolved.train.steps,
             "parameters": sum(p.numel() for p in denoiser.network.parameters()),
@@ -101,16 +101,16 @@ class Training:
             trainer = Trainer(self.resolved, open_domain(self.resolved.domain), run)
             CHANGES[self.change](trainer.denoiser)
             trainer.start(checkpoint.newest(run))
-            with listening() as stop:
+            with catch_signals() as stop:
                 trainer.loop(stop)
         return run
 
     def _samples(self, denoiser: Denoiser) -> Pixels:
-        """Samples that are told what real pictures are of, (N, H, W, 3) uint8."""
+        """Samples with the conditions of real images, (N, H, W, 3) uint8."""
         n, section = self.resolved.evaluate.samples, self.resolved.sample
         items = denoiser.domain.items("train")
-        told = conditioning_for(denoiser, n, source=("train", spread(len(items), n)))
-        return np.stack([item.pixels for item in generate(denoiser, n, told, section)])
+        conditioning = conditioning_for(denoiser, n, source=("train", evenly_spaced(len(items), n)))
+        return np.stack([item.pixels for item in generate(denoiser, n, conditioning, section)])
 
 
 def _pixels(items: Sequence[ImageItem]) -> Pixels:
@@ -119,7 +119,7 @@ def _pixels(items: Sequence[ImageItem]) -> Pixels:
 
 
 def _some(pictures: Pixels) -> Pixels:
-    return pictures[spread(len(pictures), SHOWN)]
+    return pictures[evenly_spaced(len(pictures), SHOWN)]
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ TRAFFIC = (
     Traffic("gradients, as they are made", 0, 1, 0, 1),
     Traffic("norm of the gradient", 1, 0, 0, 0),
     Traffic("AdamW: weight, gradient, two moments", 4, 3, 4, 3),
-    Traffic(f"{EMAS} means: each and the weight", 2 * EMAS, EMAS, EMAS, EMAS),
+    Traffic(f"{EMAS} EMAs: each and the weight", 2 * EMAS, EMAS, EMAS, EMAS),
 )
 
 
@@ -74,8 +74,8 @@ def activation_bytes(name: str) -> int:
 
 def operations() -> str:
     """Operations of a step for each sample, and of a guided sample."""
-    head = ["model", "weights", "GMAC, forward", "TFLOP, a sample's training"]
-    head += [f"TFLOP, a sample drawn in {PASSES} passes", f"in {TEXTBOOK_PASSES}"]
+    head = ["model", "parameters", "GMAC, forward", "TFLOP per sample, training"]
+    head += [f"TFLOP per drawn sample, {PASSES} passes", f"{TEXTBOOK_PASSES} passes"]
     rows = []
     for name in NAMES:
         denoiser = pictures(name)
@@ -93,13 +93,13 @@ def traffic() -> str:
         [t.why, t.read, t.written, t.least_read, t.least_written] for t in TRAFFIC
     ]
     sums = [sum(column) for column in zip(*(row[1:] for row in rows), strict=True)]
-    return table(head, [*rows, ["numbers", *sums]])
+    return table(head, [*rows, ["values", *sums]])
 
 
 def moved() -> str:
     """Bytes of a step in float32: fixed, for each sample, and operations for each of them."""
-    head = ["model", "GB a step, fixed", "least", "GB a sample, activations"]
-    head += [f"operations a byte, batch {n}" for n in BATCHES]
+    head = ["model", "GB per step, fixed", "least", "GB per sample, activations"]
+    head += [f"FLOP per byte, batch {n}" for n in BATCHES]
     rows: list[list[object]] = []
     for name in NAMES:
         denoiser = pictures(name)

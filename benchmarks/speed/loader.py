@@ -16,7 +16,7 @@ from benchmarks import loader as arrays
 from benchmarks.speed import jpegs
 from benchmarks.speed.limits import read_rate
 from benchmarks.speed.measure import middle, seconds_of
-from benchmarks.speed.results import BatchPlan, Demand, Result, Table, percent
+from benchmarks.speed.results import Demand, Plan, Result, Table, percent
 from jitkit.data import BatchPlan as Order
 from jitkit.data import batches
 from jitkit.domain import Domain, domain_class
@@ -72,7 +72,7 @@ def read(domain: Domain, items: Sequence[Any], number: int, workers: int) -> flo
 
 
 def picture_ways(
-    folder: Path, files: Sequence[Path], plan: BatchPlan, *, size: int
+    folder: Path, files: Sequence[Path], plan: Plan, *, size: int
 ) -> dict[str, list[float]]:
     """Pictures in a second for every way to read them, round after round."""
     domain = pictures(folder, size)
@@ -93,7 +93,7 @@ def picture_ways(
     return found
 
 
-def of_pictures(plan: BatchPlan, result: Result) -> None:
+def of_pictures(plan: Plan, result: Result) -> None:
     """Pictures a second, and their share of what decoding alone reaches."""
     high, wide = plan.pick((jpegs.HIGH, jpegs.WIDE), (jpegs.HIGH, jpegs.WIDE), (30, 40))
     with tempfile.TemporaryDirectory() as place:
@@ -106,14 +106,14 @@ def of_pictures(plan: BatchPlan, result: Result) -> None:
     for name, rate in rates.items():
         rows.append([name, f"{middle(rate)[0]:.0f}", percent(middle(rate)[1])])
         rows[-1].append(percent(middle(rate)[0] / best))
-    head = ["way", "pictures/s", "spread", "share of the best decoding"]
+    head = ["reader", "images/s", "spread", "share of the best decoding"]
     title = f"JPEG of {wide} x {high}, {kilobytes:.0f} kB, cropped and scaled"
     result.tables.append(Table(title, head, rows))
     result.numbers["pictures_per_second"] = {name: middle(rate)[0] for name, rate in rates.items()}
     result.numbers["kilobytes"] = kilobytes
 
 
-def of_arrays(plan: BatchPlan, result: Result) -> None:
+def of_arrays(plan: Plan, result: Result) -> None:
     """Steps of a synthetic reanalysis a second: copied out of a raw file, by xarray, by jitkit."""
     steps, buffer_bytes = plan.pick(288, 96, 24), int(GB)
     folder = Path(tempfile.gettempdir()) / f"jitkit-loader-{steps}"  # kept for the next time
@@ -129,17 +129,17 @@ def of_arrays(plan: BatchPlan, result: Result) -> None:
             rows.append([chunk, case, row["samples/s"], row["MB/s"], f"{row['peak GB']} GB"])
             rows[-1].append(percent(row["MB/s"] * 1e6 / raw))
         over = found["ours"]["samples/s"] / found["xarray"]["samples/s"]
-        what = f"arrays in chunks of {chunk}, over xarray's rate"
+        what = f"arrays in chunks of {chunk}, speed over xarray's"
         result.demands.append(Demand(what, over, arrays.LEAST[chunk], "at least"))
         most = buffer_bytes / GB + arrays.SPARE
         what = f"arrays in chunks of {chunk}, memory"
         result.demands.append(Demand(what, found["ours"]["peak GB"], most, unit="GB"))
-    head = ["steps of a chunk", "way", "samples/s", "MB/s", "memory", "share of a raw read"]
+    head = ["steps per chunk", "reader", "samples/s", "MB/s", "memory", "share of a raw read"]
     title = f"Arrays of 3.4 MB, 2 threads or workers; a raw read: {raw / GB:.1f} GB/s"
     result.tables.append(Table(title, head, rows))
 
 
-def run(plan: BatchPlan) -> Result:
+def run(plan: Plan) -> Result:
     """Arrays (left out in tests, which have their own) and pictures."""
     result = Result("loader")
     if plan.size != "tiny":

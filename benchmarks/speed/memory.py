@@ -1,7 +1,7 @@
 """Peak memory of training steps of B/16 beside the estimate of `jitkit check`.
 
-Each in a process of its own, as `python -m benchmarks.memory` does it for many cases: AdamW and two
-running means, one thread.
+Each in its own process, as `python -m benchmarks.memory` does it for many cases: AdamW and two
+EMAs, one thread.
 """
 
 from __future__ import annotations
@@ -28,5 +28,5 @@ def run(plan: Plan) -> Result:
         sizes = [f"{estimate / GIB:.2f} GiB", f"{peak / GIB:.2f} GiB"]
         rows.append([case.batch, again, *sizes, f"{estimate / peak - 1:+.0%}"])
     head = ["batch", "checkpointing", "estimate", "measured", "error"]
-    result.tables.append(Table("Peak of a step of B/16, float32, two running means", head, rows))
+    result.tables.append(Table("Peak of a step of B/16, float32, two EMAs", head, rows))
     return result

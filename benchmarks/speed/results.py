@@ -1,4 +1,4 @@
-"""What a benchmark came to: tables for people, numbers for programs, demands met or not."""
+"""Results of a benchmark: tables, data as JSON, and requirements met or not."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Demand:
     """A bound on something measured.
 
     >>> str(Demand("a step, over the reference", 0.8, 0.85))
-    'met: a step, over the reference: 0.8, asked for at most 0.85'
+    'met: a step, over the reference: 0.8, target at most 0.85'
     """
 
     what: str
@@ -51,8 +51,8 @@ class Demand:
 
     def __str__(self) -> str:
         unit = f" {self.unit}" if self.unit else ""
-        told = f"{self.what}: {self.found:.3g}{unit}, asked for {self.kind} {self.bound:g}{unit}"
-        return f"{'met' if self.met else 'NOT MET'}: {told}"
+        text = f"{self.what}: {self.found:.3g}{unit}, target {self.kind} {self.bound:g}{unit}"
+        return f"{'met' if self.met else 'NOT MET'}: {text}"
 
 
 @dataclass(frozen=True)

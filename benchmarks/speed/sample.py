@@ -1,4 +1,4 @@
-"""A guided trajectory of Heun's rule, jitkit's against the textbook's, and that both end alike.
+"""A guided Heun trajectory, jitkit against the textbook JiT, and that both end alike.
 
 The textbook makes two passes at every evaluation, one after the other. jitkit makes both in one
 batch where guidance acts, and one where it does not. The share of evaluations where it acts depends
@@ -59,7 +59,7 @@ def made(recipe: Recipe) -> tuple[Denoiser, JiT]:
     return denoiser.eval(), reference.like(denoiser)
 
 
-def asked(denoiser: Denoiser) -> tuple[Tensor, Tensor]:
+def request(denoiser: Denoiser) -> tuple[Tensor, Tensor]:
     """Noise of one sample, scaled, (1, C, X1, X2), and its label."""
     rng = torch.Generator().manual_seed(0)
     shape = (1, len(denoiser.layout.channels), *denoiser.layout.grid)
@@ -69,7 +69,7 @@ def asked(denoiser: Denoiser) -> tuple[Tensor, Tensor]:
 
 def takers(denoiser: Denoiser, theirs: JiT, steps: int) -> dict[str, Callable[[], Tensor]]:
     """A trajectory of each kind."""
-    z, y = asked(denoiser)
+    z, y = request(denoiser)
 
     def ours(guidance: float) -> Tensor:
         return sample(denoiser, noise=z, cond={"label": y}, guidance=guidance, steps=steps)
@@ -151,17 +151,17 @@ def run(plan: Plan) -> Result:
         whole = [found["passes_of_50_steps"][name], f"{found['seconds_of_50_steps'][name]:.3g} s"]
         rows.append([name, *short, *whole])
     steps = found["steps"]
-    head = ["", f"passes of {steps} steps", "measured", "spread"]
-    head += [f"passes of {PAPER_STEPS} steps", "carried over"]
+    head = ["", f"passes, {steps} steps", "measured", "spread"]
+    head += [f"passes, {PAPER_STEPS} steps", "extrapolated"]
     title = f"B/16, batch 1, guidance {GUIDANCE:g} in (0.1, 1), float32, threads: {plan.threads}"
     result.tables.append(Table(title, head, rows))
     result.notes.append(
         f"Ratio of trajectories of {PAPER_STEPS} steps: {found['ratio']:.3f} (spread "
-        f"{percent(found['ratio_spread'])}), from evaluations that were counted, and timed in "
-        f"{steps} steps. Ends differ by {found['difference']:.1e} of the largest value."
+        f"{percent(found['ratio_spread'])}), from counted evaluations (NFE) and the time of "
+        f"{steps} steps. Samples differ by {found['difference']:.1e} of the largest value."
     )
     result.demands = [
         Demand("a guided trajectory, over the reference's", found["ratio"], MOST),
-        Demand("difference of both ends", found["difference"], ALIKE),
+        Demand("difference of both samples", found["difference"], ALIKE),
     ]
     return result

@@ -117,7 +117,7 @@ def over_axes(plan: Plan, result: Result) -> None:
         times = [milliseconds(timing.median), percent(timing.spread)]
         rows.append([name, grid, *times, f"{over[name]:.3f}"])
     head = ["axes", "tokens", "forward and backward", "spread", "over 2-D"]
-    result.tables.append(Table("256 tokens of 16 cells, whatever the number of axes", head, rows))
+    result.tables.append(Table("256 tokens of 16 cells on 1 to 4 axes", head, rows))
     seconds = {name: timing.median for name, timing in took.items()}
     result.numbers["axes"] = {"seconds": seconds, "over_two": over}
     apart = max(over.values()) / min(over.values())
@@ -140,8 +140,8 @@ def over_sizes(plan: Plan, result: Result) -> None:
             rows.append(row)
             found = {"seconds": timing.median, "macs": work[case.name], "per_mac": more}
             result.numbers.setdefault(what, {})[case.name] = found
-    head = ["grown", "case", "batch", "forward and backward", "spread", "model GFLOP/s"]
-    head += ["time for a counted operation, over the middle case's"]
+    head = ["varied", "case", "batch", "forward and backward", "spread", "model GFLOP/s"]
+    head += ["time per counted operation, over the middle case's"]
     result.tables.append(Table("Time against counted multiply-accumulates", head, rows))
 
 

@@ -1,6 +1,6 @@
-"""Seconds from a command to its answer, each in a process of its own.
+"""Seconds from a command to its answer, each in its own process.
 
-Beside them stand what Python takes to do nothing, and to load torch: nothing that runs a network
+Beside them is what Python takes to do nothing, and to load torch: nothing that runs a network
 can be faster. The first step of training is that of the recipe `digits` from the command on, with
 all that comes before it: checks, data, and a first sample through the whole path.
 """
@@ -26,14 +26,14 @@ MOST_HELP, MOST_FIRST = 0.5, 10.0  # seconds
 
 FIRST_STEP = """
 import os, sys
-from jitkit.utils.cpu import settle
-settle()
+from jitkit.utils.cpu import configure_process
+configure_process()
 import jitkit.training.step
-take = jitkit.training.step.Learner.step
+take = jitkit.training.step.Learner.train_step
 def once(*given):
     take(*given)
     os._exit(0)
-jitkit.training.step.Learner.step = once
+jitkit.training.step.Learner.train_step = once
 from jitkit.cli import main
 sys.argv = ["jitkit", "train", *sys.argv[1:]]
 main()

@@ -1,12 +1,12 @@
-"""A step of training, jitkit's against the textbook's: forward, backward, AdamW, two running means.
+"""A step of training, jitkit's against the textbook's: forward, backward, AdamW, two EMAs.
 
-jitkit's is `Learner.step`, all that a run does in a step but for reading data and the log: with
+jitkit's is `Learner.train_step`, a whole step of a run except reading data and logging: with
 noise that does not depend on how the batch is cut, the gradient's norm and its check. Both have the
 same weights and take turns. Model FLOPs are 3 x 2 x multiply-accumulates of a forward pass (those
 of attention's products and of linear maps) x samples; the limit is the best product of float32
 matrices of a few shapes by `torch.mm`, in the same rounds, and beside it by the library that jitkit
-takes for its large products. The other limit, bytes, is told as well: what a step moves for each
-weight, whatever the batch, at the rate of a copy in memory.
+takes for its large products. The other limit, bytes, is reported too: what a step moves for each
+parameter, for any batch size, at the rate of a memory copy.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ class Case:
 
 
 def pictures(batch_size: int, side: int = 256, **model: Any) -> Recipe:
-    """Colour pictures of 1,000 classes in patches of 16; the paper's B where nothing else is asked.
+    """Recipe of colour images of 1,000 classes in patches of 16; by default the paper's B.
 
-    They need no folder: the classes are said.
+    It needs no folder, as the number of classes is given.
     """
     return load_recipe(
         {
@@ -93,8 +93,8 @@ def both(recipe: Recipe) -> tuple[Learner, Step, Step]:
     denoiser.train()
 
     def ours() -> None:
-        if why := learner.step(iter([batch]), lambda part: 0).bad:
-            raise JitkitError(f"a step was passed over ({why}), so its time says nothing")
+        if why := learner.train_step(iter([batch]), lambda part: 0).skip_reason:
+            raise JitkitError(f"a step was skipped ({why}), so its time is meaningless")
 
     return learner, ours, lambda: training.step(x, label)
 
@@ -151,19 +151,19 @@ def run(plan: Plan) -> Result:
         rows.append(_row(case.name, found))
         result.demands.append(Demand(f"{case.name}, over the reference", found["ratio"], case.most))
         if case.least is not None:
-            what = f"{case.name}, model FLOPs over the best product's"
+            what = f"{case.name}, MFU against the best torch.mm"
             result.demands.append(Demand(what, found["utilisation"], case.least, "at least"))
     head = ["case", "jitkit", "spread", "reference", "spread", "ratio", "spread"]
-    head += ["model GFLOP/s", "best torch.mm GFLOP/s", "share of it", "reference's share"]
-    head += ["best kernels.linear GFLOP/s", "share of it"]
-    title = f"A step of training, float32, threads of torch: {plan.threads} (medians)"
+    head += ["model GFLOP/s", "best torch.mm GFLOP/s", "MFU", "reference's MFU"]
+    head += ["best cpu_kernels GFLOP/s", "MFU against it"]
+    title = f"A training step, float32, threads of torch: {plan.threads} (medians)"
     result.tables.append(Table(title, head, rows))
     copy = result.numbers["copy_bytes_per_second"] = copy_rate(plan.pick(512, 512, 1) * MIB)
     for name, found in result.numbers.items():
         if isinstance(found, dict):
             moved = found["bytes_of_weights"]
             result.notes.append(
-                f"{name}: {moved / 1e9:.3g} GB go through memory for the weights alone, "
+                f"{name}: {moved / 1e9:.3g} GB of memory traffic for the weights alone, "
                 f"{milliseconds(moved / copy)} at a copy's {copy / 1e9:.3g} GB/s."
             )
     return result

@@ -1,6 +1,6 @@
-"""Any array file or store as a kind of data: Zarr, NetCDF, HDF5, NumPy, without code.
+"""Arrays domain (Zarr, NetCDF, HDF5 and NumPy files, without code): its names for other adapters.
 
-Other adapters that read arrays import from here, and from no module inside.
+Other adapters that read arrays import from here only.
 """
 
 from jitkit.domains.arrays.adapter import Arrays
@@ -8,22 +8,22 @@ from jitkit.domains.arrays.conditions import ConditionsSection, part_of_time
 from jitkit.domains.arrays.coordinates import (
     Selection,
     coordinate,
-    edges,
     extent,
-    holes,
+    find_gaps,
     in_seconds,
     is_time,
     label,
     matching,
-    runs,
+    segments,
+    value_bounds,
 )
-from jitkit.domains.arrays.data import MOST_VALUES, Data, open_data, open_store
-from jitkit.domains.arrays.inspect.dimensions import closes, even, part_of
-from jitkit.domains.arrays.items import ArrayItems, Sample, block_places, read_blocks
+from jitkit.domains.arrays.data import MAX_VALUES, Data, open_data, open_store
+from jitkit.domains.arrays.inspect.dimensions import dimension_kind, is_evenly_spaced, is_periodic
+from jitkit.domains.arrays.items import ArrayItems, Sample, block_entries, read_blocks
 from jitkit.domains.arrays.normalize.statistics import Statistics, load_or_measure
 from jitkit.domains.arrays.output import Column
-from jitkit.domains.arrays.read import Cut, read_channels
-from jitkit.domains.arrays.read_plan import Read, copy_of, positions
+from jitkit.domains.arrays.read import Indexer, read_channels
+from jitkit.domains.arrays.read_plan import DownloadRequest, copy_data, needed_positions
 from jitkit.domains.arrays.section import ArraysSection, Drop
 from jitkit.domains.arrays.splits import SplitsSection, split
 from jitkit.domains.arrays.write import write_items
@@ -34,36 +34,36 @@ __all__ = [
     "ArraysSection",
     "Column",
     "ConditionsSection",
-    "Cut",
     "Data",
+    "DownloadRequest",
     "Drop",
-    "MOST_VALUES",
-    "Read",
+    "Indexer",
+    "MAX_VALUES",
     "Sample",
     "Selection",
     "SplitsSection",
     "Statistics",
-    "block_places",
-    "closes",
+    "block_entries",
     "coordinate",
-    "copy_of",
-    "edges",
-    "even",
+    "copy_data",
+    "dimension_kind",
     "extent",
-    "holes",
+    "find_gaps",
     "in_seconds",
+    "is_evenly_spaced",
+    "is_periodic",
     "is_time",
     "label",
     "load_or_measure",
     "matching",
+    "needed_positions",
     "open_data",
     "open_store",
-    "part_of",
     "part_of_time",
-    "positions",
     "read_blocks",
     "read_channels",
-    "runs",
+    "segments",
     "split",
+    "value_bounds",
     "write_items",
 ]

@@ -1,8 +1,8 @@
-"""What a model of arrays is told of an item: maps, earlier steps, numbers, classes.
+"""Conditions of a model of arrays: maps, past steps, scalars, categories.
 
-static, grids, past   Grid     maps on the item's own grid
-scalars               Scalars  numbers of the item's place: a day of the year, a parameter
-categories            Category a class of the item's place: a kind of flow, a station's name
+static, grids, past   Grid     maps on the item's grid
+scalars               Scalars  numbers along sample dimensions: a day of the year, a parameter
+categories            Category classes along sample dimensions: a kind of flow, a station's name
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jitkit.domains.arrays.coordinates import is_time, label
-from jitkit.domains.arrays.plan import ArrayPlan, as_channels, described
+from jitkit.domains.arrays.plan import ArrayPlan, as_channels, dims_and_shape
 from jitkit.domains.arrays.read import ArrayVariable, read_channels
 from jitkit.errors import DataError, listed, nearest
 from jitkit.sections import Natural, Section
@@ -24,56 +24,56 @@ from jitkit.utils.types import Array
 if TYPE_CHECKING:
     from jitkit.stores.store import Readable
 
-MOST_CLASSES = 10_000
+MAX_CLASSES = 10_000
 
 
 class ConditionsSection(Section):
-    """Key ``conditions``: what the model is told besides the noise."""
+    """Key ``conditions``: what the model is conditioned on."""
 
     static: list[str] = []
-    """Variables or coordinates without sample dimension, as maps: orography, a land-sea mask."""
+    """Maps without sample dimension, variables or coordinates: orography, a land-sea mask."""
     grids: list[str] = []
-    """Other variables at the item's own place and time, as maps: forcings, a coarse field."""
+    """Maps of other variables at the same time as the item: forcings, a coarse field."""
     past: Natural = 0
-    """Earlier steps of the predicted variables, as maps, along the dimension of the window."""
+    """Number of earlier steps of the predicted variables, as maps, along the window's dimension."""
     scalars: list[str] = []
     """Numbers: `time.dayofyear` and `time.hour` (as sine and cosine), `time.year`, or a numeric
-    coordinate or variable along sample dimensions; those of a window's first step."""
+    coordinate or variable along sample dimensions; at the first step of a window."""
     categories: list[str] = []
-    """Classes: integer or text variables along sample dimensions; each a condition of its own."""
+    """Classes: integer or text variables along sample dimensions; each is a separate condition."""
 
     @property
     def variables(self) -> tuple[str, ...]:
-        """Names of all variables among them."""
+        """Names of all conditioning variables."""
         return (*self.static, *self.grids, *self.scalars, *self.categories)
 
 
 @dataclass(frozen=True, eq=False)
 class Series:
-    """Values at places along sample dimensions.
+    """Values along sample dimensions.
 
     Attributes:
-        dims: some of the sample dimensions, perhaps none.
-        values: at their entries.
+        dims: some or none of the sample dimensions.
+        values: at the used entries of ``dims``.
     """
 
     dims: tuple[str, ...]
     values: Array
 
-    def at(self, place: Mapping[str, int]) -> Any:
-        """The value of a place, given as positions."""
-        return self.values[tuple(place[dim] for dim in self.dims)]
+    def at(self, position: Mapping[str, int]) -> Any:
+        """The value at a position along the sample dimensions."""
+        return self.values[tuple(position[dim] for dim in self.dims)]
 
 
 @dataclass(frozen=True)
-class Number:
-    """A number as a network takes it: standardized, or as sine and cosine where it is cyclic.
+class ScalarCondition:
+    """Encoding of a scalar condition: standardized, or sine and cosine if it is cyclic.
 
     Attributes:
-        name: as the recipe has it.
-        center: mean of the training split; where a cycle begins.
-        spread: standard deviation of the training split; length of a cycle.
-        cyclic: whether it returns.
+        name: in the recipe.
+        center: mean of the training split; start of the cycle if cyclic.
+        spread: standard deviation of the training split; length of the cycle if cyclic.
+        cyclic: whether the values are periodic.
     """
 
     name: str
@@ -83,67 +83,67 @@ class Number:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the numbers it makes."""
+        """Names of the encoded features."""
         return (f"{self.name}.sin", f"{self.name}.cos") if self.cyclic else (self.name,)
 
     def encode(self, value: float) -> tuple[float, ...]:
-        """Numbers of about unit variance; NaN is unknown."""
+        """Features of about unit variance; NaN is unknown."""
         x = (value - self.center) / self.spread
-        root = 2**0.5  # sine and cosine of all phases have a variance of a half
+        root = 2**0.5  # sine and cosine of a uniform phase have variance 1/2
         return (root * sin(2 * pi * x), root * cos(2 * pi * x)) if self.cyclic else (x,)
 
-    def decode(self, numbers: Sequence[float]) -> float:
+    def decode(self, features: Sequence[float]) -> float:
         """Undo `encode`."""
         if not self.cyclic:
-            return numbers[0] * self.spread + self.center
-        if any(isnan(number) for number in numbers):
+            return features[0] * self.spread + self.center
+        if any(isnan(x) for x in features):
             return nan
-        return atan2(*numbers) / (2 * pi) % 1 * self.spread + self.center
+        return atan2(*features) / (2 * pi) % 1 * self.spread + self.center
 
 
 @dataclass(frozen=True)
-class Classes:
-    """A category and the names of its classes, in order."""
+class CategoryCondition:
+    """Encoding of a categorical condition; ``classes`` are in order."""
 
     name: str
     classes: tuple[int | str, ...]
 
     def encode(self, value: Any) -> int:
-        """Number of a class; one more than the last for a missing one.
+        """Index of a class; a missing value is the null class, one after the last.
 
         Raises:
-            DataError: a class that was not there when the model was trained.
+            DataError: a class that is not in the training data.
         """
         if value is None:
             return len(self.classes)
         if value not in self.classes:
-            known = [str(name) for name in self.classes]
+            names = [str(name) for name in self.classes]
             raise DataError(
-                f"{self.name}: class {value!r} is not among the {len(known)} that the model knows: "
-                f"{listed(known)}{nearest(str(value), known)}"
+                f"{self.name}: class {value!r} is not among the {len(names)} of the training data: "
+                f"{listed(names)}{nearest(str(value), names)}"
             )
         return self.classes.index(value)
 
-    def decode(self, number: int) -> int | str | None:
+    def decode(self, index: int) -> int | str | None:
         """Undo `encode`."""
-        return self.classes[number] if 0 <= number < len(self.classes) else None
+        return self.classes[index] if 0 <= index < len(self.classes) else None
 
 
 # Along sample dimensions
 
 
-def series(store: Readable, plan: ArrayPlan, name: str, key: str) -> Series:
-    """Values of a variable or coordinate at every place; text stays text, times stay times.
+def read_series(store: Readable, plan: ArrayPlan, name: str, key: str) -> Series:
+    """Values of a variable or coordinate along sample dimensions; text and times keep their type.
 
     Raises:
-        DataError: it is not there, or has other dimensions than sample dimensions.
+        DataError: it does not exist, or has other dimensions than sample dimensions.
     """
-    dims, shape = described(store, name)
+    dims, shape = dims_and_shape(store, name)
     beyond = [d for d in dims if d not in plan.sample and len(plan.entries[d]) > 1]
     if beyond:
         raise DataError(
-            f"{key}: {name!r} has dimension {listed(beyond)}; scalars and categories lie along "
-            f"sample dimensions ({listed(plan.sample)}); what lies on the grid is a map: "
+            f"{key}: {name!r} has dimension {listed(beyond)}; scalars and categories are along "
+            f"sample dimensions ({listed(plan.sample)}); a variable on the grid is a map: "
             "domain.conditions.grids or static"
         )
     if name in store.coords.variables:
@@ -157,109 +157,121 @@ def series(store: Readable, plan: ArrayPlan, name: str, key: str) -> Series:
     return Series(kept, values.reshape([len(plan.entries[dim]) for dim in kept]))
 
 
-def find_number(store: Readable, plan: ArrayPlan, name: str, train: Array) -> tuple[Number, Series]:
-    """A number of a recipe and its values; standardized over the training split.
+def find_scalar(
+    store: Readable, plan: ArrayPlan, name: str, train: Array
+) -> tuple[ScalarCondition, Series]:
+    """A scalar condition, standardized over the training split, and its values.
 
     Args:
         store, plan: the data.
-        name: ``time.dayofyear`` and the like, or a variable or coordinate.
-        train: positions of training along the first sample dimension.
+        name: ``time.dayofyear``, ``time.hour``, ``time.year``, or a variable or coordinate.
+        train: training positions along the first sample dimension.
     """
     key = "domain.conditions.scalars"
     head, _, part = name.rpartition(".")
-    if part in PARTS and name not in store.variables:
+    if part in TIME_PARTS and name not in store.variables:
         times = _times(store, plan, head, key)
-        found = Series(times.dims, part_of_time(times.values, part))
+        series = Series(times.dims, part_of_time(times.values, part))
         if part in CYCLES:
             start, length = CYCLES[part](times.values)
-            return Number(name, start, length, cyclic=True), found
-        return standardized(name, found, plan, train), found
-    found = series(store, plan, name, key)
-    if found.values.dtype.kind not in "fiub":
+            return ScalarCondition(name, start, length, cyclic=True), series
+        return standardized(name, series, plan, train), series
+    series = read_series(store, plan, name, key)
+    if series.values.dtype.kind not in "fiub":
         raise DataError(
-            f"{key}: {name!r} holds no numbers; of times say {name}.dayofyear, {name}.hour or "
+            f"{key}: {name!r} is not numeric; for times use {name}.dayofyear, {name}.hour or "
             f"{name}.year; text is a category"
         )
-    found = Series(found.dims, found.values.astype(np.float64))
-    return standardized(name, found, plan, train), found
+    series = Series(series.dims, series.values.astype(np.float64))
+    return standardized(name, series, plan, train), series
 
 
-def standardized(name: str, values: Series, plan: ArrayPlan, train: Array) -> Number:
-    """Mean and standard deviation of a series over the training split."""
-    first = plan.sample[0]
-    seen = values.values
-    if first in values.dims:
-        seen = np.take(seen, train, axis=values.dims.index(first))
-    seen = seen[np.isfinite(seen)]
-    if not len(seen) or float(seen.std()) <= 1e-12 * float(np.abs(seen).max()):
-        lack = "no values" if not len(seen) else f"one value, {seen[0]:g},"
+def standardized(name: str, series: Series, plan: ArrayPlan, train: Array) -> ScalarCondition:
+    """A scalar condition with the mean and standard deviation of the training split."""
+    first, values = plan.sample[0], series.values
+    if first in series.dims:
+        values = np.take(values, train, axis=series.dims.index(first))
+    values = values[np.isfinite(values)]
+    if not len(values) or float(values.std()) <= 1e-12 * float(np.abs(values).max()):
+        lack = "no values" if not len(values) else f"one value, {values[0]:g},"
         raise DataError(
-            f"domain.conditions.scalars: {name!r} has {lack} in the training split, which tells "
-            "the model nothing; leave it out"
+            f"domain.conditions.scalars: {name!r} has {lack} in the training split, which carries "
+            "no information; leave it out"
         )
-    return Number(name, float(seen.mean()), float(seen.std()))
+    return ScalarCondition(name, float(values.mean()), float(values.std()))
 
 
-def find_classes(store: Readable, plan: ArrayPlan, name: str) -> tuple[Classes, Series]:
-    """A category of a recipe and the class of every place, None where it is missing."""
+def find_category(store: Readable, plan: ArrayPlan, name: str) -> tuple[CategoryCondition, Series]:
+    """A categorical condition, and the class at every position, None where missing."""
     key = "domain.conditions.categories"
-    found = series(store, plan, name, key)
-    values = found.values
+    series = read_series(store, plan, name, key)
+    values = series.values
     if values.dtype.kind in "fiub":
         numbers = values.astype(np.float64)
         if not np.isfinite(numbers).any() or (numbers % 1)[np.isfinite(numbers)].any():
-            raise DataError(f"{key}: {name!r} holds fractions; it is for domain.conditions.scalars")
+            raise DataError(f"{key}: {name!r} holds fractions; use domain.conditions.scalars")
         classes: list[int | str | None] = [None if isnan(x) else int(x) for x in numbers.ravel()]
     elif is_time(values):
         raise DataError(f"{key}: {name!r} holds times; domain.conditions.scalars has {name}.year")
     else:
         classes = [str(x) for x in values.ravel()]
-    known = tuple(sorted({x for x in classes if x is not None}))
-    if len(known) > MOST_CLASSES:
-        raise DataError(f"{key}: {name!r} has {len(known)} classes, more than {MOST_CLASSES}")
+    distinct = tuple(sorted({x for x in classes if x is not None}))
+    if len(distinct) > MAX_CLASSES:
+        raise DataError(f"{key}: {name!r} has {len(distinct)} classes, more than {MAX_CLASSES}")
     each = np.empty(len(classes), object)
     each[:] = classes
-    return Classes(name, known), Series(found.dims, each.reshape(values.shape))
+    return CategoryCondition(name, distinct), Series(series.dims, each.reshape(values.shape))
 
 
 # Parts of a time
 
-PARTS = ("dayofyear", "hour", "year")
-DAYS = {"360_day": 360.0, "noleap": 365.0, "365_day": 365.0, "all_leap": 366.0, "366_day": 366.0}
+TIME_PARTS = ("dayofyear", "hour", "year")
+DAYS_PER_YEAR = {
+    "360_day": 360.0,
+    "noleap": 365.0,
+    "365_day": 365.0,
+    "all_leap": 366.0,
+    "366_day": 366.0,
+}
 CYCLES: dict[str, Callable[[Array], tuple[float, float]]] = {
-    "dayofyear": lambda times: (1.0, DAYS.get(getattr(times.flat[0], "calendar", ""), 365.25)),
+    "dayofyear": lambda times: (
+        1.0,
+        DAYS_PER_YEAR.get(getattr(times.flat[0], "calendar", ""), 365.25),
+    ),
     "hour": lambda times: (0.0, 24.0),
 }
-"""Where a cycle begins and how long it is, for times of a calendar."""
+"""Start and length of a cycle, given times of a calendar."""
 
 
 def _times(store: Readable, plan: ArrayPlan, name: str, key: str) -> Series:
-    found = series(store, plan, name, key)
-    if is_time(found.values):
-        return found
-    what = label(found.values.flat[0]) if found.values.size else "nothing"
+    series = read_series(store, plan, name, key)
+    if is_time(series.values):
+        return series
+    example = label(series.values.flat[0]) if series.values.size else "nothing"
     raise DataError(
-        f"{key}: {name!r} holds no times but values like {what}; a coordinate of times has units "
-        "such as 'days since 2000-01-01'"
+        f"{key}: {name!r} does not hold times but values like {example}; a time coordinate has "
+        "units such as 'days since 2000-01-01'"
     )
 
 
 def part_of_time(times: Array, part: str) -> Array:
-    """Day of the year (1.0 is the beginning of January 1), hour of the day, or year."""
-    year, day, hour = (_of_numpy if times.dtype.kind == "M" else _of_cftime)(times.ravel())
+    """Day of the year (1.0 is the start of January 1), hour of the day, or year."""
+    year, day, hour = (_parts_of_numpy if times.dtype.kind == "M" else _parts_of_cftime)(
+        times.ravel()
+    )
     values = {"dayofyear": 1 + day + hour / 24, "hour": hour, "year": year}[part]
     return np.asarray(values).reshape(times.shape)
 
 
-def _of_numpy(times: Array) -> tuple[Array, Array, Array]:
-    """Year, whole days since its beginning, hours since midnight; float64."""
+def _parts_of_numpy(times: Array) -> tuple[Array, Array, Array]:
+    """Year, whole days since its start, hours since midnight; float64."""
     years, days = times.astype("M8[Y]"), times.astype("M8[D]")
     since_new_year = (days - years.astype("M8[D]")).astype(np.float64)
     seconds = (times.astype("M8[s]") - days.astype("M8[s]")).astype(np.float64)
     return years.astype(np.int64) + 1970.0, since_new_year, seconds / 3600
 
 
-def _of_cftime(times: Array) -> tuple[Array, Array, Array]:
+def _parts_of_cftime(times: Array) -> tuple[Array, Array, Array]:
     parts = [
         (t.year, t.dayofyr - 1, t.hour + t.minute / 60 + t.second / 3600) for t in times.tolist()
     ]
@@ -273,43 +285,43 @@ def _of_cftime(times: Array) -> tuple[Array, Array, Array]:
 def find_maps(
     store: Readable, plan: ArrayPlan, names: Sequence[str], *, key: str, sample: Sequence[str]
 ) -> tuple[ArrayVariable, ...]:
-    """Variables that are told as maps.
+    """Variables of the map conditions.
 
     Args:
         store, plan: the data.
-        names: as the recipe has them.
-        key: where, for messages.
-        sample: sample dimensions that they may have.
+        names: in the recipe.
+        key: of the recipe, for messages.
+        sample: sample dimensions that the variables may have.
 
     Raises:
-        DataError: one is not there, or has a dimension that it may not have.
+        DataError: a variable does not exist, or has a dimension that it may not have.
     """
     for name in names:
-        dims, _ = described(store, name)
+        dims, _ = dims_and_shape(store, name)
         allowed = (*plan.axes, *plan.unroll, *sample)
         beyond = [d for d in dims if d not in allowed and len(plan.entries[d]) > 1]
         if beyond:
             hint = (
-                "; what changes from item to item is for domain.conditions.grids"
+                "; maps that change from item to item belong in domain.conditions.grids"
                 if set(beyond) <= set(plan.sample)
-                else "; unroll it, or choose one entry by domain.select"
+                else "; unroll it, or select one entry with domain.select"
             )
             raise DataError(f"{key}: {name!r} has dimension {listed(beyond)}{hint}")
         if not set(dims) & set(plan.axes):
             raise DataError(
-                f"{key}: {name!r} lies on none of the axes {listed(plan.axes)}; a number without "
-                "place on the grid is for domain.conditions.scalars"
+                f"{key}: {name!r} has none of the axes {listed(plan.axes)}; numbers that are not "
+                "on the grid belong in domain.conditions.scalars"
             )
     return tuple(as_channels(store, name, plan.unroll, plan.entries) for name in names)
 
 
 def read_static(store: Readable, plan: ArrayPlan, variables: Sequence[ArrayVariable]) -> Array:
     """Static maps in physical units, (C, X1..Xn)."""
-    return read_channels(store, variables, plan.cuts(), (), plan.axes)
+    return read_channels(store, variables, plan.indexers(), (), plan.axes)
 
 
 def past_channels(channels: Sequence[str], past: int) -> list[str]:
-    """Names of the channels of earlier steps, the oldest step first.
+    """Channel names of the past steps, the oldest first.
 
     >>> past_channels(["t", "u"], 2)
     ['t@-2', 'u@-2', 't@-1', 'u@-1']
@@ -317,17 +329,21 @@ def past_channels(channels: Sequence[str], past: int) -> list[str]:
     return [f"{name}@-{steps}" for steps in range(past, 0, -1) for name in channels]
 
 
-def as_facts(numbers: Sequence[Number], classes: Sequence[Classes]) -> dict[str, Any]:
-    """Numbers and classes as plain JSON; `from_facts` undoes it."""
+def to_metadata(
+    scalars: Sequence[ScalarCondition], categories: Sequence[CategoryCondition]
+) -> dict[str, Any]:
+    """Scalar and categorical conditions as plain JSON; `from_metadata` undoes it."""
     return {
-        "numbers": [asdict(number) for number in numbers],
-        "categories": [{"name": c.name, "classes": list(c.classes)} for c in classes],
+        "numbers": [asdict(scalar) for scalar in scalars],
+        "categories": [{"name": c.name, "classes": list(c.classes)} for c in categories],
     }
 
 
-def from_facts(metadata: Mapping[str, Any]) -> tuple[tuple[Number, ...], tuple[Classes, ...]]:
-    """Undo `as_facts`."""
+def from_metadata(
+    metadata: Mapping[str, Any],
+) -> tuple[tuple[ScalarCondition, ...], tuple[CategoryCondition, ...]]:
+    """Undo `to_metadata`."""
     return (
-        tuple(Number(**number) for number in metadata["numbers"]),
-        tuple(Classes(c["name"], tuple(c["classes"])) for c in metadata["categories"]),
+        tuple(ScalarCondition(**number) for number in metadata["numbers"]),
+        tuple(CategoryCondition(c["name"], tuple(c["classes"])) for c in metadata["categories"]),
     )

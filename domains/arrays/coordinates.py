@@ -1,7 +1,6 @@
-"""Coordinates of dimensions: numbers, text, numpy or cftime times; selection by range or list.
+"""Coordinates: selection by range or list; numeric, text and time values (numpy or cftime).
 
-Everything here is numpy on the values of one coordinate, or on positions 0, 1, 2, ... where a
-dimension has none.
+All functions take the values of one coordinate, or 0, 1, 2, ... for a dimension without one.
 """
 
 from __future__ import annotations
@@ -25,22 +24,22 @@ Value = int | float | str
 
 
 class Range(Section):
-    """A stretch of a dimension by its coordinate, both ends included; by index where it has none.
+    """A range of a dimension by coordinate, both ends included; by index if it has none.
 
-    A time may be given in part: ``to: 2015`` reaches to the end of that year.
+    Times may be partial: ``to: 2015`` means to the end of that year.
     """
 
     model_config = ConfigDict(serialize_by_alias=True)
 
     start: Value | None = Limit(default=None, alias="from")
-    """The first; from the beginning where not given."""
+    """First value; by default the start."""
     stop: Value | None = Limit(default=None, alias="to")
-    """The last; to the end where not given."""
+    """Last value; by default the end."""
 
     @model_validator(mode="after")
     def _bounded(self) -> Range:
         if self.start is None and self.stop is None:
-            raise RecipeError("give from, to or both; leave the key out for everything")
+            raise RecipeError("give from, to or both; leave the key out to use all entries")
         return self
 
     def __str__(self) -> str:
@@ -51,35 +50,35 @@ class Range(Section):
 Selection = Range | list[Value]
 
 
-def matching(values: Array, asked: Range | Sequence[Value], key: str) -> Array:
-    """Indices of the entries that a recipe asks for; of a list, in the order of the list.
+def matching(values: Array, selection: Range | Sequence[Value], key: str) -> Array:
+    """Indices of the selected entries; for a list, in the order of the list.
 
     Args:
         values: the dimension's coordinate, (n,).
-        asked: a range, or values one by one.
-        key: where it was asked, for messages.
+        selection: a range, or a list of values.
+        key: of the recipe, for messages.
 
     Raises:
         DataError: nothing matches, or a listed value does not.
-        RecipeError: text that is no time, or a range of names.
+        RecipeError: text that is not a time, or a range of names.
     """
-    if not isinstance(asked, Range):
-        found = [_indices_of(values, value, key) for value in asked]
-        if not found:
-            raise RecipeError(f"{key}: an empty list; leave the key out for everything")
-        return np.concatenate(found)
-    chosen = np.ones(len(values), bool)
-    if asked.start is not None:
-        chosen &= values_for(values) >= edges(values, asked.start, key)[0]
-    if asked.stop is not None:
-        chosen &= values_for(values) < edges(values, asked.stop, key)[1]
-    if not chosen.any():
-        raise DataError(f"{key}: nothing lies {asked}; {extent(values)}")
-    return np.flatnonzero(chosen)
+    if not isinstance(selection, Range):
+        indices = [_indices_of(values, value, key) for value in selection]
+        if not indices:
+            raise RecipeError(f"{key}: an empty list; leave the key out to use all entries")
+        return np.concatenate(indices)
+    selected = np.ones(len(values), bool)
+    if selection.start is not None:
+        selected &= comparable(values) >= value_bounds(values, selection.start, key)[0]
+    if selection.stop is not None:
+        selected &= comparable(values) < value_bounds(values, selection.stop, key)[1]
+    if not selected.any():
+        raise DataError(f"{key}: no entries {selection}; {extent(values)}")
+    return np.flatnonzero(selected)
 
 
 def extent(values: Array) -> str:
-    """In words, what a coordinate holds."""
+    """The values of a coordinate, or their number and range, as text."""
     few = [label(value) for value in values[:8]]
     if len(values) <= 8:
         return f"there are {listed(few)}"
@@ -87,7 +86,7 @@ def extent(values: Array) -> str:
 
 
 def label(value: Any) -> str:
-    """A value of a coordinate as people write it.
+    """A coordinate value as short text.
 
     >>> label(np.float32(0.1)), label(500.0), label(np.datetime64("2006-04-16T00:00"))
     ('0.1', '500', '2006-04-16')
@@ -99,22 +98,22 @@ def label(value: Any) -> str:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a plain number, whole or not."""
+    """Whether a value is an integer or a float, not a bool."""
     return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
 
 
 def is_time(values: Array) -> bool:
-    """Whether a coordinate holds times: numpy's, or cftime's of any calendar."""
+    """Whether a coordinate holds times: numpy, or cftime of any calendar."""
     return values.dtype.kind == "M" or (len(values) > 0 and hasattr(values.flat[0], "calendar"))
 
 
-def values_for(values: Array) -> Array:
-    """Values as they can be compared: numpy's times in seconds, whose range is not 1678 to 2262."""
+def comparable(values: Array) -> Array:
+    """Values for comparisons: numpy times in seconds, since nanoseconds cover only 1678 to 2262."""
     return values.astype("M8[s]") if values.dtype.kind == "M" else values
 
 
 def in_seconds(difference: Any) -> float:
-    """A difference of two times, numpy's or cftime's."""
+    """A difference of two times (numpy or cftime) in seconds."""
     if isinstance(difference, np.timedelta64):
         return float(difference / np.timedelta64(1, "s"))
     return float(difference.total_seconds())
@@ -122,8 +121,8 @@ def in_seconds(difference: Any) -> float:
 
 def _indices_of(values: Array, value: Value, key: str) -> Array:
     if is_time(values):
-        low, high = edges(values, value, key)
-        hit = (values_for(values) >= low) & (values_for(values) < high)
+        low, high = value_bounds(values, value, key)
+        hit = (comparable(values) >= low) & (comparable(values) < high)
     elif values.dtype.kind in "iufb" and isinstance(value, int | float):
         hit = np.isclose(values.astype(np.float64), value, rtol=1e-6, atol=0)
     else:
@@ -134,19 +133,19 @@ def _indices_of(values: Array, value: Value, key: str) -> Array:
 
 
 def _near(values: Array, value: Value) -> str:
-    """A hint at the entry that was probably meant."""
+    """A hint at the nearest entry."""
     if values.dtype.kind in "iuf" and not isinstance(value, str):
         closest = values[np.argmin(np.abs(values.astype(np.float64) - value))]
         return f"; the nearest is {label(closest)}"
     return nearest(str(value), [label(entry) for entry in values[:1000]])
 
 
-def edges(values: Array, value: Value, key: str) -> tuple[Any, Any]:
-    """Where a value begins, and where what comes after it does."""
+def value_bounds(values: Array, value: Value, key: str) -> tuple[Any, Any]:
+    """Interval [low, high) that a value covers: a partial time, or a number with its rounding."""
     if is_time(values):
-        find = _numpy_edges if values.dtype.kind == "M" else _cftime_edges
+        bounds = _numpy_bounds if values.dtype.kind == "M" else _cftime_bounds
         try:
-            return find(str(value), values)
+            return bounds(str(value), values)
         except ValueError as error:
             example = label(values[0])
             raise RecipeError(
@@ -154,11 +153,11 @@ def edges(values: Array, value: Value, key: str) -> tuple[Any, Any]:
             ) from error
     if values.dtype.kind not in "iuf" or isinstance(value, str):
         raise RecipeError(f"{key}: a range {value!r} needs numbers or times, and {extent(values)}")
-    slack = 1e-6 * abs(value)  # float32 coordinates: 0.1 is to match 0.1
+    slack = 1e-6 * abs(value)  # so that 0.1 matches the float32 coordinate 0.1
     return value - slack, np.nextafter(value + slack, np.inf)
 
 
-def _numpy_edges(text: str, values: Array) -> tuple[Any, Any]:
+def _numpy_bounds(text: str, values: Array) -> tuple[Any, Any]:
     if not re.match(r"-?\d", text):  # numpy also knows now, today and NaT
         raise ValueError(text)
     low = np.datetime64(text)
@@ -169,7 +168,7 @@ def _numpy_edges(text: str, values: Array) -> tuple[Any, Any]:
 _TIME = re.compile(r"(\d{1,4})(?:-(\d\d))?(?:-(\d\d))?(?:[T ](\d\d))?(?::(\d\d))?(?::(\d\d))?")
 
 
-def _cftime_edges(text: str, values: Array) -> tuple[Any, Any]:
+def _cftime_bounds(text: str, values: Array) -> tuple[Any, Any]:
     from datetime import timedelta
 
     match = _TIME.fullmatch(text)
@@ -193,8 +192,8 @@ def _cftime_edges(text: str, values: Array) -> tuple[Any, Any]:
     return low, low + length[len(given) - 3]
 
 
-def holes(values: Array) -> Array:
-    """Whether something is missing between neighbouring entries, (n - 1,) bool."""
+def find_gaps(values: Array) -> Array:
+    """Gaps between neighbouring entries, (n - 1,) bool: steps above 1.5 times the median step."""
     none = np.zeros(max(0, len(values) - 1), bool)
     if len(values) < 3 or (values.dtype.kind not in "iuf" and not is_time(values)):
         return none
@@ -205,17 +204,17 @@ def holes(values: Array) -> Array:
     return np.asarray(lengths > 1.5 * np.median(lengths))
 
 
-def runs(values: Array) -> Array:
-    """The number of the unbroken run that each entry belongs to, (n,).
+def segments(values: Array) -> Array:
+    """Number of the gap-free segment of each entry, (n,).
 
-    >>> runs(np.array([0, 1, 2, 5, 6]))
+    >>> segments(np.array([0, 1, 2, 5, 6]))
     array([0, 0, 0, 1, 1])
     """
-    return np.concatenate([[0], np.cumsum(holes(values))])
+    return np.concatenate([[0], np.cumsum(find_gaps(values))])
 
 
 def coordinate(store: Readable, dim: str, size: int) -> Array:
-    """The values of a dimension's coordinate, (size,); 0, 1, 2, ... where it has none."""
+    """Values of a dimension's coordinate, (size,); 0, 1, 2, ... if it has none."""
     if dim in store.coords.variables and store.coords[dim].dims == (dim,):
         return np.asarray(store.coords[dim].values)
     return np.arange(size)

@@ -1,6 +1,6 @@
-"""The data of a recipe, opened, split and measured: the way from section ``domain`` to metadata.
+"""Open, split and measure the data of a recipe: from section ``domain`` to metadata.
 
-Facts are all that a model needs when the data are gone: axes, channels, statistics, coordinates.
+The metadata are all that a model needs without the data: axes, channels, statistics, coordinates.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jitkit.domain import Split
-from jitkit.domains.arrays import conditions as told
+from jitkit.domains.arrays import conditions
 from jitkit.domains.arrays.coordinates import label
-from jitkit.domains.arrays.items import ArrayItems, Reading, block_places, read_blocks
+from jitkit.domains.arrays.items import ArrayItems, ReadSpec, block_entries, read_blocks
 from jitkit.domains.arrays.normalize.statistics import Statistics, load_or_measure
 from jitkit.domains.arrays.normalize.transforms import Transform
-from jitkit.domains.arrays.output import describe
+from jitkit.domains.arrays.output import output_metadata
 from jitkit.domains.arrays.plan import ArrayPlan, make_axes, make_plan
 from jitkit.domains.arrays.read import ArrayVariable
 from jitkit.domains.arrays.section import ArraysSection
-from jitkit.domains.arrays.splits import Places, split, starts
+from jitkit.domains.arrays.splits import ItemIndex, split, window_starts
 from jitkit.errors import DataError, RecipeError, listed, nearest
 from jitkit.utils.console import bar
 from jitkit.utils.types import Array
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from jitkit.stores.store import Readable, Store
 
 ARRAYS_FORMAT = 1
-MOST_VALUES = 2**33  # that statistics look at unless told: half an hour where a core reads 20 MB/s
+MAX_VALUES = 2**33  # used for statistics by default: half an hour for a core that reads 20 MB/s
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,11 +41,11 @@ class Data:
     """Opened data.
 
     Attributes:
-        section: what was asked.
-        store, plan: the data, and how items lie in them.
+        section: of the recipe.
+        store, plan: the data, and the mapping to items.
         splits: positions along the first sample dimension.
-        static, grids: variables that are told as maps.
-        numbers, classes: what is told of a place, and its values by name.
+        static, grids: variables of the map conditions.
+        scalars, categories: scalar and categorical conditions; ``series`` has their values by name.
         spacing: entries from one step of an item, or of its past, to the next.
     """
 
@@ -55,43 +55,43 @@ class Data:
     splits: Mapping[Split, Array]
     static: tuple[ArrayVariable, ...]
     grids: tuple[ArrayVariable, ...]
-    numbers: tuple[told.Number, ...]
-    classes: tuple[told.Classes, ...]
-    series: Mapping[str, told.Series]
+    scalars: tuple[conditions.ScalarCondition, ...]
+    categories: tuple[conditions.CategoryCondition, ...]
+    series: Mapping[str, conditions.Series]
     spacing: int = 1
 
     def items(self, part: Split) -> ArrayItems:
         """The items of a split."""
         section, plan = self.section, self.plan
-        begins = {dim: np.arange(len(plan.entries[dim])) for dim in plan.sample}
-        begins[plan.sample[0]] = self.splits[part]
-        begins[plan.along] = starts(
+        starts = {dim: np.arange(len(plan.entries[dim])) for dim in plan.sample}
+        starts[plan.sample[0]] = self.splits[part]
+        starts[plan.along] = window_starts(
             plan.values[plan.along],
-            begins[plan.along],
+            starts[plan.along],
             window=section.window,
             past=section.conditions.past,
             stride=section.stride,
             spacing=self.spacing,
         )
-        reading = Reading(
+        spec = ReadSpec(
             store=self.store,
             plan=plan,
             grids=self.grids,
-            told=self.series,
+            series=self.series,
             window=section.window,
             past=section.conditions.past,
             spacing=self.spacing,
             buffer_bytes=section.buffer_bytes,
             threads=section.threads or (16 if "://" in self.store.path else 4),
         )
-        return ArrayItems(reading, Places(begins))
+        return ArrayItems(spec, ItemIndex(starts))
 
 
 def open_store(section: ArraysSection) -> Store:
     """The store that a section names.
 
     Raises:
-        DataError: it is not there, or cannot be read.
+        DataError: it does not exist, or cannot be read.
     """
     from jitkit.stores.store import Store
 
@@ -111,18 +111,18 @@ def open_store(section: ArraysSection) -> Store:
 
 
 def open_data(section: ArraysSection, store: Readable | None = None, *, spacing: int = 1) -> Data:
-    """Find what a section says in the data that it names; nothing but coordinates is read.
+    """Open the data of a section and resolve its keys; only coordinates are read.
 
     Args:
         section: of a recipe.
-        store: what to read, in place of what the section's path names.
+        store: to read instead of the section's path.
         spacing: entries from one step of an item, or of its past, to the next.
 
     Raises:
-        DataError, RecipeError: it is not there; the text says what there is.
+        DataError, RecipeError: the data do not fit the section; the text lists what is available.
     """
     store = store or open_store(section)
-    conditions = section.conditions
+    keys = section.conditions
     plan = make_plan(
         store,
         axes=section.axes,
@@ -131,7 +131,7 @@ def open_data(section: ArraysSection, store: Readable | None = None, *, spacing:
         unroll=section.unroll,
         select=section.select,
         variables=section.variables,
-        spoken_for=conditions.variables,
+        conditioning_variables=keys.variables,
     )
     first = plan.sample[0]
     parts = split(
@@ -142,18 +142,18 @@ def open_data(section: ArraysSection, store: Readable | None = None, *, spacing:
         explicit=section.splits,
     )
     key = "domain.conditions"
-    numbers = {n: told.find_number(store, plan, n, parts["train"]) for n in conditions.scalars}
-    classes = {n: told.find_classes(store, plan, n) for n in conditions.categories}
+    scalars = {n: conditions.find_scalar(store, plan, n, parts["train"]) for n in keys.scalars}
+    categories = {n: conditions.find_category(store, plan, n) for n in keys.categories}
     data = Data(
         section,
         store,
         plan,
         parts,
-        told.find_maps(store, plan, conditions.static, key=f"{key}.static", sample=()),
-        told.find_maps(store, plan, conditions.grids, key=f"{key}.grids", sample=plan.sample),
-        tuple(number for number, _ in numbers.values()),
-        tuple(found for found, _ in classes.values()),
-        {name: series for name, (_, series) in (numbers | classes).items()},
+        conditions.find_maps(store, plan, keys.static, key=f"{key}.static", sample=()),
+        conditions.find_maps(store, plan, keys.grids, key=f"{key}.grids", sample=plan.sample),
+        tuple(condition for condition, _ in scalars.values()),
+        tuple(condition for condition, _ in categories.values()),
+        {name: series for name, (_, series) in (scalars | categories).items()},
         spacing,
     )
     _check_splits(data)
@@ -161,7 +161,7 @@ def open_data(section: ArraysSection, store: Readable | None = None, *, spacing:
 
 
 def _check_splits(data: Data) -> None:
-    """Both splits have an item, but for a held-out one that was not asked."""
+    """Check that both splits have items; an empty validation split is allowed if val is 0."""
     section, plan = data.section, data.plan
     names: list[Split] = ["train", "val"]
     for name in names:
@@ -171,28 +171,28 @@ def _check_splits(data: Data) -> None:
         steps = data.splits[name]
         values = plan.values[plan.sample[0]]
         within = f" ({label(values[steps[0]])} to {label(values[steps[-1]])})" if len(steps) else ""
-        mend = {
+        remedy = {
             "train": "lower domain.val or domain.gap, or shorten the window",
-            "val": "raise domain.val or shorten the window; domain.val: 0 holds out nothing",
+            "val": "raise domain.val or shorten the window; domain.val: 0 is no validation split",
         }
-        need = f"an item is {span} steps of {plan.along} in a row without a hole"
-        need += f" ({section.conditions.past} of them its past)" if section.conditions.past else ""
+        need = f"an item is {span} consecutive steps of {plan.along} without a gap"
+        need += f" ({section.conditions.past} of them past)" if section.conditions.past else ""
         raise DataError(
             f"no item is left for {name}: it has {len(steps)} of {len(values)} "
-            f"{plan.sample[0]}{within}, and {need}; {mend[name]}"
+            f"{plan.sample[0]}{within}, and {need}; {remedy[name]}"
         )
 
 
-# Facts
+# Metadata
 
 
-def measure(data: Data) -> dict[str, Any]:
+def measure_metadata(data: Data) -> dict[str, Any]:
     """Metadata of data, JSON with numpy arrays as leaves; reads the training split once."""
     section, plan = data.section, data.plan
-    found, whole = _statistics(data, plan.variables, "domain.transforms")
+    statistics, complete = _statistics(data, plan.variables, "domain.transforms")
     channels = [name for v in plan.variables for name in v.channels]
     axes = make_axes(plan.axes, plan.grid, (plan.along, section.window))
-    missing = _missing(data, found, whole)
+    missing = _missing(data, statistics, complete)
     return {
         "format": ARRAYS_FORMAT,
         "axes": [{"name": a.name, "size": a.size, "kind": a.kind} for a in axes],
@@ -200,72 +200,76 @@ def measure(data: Data) -> dict[str, Any]:
         "window": section.window,
         "past": section.conditions.past,
         "missing": missing,
-        "statistics": found.metadata(),
+        "statistics": statistics.metadata(),
         "static": _static(data),
         "grids": None if not data.grids else _statistics(data, data.grids, "")[0].metadata(),
         "grid_units": units_of(data.store, data.grids),
-        **told.as_facts(data.numbers, data.classes),
-        "output": describe(data.store, plan, window=section.window),
+        **conditions.to_metadata(data.scalars, data.categories),
+        "output": output_metadata(data.store, plan, window=section.window),
     }
 
 
 def units_of(store: Readable, variables: Sequence[ArrayVariable]) -> dict[str, str]:
-    """Units of the channels whose variables tell them."""
-    told = {v: str(store.variables[v.name].attrs.get("units", "")) for v in variables}
-    return {channel: unit for v, unit in told.items() if unit for channel in v.channels}
+    """Units by channel, for variables that have them."""
+    units = {v: str(store.variables[v.name].attrs.get("units", "")) for v in variables}
+    return {channel: unit for v, unit in units.items() if unit for channel in v.channels}
 
 
 def _static(data: Data) -> dict[str, Any] | None:
     """Static maps in physical units and their statistics."""
     if not data.static:
         return None
-    values = told.read_static(data.store, data.plan, data.static)
+    values = conditions.read_static(data.store, data.plan, data.static)
     channels = [name for v in data.static for name in v.channels]
     transforms = _transforms(data.section, data.static)
-    found = Statistics.measure([values[None]], channels, transforms=transforms)
-    return {"values": values, "statistics": found.metadata()}
+    statistics = Statistics.measure([values[None]], channels, transforms=transforms)
+    return {"values": values, "statistics": statistics.metadata()}
 
 
-def _missing(data: Data, found: Statistics, whole: bool) -> bool:
-    """Whether cells may be missing: as asked, else whether some are in the training split."""
-    asked, lacking = data.section.missing, found.missing > 0
-    if asked == "auto":
-        if lacking.any() or whole:
-            return bool(lacking.any())
+def _missing(data: Data, statistics: Statistics, complete: bool) -> bool:
+    """Whether cells may be missing: the recipe's setting, else whether training has any.
+
+    Args:
+        data: opened.
+        statistics: of the training split.
+        complete: whether the statistics use all of it.
+    """
+    setting, has_missing = data.section.missing, statistics.missing > 0
+    if setting == "auto":
+        if has_missing.any() or complete:
+            return bool(has_missing.any())
         return any(data.store.variables[v.name].missing for v in data.plan.variables)
-    if not asked and found.observed is not None:
-        names = [
-            c for c, seen in zip(found.channels, found.observed, strict=True) if not seen.all()
-        ]
+    if not setting and statistics.observed is not None:
+        pairs = zip(statistics.channels, statistics.observed, strict=True)
+        names = [channel for channel, observed in pairs if not observed.all()]
         raise DataError(
-            f"domain.missing: false passes over items with missing cells, and all have some: "
+            f"domain.missing: false skips items with missing cells, but all have some: "
             f"{listed(names)} has cells that are never observed; leave domain.missing out"
         )
-    return bool(asked)
+    return bool(setting)
 
 
 def _statistics(
     data: Data, variables: Sequence[ArrayVariable], key: str
 ) -> tuple[Statistics, bool]:
-    """Statistics of the training split, from the cache where they are there, and whether all of
-    it was looked at."""
+    """Statistics of the training split, cached, and whether all of it was used."""
     section, plan = data.section, data.plan
     channels = [name for v in variables for name in v.channels]
     transforms = _transforms(section, variables)
-    most = {"auto": MOST_VALUES, "all": None}.get(str(section.measure), section.measure)
-    assert not isinstance(most, str)
+    limit = {"auto": MAX_VALUES, "all": None}.get(str(section.measure), section.measure)
+    assert not isinstance(limit, str)
     train = data.splits["train"]
-    places = block_places(data.store, plan, variables, train, most)
-    every = block_places(data.store, plan, variables, train, None)
+    blocks = block_entries(data.store, plan, variables, train, limit)
+    all_blocks = block_entries(data.store, plan, variables, train, None)
 
-    def make() -> Statistics:
-        with bar("measuring the training split", len(places), unit="blocks") as done:
-            blocks = read_blocks(data.store, plan, variables, places)
+    def measure() -> Statistics:
+        with bar("measuring the training split", len(blocks), unit="blocks") as progress:
+            values = read_blocks(data.store, plan, variables, blocks)
 
             def counted() -> Any:
-                for number, block in enumerate(blocks, 1):
+                for number, block in enumerate(values, 1):
                     yield block
-                    done(number)
+                    progress(number)
 
             return Statistics.measure(
                 counted(),
@@ -275,7 +279,7 @@ def _statistics(
                 per_cell=section.per_cell,
             )
 
-    asked = {
+    settings = {
         "format": ARRAYS_FORMAT,
         "data": data.store.fingerprint(),
         "channels": channels,
@@ -283,14 +287,14 @@ def _statistics(
         "entries": {dim: _digest(entries) for dim, entries in sorted(plan.entries.items())},
         "train": _digest(train),
         "sample": list(plan.sample),
-        "blocks": len(places),
+        "blocks": len(blocks),
         "transforms": {name: [t.name, t.scale] for name, t in sorted(transforms.items())},
         "normalize": section.normalize,
         "per_cell": section.per_cell,
     }
-    text = json.dumps(asked, sort_keys=True)
-    found = load_or_measure(hashlib.sha256(text.encode()).hexdigest(), make)
-    return found, len(places) == len(every)
+    text = json.dumps(settings, sort_keys=True)
+    statistics = load_or_measure(hashlib.sha256(text.encode()).hexdigest(), measure)
+    return statistics, len(blocks) == len(all_blocks)
 
 
 def _digest(entries: Array) -> str:
@@ -298,27 +302,27 @@ def _digest(entries: Array) -> str:
 
 
 def _transforms(section: ArraysSection, variables: Sequence[ArrayVariable]) -> dict[str, Transform]:
-    """Transforms by channel, of a variable's name for all of its channels."""
-    found = {}
+    """Transforms by channel; a variable's transform applies to all its channels."""
+    transforms = {}
     for v in variables:
         for name in v.channels:
-            given = section.transforms.get(name, section.transforms.get(v.name))
-            if given is not None:
-                found[name] = Transform.of(given)
-    return found
+            setting = section.transforms.get(name, section.transforms.get(v.name))
+            if setting is not None:
+                transforms[name] = Transform.of(setting)
+    return transforms
 
 
 def check_transforms(data: Data) -> None:
-    """Every transform belongs to a channel.
+    """Check that every transform names a channel or variable.
 
     Raises:
-        RecipeError: one does not.
+        RecipeError: a transform names neither.
     """
     maps = (*data.plan.variables, *data.grids, *data.static)
-    known = [name for v in maps for name in dict.fromkeys((v.name, *v.channels))]
+    names = [name for v in maps for name in dict.fromkeys((v.name, *v.channels))]
     for name in data.section.transforms:
-        if name not in known:
+        if name not in names:
             raise RecipeError(
                 f"domain.transforms: no variable or channel {name!r}; there are "
-                f"{listed(known, 20)}{nearest(name, known)}"
+                f"{listed(names, 20)}{nearest(name, names)}"
             )

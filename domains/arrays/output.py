@@ -1,6 +1,6 @@
-"""What a file of samples holds: the source's variables, coordinates, attributes and types.
+"""Sample files: variables, coordinates, attributes and types, as in the source data.
 
-`describe` finds it in the data, as metadata; `columns` makes the variables of a file from them.
+`output_metadata` collects them from the data; `output_columns` are the variables of a file.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 SUFFIXES = {"netcdf": ".nc", "hdf5": ".h5", "zarr": ".zarr", "npy": ".npy", "npz": ".npz"}
 
-# What must be known without the data
+# Metadata for writing without the data
 
 
 def source_kind(path: str) -> str:
-    """Which kind of file a path names: a key of ``SUFFIXES``."""
+    """File format of a path: a key of ``SUFFIXES``."""
     suffix = Path(path).suffix.lower()
     if suffix in (".npy", ".npz"):
         return suffix[1:]
@@ -35,12 +35,12 @@ def source_kind(path: str) -> str:
     return "hdf5" if suffix in (".h5", ".hdf5", ".hdf", ".he5") else "netcdf"
 
 
-def describe(store: Readable, plan: ArrayPlan, *, window: int) -> dict[str, Any]:
-    """All that a file of samples needs from the data: plain JSON, and numpy arrays as leaves."""
+def output_metadata(store: Readable, plan: ArrayPlan, *, window: int) -> dict[str, Any]:
+    """Everything that a sample file needs from the data: JSON with numpy arrays as leaves."""
     kept = {*plan.axes, *plan.unroll}
     variables = []
     for v in plan.variables:
-        found = store.variables[v.name]
+        info = store.variables[v.name]
         steps = {plan.along} if window > 1 else set()
         variables.append(
             {
@@ -49,8 +49,8 @@ def describe(store: Readable, plan: ArrayPlan, *, window: int) -> dict[str, Any]
                 "unrolled": list(v.unrolled),
                 "unrolled_sizes": [len(plan.entries[dim]) for dim in v.unrolled],
                 "channels": list(v.channels),
-                "dtype": found.dtype.name,
-                "attrs": _plain(found.attrs),
+                "dtype": info.dtype.name,
+                "attrs": _plain(info.attrs),
             }
         )
     coords = _coords(store, plan)
@@ -65,35 +65,35 @@ def describe(store: Readable, plan: ArrayPlan, *, window: int) -> dict[str, Any]
 
 
 def _coords(store: Readable, plan: ArrayPlan) -> dict[str, Any]:
-    """Coordinates that no item moves along, as they are stored, by name."""
+    """Stored coordinates that are the same for all items, by name."""
     from xarray import conventions
 
     fixed = {*plan.axes, *plan.unroll}
-    found: dict[str, Any] = {}
+    coords: dict[str, Any] = {}
     for name, variable in store.coords.variables.items():
         if not set(variable.dims) <= fixed:
-            single = {dim for dim in variable.dims if dim not in fixed}
-            if any(len(plan.entries[str(dim)]) > 1 or dim in plan.sample for dim in single):
+            others = {dim for dim in variable.dims if dim not in fixed}
+            if any(len(plan.entries[str(dim)]) > 1 or dim in plan.sample for dim in others):
                 continue
-        cut: Any = variable
+        part: Any = variable
         for dim in variable.dims:
             entries = plan.entries[str(dim)]
-            cut = cut.isel({dim: entries if dim in fixed else int(entries[0])})
-        keep = ("units", "calendar", "dtype") if is_time(np.atleast_1d(cut.values)) else ()
-        cut = cut.copy()
-        cut.encoding = {key: cut.encoding[key] for key in keep if key in cut.encoding}
-        cut = conventions.encode_cf_variable(cut, name=name)
-        values = np.asarray(cut.values)
-        found[str(name)] = {
-            "dims": [str(dim) for dim in cut.dims],
+            part = part.isel({dim: entries if dim in fixed else int(entries[0])})
+        keep = ("units", "calendar", "dtype") if is_time(np.atleast_1d(part.values)) else ()
+        part = part.copy()
+        part.encoding = {key: part.encoding[key] for key in keep if key in part.encoding}
+        part = conventions.encode_cf_variable(part, name=name)
+        values = np.asarray(part.values)
+        coords[str(name)] = {
+            "dims": [str(dim) for dim in part.dims],
             "values": _leaf(values),
-            "attrs": _plain(cut.attrs),
+            "attrs": _plain(part.attrs),
         }
-    return found
+    return coords
 
 
 def _leaf(values: Array) -> Any:
-    """Values that JSON and tensors can hold: numbers as an array of at least one axis, or text."""
+    """Values for JSON and tensors: numbers as an array of at least one axis, text as a list."""
     if values.dtype.kind not in "fiub":
         return values.astype(str).tolist()
     return np.atleast_1d(values).astype(values.dtype.newbyteorder("="))
@@ -103,12 +103,12 @@ HOUR = 3600.0
 
 
 def _relative(plan: ArrayPlan, window: int) -> dict[str, Any]:
-    """Coordinate of a window's steps, counted from its first."""
+    """Coordinate of a window's steps, relative to the first."""
     values = plan.values[plan.along]
     offsets = [values[i] - values[0] for i in range(window)]
     if is_time(values):
         seconds = [in_seconds(x) for x in offsets]
-        if np.ptp(np.diff(seconds)) <= 1:  # months differ in length, and so do windows of them
+        if np.ptp(np.diff(seconds)) <= 1:  # months, and windows of months, differ in length
             hours = np.array(seconds) / HOUR
             text = "time since the first step of the window"
             return {
@@ -124,11 +124,11 @@ LEFT_OUT = ("_FillValue", "missing_value", "bounds", "climatology", "coordinates
 
 
 def _plain(attrs: Mapping[Any, Any]) -> dict[str, Any]:
-    """Attributes as plain JSON, without those of packing and of variables that are not written."""
-    found = {str(name): _attribute(value) for name, value in attrs.items()}
+    """Attributes as JSON, without packing and references to variables that are not written."""
+    plain = {str(name): _attribute(value) for name, value in attrs.items()}
     return {
         name: value
-        for name, value in found.items()
+        for name, value in plain.items()
         if name not in LEFT_OUT and value == value  # JSON has no NaN
     }
 
@@ -150,15 +150,15 @@ def _attribute(value: Any) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class Column:
-    """A variable of the file.
+    """A variable of a sample file.
 
     Attributes:
-        name: its name.
-        dims: dimensions of one item's part, in the file's order.
-        shape: of that part.
-        dtype: of the file.
+        name: of the variable.
+        dims: dimensions of one item's values, in the file's order.
+        shape: of one item's values.
+        dtype: in the file.
         attrs: attributes.
-        take: an item's part, of that shape.
+        take: returns the values of an item, in that shape.
     """
 
     name: str
@@ -169,13 +169,13 @@ class Column:
     take: Callable[[Sample], Array]
 
 
-def columns(metadata: Mapping[str, Any], told: Sequence[Column] = ()) -> list[Column]:
-    """The variables of a file, from what `describe` found and what items are told."""
-    found, start = [], 0
+def output_columns(metadata: Mapping[str, Any], conditions: Sequence[Column] = ()) -> list[Column]:
+    """The variables of a sample file, from `output_metadata`, followed by those of conditions."""
+    columns, start = [], 0
     for v in metadata["variables"]:
         end = start + len(v["channels"])
         sizes = _sizes(metadata)
-        found.append(
+        columns.append(
             Column(
                 v["name"],
                 tuple(v["dims"]),
@@ -184,11 +184,11 @@ def columns(metadata: Mapping[str, Any], told: Sequence[Column] = ()) -> list[Co
                 if not metadata["missing"] or v["dtype"].startswith("float")
                 else "float32",
                 v["attrs"],
-                _Part(start, end, v, metadata["axes"]),
+                _VariableValues(start, end, v, metadata["axes"]),
             )
         )
         start = end
-    return [*found, *told]
+    return [*columns, *conditions]
 
 
 def _sizes(metadata: Mapping[str, Any]) -> dict[str, int]:
@@ -199,8 +199,8 @@ def _sizes(metadata: Mapping[str, Any]) -> dict[str, int]:
 
 
 @dataclass(frozen=True, eq=False)
-class _Part:
-    """The channels of one variable, its dimensions in the file's order."""
+class _VariableValues:
+    """Takes the channels of one variable from an item, with dimensions in the file's order."""
 
     start: int
     end: int
@@ -211,40 +211,42 @@ class _Part:
         v = self.variable
         values = item.values[self.start : self.end]  # (channels, X1..Xn)
         values = values.reshape(*v["unrolled_sizes"], *values.shape[1:])
-        here = [*v["unrolled"], *(axis["name"] for axis in self.axes)]
-        return values.transpose([here.index(dim) for dim in v["dims"]])
+        dims = [*v["unrolled"], *(axis["name"] for axis in self.axes)]
+        return values.transpose([dims.index(dim) for dim in v["dims"]])
 
 
 def as_stored(values: Array, dtype: str) -> Array:
-    """Numbers in the file's type: whole ones rounded, and clipped to what it holds."""
+    """Values in the file's dtype; for integers rounded and clipped to its range."""
     kind = np.dtype(dtype)
     if kind.kind == "b":
         return np.asarray(values >= 0.5)
     if kind.kind in "iu" and values.dtype.kind == "f":
         limits = np.iinfo(kind)
-        # the greatest int64 is no float64: one below it is
+        # the largest int64 is not a float64: take the float64 below it
         top = np.nextafter(float(limits.max), 0) if kind.itemsize == 8 else float(limits.max)
         values = np.clip(np.rint(values.astype(np.float64)), float(limits.min), top)
     return np.asarray(values).astype(kind)
 
 
-# What samples were told
+# Conditions
 
 
-def number_column(name: str) -> Column:
-    """A number that items were told, NaN where they were not."""
+def scalar_column(name: str) -> Column:
+    """Variable of a scalar condition, NaN if an item lacks it."""
 
-    return Column(_variable(name), (), (), "float64", {"long_name": name}, _Told(name))
+    return Column(_variable(name), (), (), "float64", {"long_name": name}, _ConditionValue(name))
 
 
-def class_column(name: str, classes: Sequence[int | str]) -> Column:
-    """A class that items were told: its number where classes have names, -1 for none."""
+def category_column(name: str, classes: Sequence[int | str]) -> Column:
+    """Variable of a categorical condition: the class index if classes have names (-1: none), else
+    the class (NaN: none)."""
     if all(isinstance(c, str) for c in classes):
-        words = " ".join(str(c).replace(" ", "_") for c in classes)
-        attrs: dict[str, Any] = {"flag_values": list(range(len(classes))), "flag_meanings": words}
-        numbers: dict[Any, int] = {c: i for i, c in enumerate(classes)}
-        return Column(_variable(name), (), (), "int32", attrs, _Told(name, numbers))
-    return Column(_variable(name), (), (), "float64", {"long_name": name}, _Told(name))
+        meanings = " ".join(str(c).replace(" ", "_") for c in classes)
+        flags = list(range(len(classes)))
+        attrs: dict[str, Any] = {"flag_values": flags, "flag_meanings": meanings}
+        indices: dict[Any, int] = {c: i for i, c in enumerate(classes)}
+        return Column(_variable(name), (), (), "int32", attrs, _ConditionValue(name, indices))
+    return Column(_variable(name), (), (), "float64", {"long_name": name}, _ConditionValue(name))
 
 
 def _variable(name: str) -> str:
@@ -252,14 +254,14 @@ def _variable(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class _Told:
-    """A number or a class of an item."""
+class _ConditionValue:
+    """Takes a scalar or a class from an item."""
 
     name: str
-    numbers: Mapping[Any, int] | None = None
+    indices: Mapping[Any, int] | None = None
 
     def __call__(self, item: Sample) -> Array:
         value = item.cond.get(self.name)
-        if self.numbers is not None:
-            return np.asarray(self.numbers.get(value, -1))
+        if self.indices is not None:
+            return np.asarray(self.indices.get(value, -1))
         return np.asarray(np.nan if value is None else value, np.float64)

@@ -1,4 +1,4 @@
-"""Variables of a store as channels on one grid, read in boxes."""
+"""Read variables of a store as channels on one grid."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from jitkit.utils.types import Array
 if TYPE_CHECKING:
     from jitkit.stores.store import Readable
 
-Cut = int | tuple[slice, ...]
-"""What is read along a dimension: one entry, which drops it, or stretches of it in order."""
+Indexer = int | tuple[slice, ...]
+"""Indexer of one dimension: one entry (which drops the dimension), or slices in order."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class ArrayVariable:
     Attributes:
         name: in the store.
         dims: its dimensions, in the store's order.
-        unrolled: those whose entries are channels.
-        channels: their names, ``name`` itself or ``name.500``, the last unrolled dimension fastest.
+        unrolled: dimensions whose entries are channels.
+        channels: their names, ``name`` or ``name.500``; the last unrolled dimension varies fastest.
     """
 
     name: str
@@ -34,67 +34,69 @@ class ArrayVariable:
     channels: tuple[str, ...]
 
 
-def fetch(
+def read_variable(
     store: Readable,
     name: str,
     dims: Sequence[str],
-    cuts: Mapping[str, Cut],
+    indexers: Mapping[str, Indexer],
     order: Sequence[str],
 ) -> Array:
-    """Values of a variable, float32, physical, NaN where missing.
+    """Values of a variable, float32 in physical units, NaN where missing.
 
     Args:
-        store: where it is.
-        name: the variable.
+        store: that holds the variable.
+        name: of the variable.
         dims: its dimensions.
-        cuts: what is read along each of them.
-        order: of the result's dimensions; all those of ``dims`` that are not cut to one entry.
+        indexers: what to read along each dimension.
+        order: of the result's dimensions: all of ``dims`` that are not indexed by one entry.
     """
-    split = next((dim for dim in dims if _several(cuts[dim])), None)
+    split = next((dim for dim in dims if _has_several_slices(indexers[dim])), None)
     if split is not None:
-        cut = cuts[split]
-        assert isinstance(cut, tuple)
-        parts = [fetch(store, name, dims, {**cuts, split: (part,)}, order) for part in cut]
+        slices = indexers[split]
+        assert isinstance(slices, tuple)
+        parts = [read_variable(store, name, dims, {**indexers, split: (s,)}, order) for s in slices]
         return np.concatenate(parts, axis=list(order).index(split))
-    where = {dim: cut if isinstance(cut := cuts[dim], int) else cut[0] for dim in dims}
-    kept = [dim for dim in dims if isinstance(where[dim], slice)]
-    return store.read(name, where).transpose([kept.index(dim) for dim in order])
+    box = {dim: i if isinstance(i := indexers[dim], int) else i[0] for dim in dims}
+    kept = [dim for dim in dims if isinstance(box[dim], slice)]
+    return store.read(name, box).transpose([kept.index(dim) for dim in order])
 
 
-def _several(cut: Cut) -> bool:
-    return isinstance(cut, tuple) and len(cut) > 1
+def _has_several_slices(indexer: Indexer) -> bool:
+    return isinstance(indexer, tuple) and len(indexer) > 1
 
 
 def read_channels(
     store: Readable,
     variables: Sequence[ArrayVariable],
-    cuts: Mapping[str, Cut],
+    indexers: Mapping[str, Indexer],
     leading: Sequence[str],
     axes: Iterable[str],
 ) -> Array:
     """Variables as channels on one grid, (C, leading..., X1..Xn) float32, NaN where missing.
 
-    A variable that lacks a leading dimension or an axis has the same values all along it.
+    A variable that lacks a leading dimension or an axis is broadcast along it.
 
     Args:
-        store: where they are.
-        variables: which, in the order of the channels.
-        cuts: what is read along every dimension that they have, and along ``leading`` and ``axes``.
-        leading: sample dimensions that are not cut to one entry.
+        store: that holds the variables.
+        variables: to read, in the order of the channels.
+        indexers: what to read along each of their dimensions, and along ``leading`` and ``axes``.
+        leading: sample dimensions that are not indexed by one entry.
         axes: of the grid.
     """
     after = (*leading, *axes)
-    sizes = [_length(cuts[dim]) for dim in after]
+    sizes = [_length(indexers[dim]) for dim in after]
     out = np.empty((sum(len(v.channels) for v in variables), *sizes), np.float32)
-    at = 0
+    start = 0
     for v in variables:
         order = (*v.unrolled, *(dim for dim in after if dim in v.dims))
-        values = fetch(store, v.name, v.dims, cuts, order)
+        values = read_variable(store, v.name, v.dims, indexers, order)
         shape = [n if dim in v.dims else 1 for dim, n in zip(after, sizes, strict=True)]
-        out[at : at + len(v.channels)] = values.reshape(len(v.channels), *shape)
-        at += len(v.channels)
+        out[start : start + len(v.channels)] = values.reshape(len(v.channels), *shape)
+        start += len(v.channels)
     return out
 
 
-def _length(cut: Cut) -> int:
-    return 1 if isinstance(cut, int) else sum(len(range(c.start, c.stop, c.step)) for c in cut)
+def _length(indexer: Indexer) -> int:
+    if isinstance(indexer, int):
+        return 1
+    return sum(len(range(s.start, s.stop, s.step)) for s in indexer)

@@ -1,4 +1,4 @@
-"""Section ``domain`` of a recipe for arrays."""
+"""Recipe section ``domain`` of arrays: files, axes, conditions, normalization and splits."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 BINARY = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 
-def _without_null(given: Any) -> Any:
-    """A mapping without what is null: an override can take an entry out that way."""
-    if isinstance(given, dict):
-        return {name: value for name, value in given.items() if value is not None}
-    return given
+def _without_null(value: Any) -> Any:
+    """A mapping without its null entries: an override removes an entry by setting it to null."""
+    if isinstance(value, dict):
+        return {name: entry for name, entry in value.items() if entry is not None}
+    return value
 
 
 FillSetting = Annotated[Finite | dict[str, Finite], BeforeValidator(_without_null)]
@@ -33,10 +33,10 @@ AxesSetting = Annotated[dict[str, Literal["line", "circle"]], BeforeValidator(_w
 
 
 class ArraysSection(DomainSection):
-    """Section ``domain`` of a recipe for arrays: `name: arrays`.
+    """Section ``domain`` of a recipe: arrays in files and stores (`name: arrays`).
 
-    What a dimension may be: an axis of the grid, a sample dimension that items are drawn from, or
-    unrolled, each of its entries a channel. A dimension of one entry need not be any.
+    A dimension is an axis of the grid, a sample dimension from which items are drawn, or unrolled
+    (each entry becomes a channel). A dimension with one entry may be left out.
     """
 
     free_to_change: ClassVar[tuple[str, ...]] = ("path", "threads")
@@ -49,70 +49,69 @@ class ArraysSection(DomainSection):
     options: dict[str, bool | int | float | str] = {}
     """For addresses: `anonymous: true`, endpoint, region, allow_http."""
     variables: list[str] | None = None
-    """What is predicted; every numeric variable that has all axes and a sample dimension, and is
-    no condition, where not given, in the order of their names."""
+    """Predicted variables. By default every numeric variable with all axes and a sample dimension
+    that is not a condition, in alphabetical order."""
     axes: AxesSetting | None = None
-    """The grid of an item, one to four dimensions, each a line with two ends or a circle that
-    closes on itself: `{latitude: line, longitude: circle}`. null takes one out again."""
+    """Grid of an item, one to four dimensions, each a line (with two ends) or a circle (periodic):
+    `{latitude: line, longitude: circle}`. null removes an entry."""
     sample: list[str] | None = None
-    """Dimensions that items are drawn from; all that are left where not given. The first is the
-    one that is split."""
+    """Dimensions from which items are drawn; by default all remaining ones. The first is split into
+    training and validation."""
     along: str | None = None
-    """The sample dimension that windows, strides and past steps go along; the first where not
-    given."""
+    """Sample dimension of windows, strides and past steps; by default the first."""
     window: Count = 1
-    """Steps of an item; more than one make an axis in front of the others."""
+    """Steps per item; more than one add an axis in front of the others."""
     stride: Count = 1
-    """Steps from the beginning of one item to the next."""
+    """Steps from the start of one item to the start of the next."""
     unroll: list[str] = []
-    """Dimensions whose entries become channels: level makes `z.500`, `z.850`, ..."""
+    """Dimensions whose entries become channels: level gives `z.500`, `z.850`, ..."""
     select: dict[str, Selection] = {}
-    """Entries of a dimension that are used: a list of values, or `{from: ..., to: ...}` with both
-    ends included; by coordinate (`to: 2015` is to the end of that year), or by index from 0."""
+    """Entries of a dimension to use: a list of values, or `{from: ..., to: ...}` with both ends
+    included; by coordinate (`to: 2015` means to the end of that year), else by index from 0."""
     conditions: ConditionsSection = ConditionsSection()
-    """What the model is told."""
+    """What the model is conditioned on."""
     condition_drop: Drop | dict[str, Drop] = 0.1
-    """Share of items whose condition is hidden in training, which guidance needs; one number, or
-    one for each condition: static, grids, past, scalars and the categories by name."""
+    """Fraction of training items whose condition is dropped, for classifier-free guidance (CFG):
+    one number, or one per condition (static, grids, past, scalars, and the categories by name)."""
     transforms: dict[str, str | dict[str, float]] = {}
-    """What is done to a variable's or a channel's values first: none, sqrt, log1p, or
+    """Transform of a variable or channel, applied before normalization: none, sqrt, log1p, or
     `{log1p: 0.001}` for log(1 + x / 0.001)."""
     normalize: Normalize = "standard"
-    """Then: to mean 0 and variance 1 (standard), to -1..1 (minmax), by median and quartiles
-    (robust), or none."""
+    """Normalization of each channel: mean 0 and variance 1 (standard), range -1..1 (minmax), by
+    median and interquartile range (robust), or none."""
     per_cell: bool = False
-    """Normalize each cell by its own mean and deviation."""
+    """Normalize each cell by the mean and standard deviation of that cell."""
     measure: Literal["auto", "all"] | Count = "auto"
-    """Numbers of the training split that statistics are taken from; auto is all up to 2^33, of
-    more as many, evenly spread. A cell that none of them observes comes back as missing."""
+    """How many values of the training split the statistics use; auto is all, or about 2^33 evenly
+    spread ones if there are more. Cells not observed in any of them are missing in samples."""
     missing: Literal["auto"] | bool = "auto"
-    """Whether cells may be missing (NaN, fill values); auto is whether some are in the training
-    split. false passes over items with missing cells."""
+    """Whether cells may be missing (NaN, fill values); auto: whether any are missing in the
+    training split. false skips items with missing cells."""
     fill: FillSetting | None = None
-    """A value that means "missing" though the file does not declare it, as it is read (unpacked):
-    one for all variables, or one for each, `{rain: -999}`. null takes one out again."""
+    """Fill value that the file does not declare, as unpacked: one for all variables, or one per
+    variable, `{rain: -999}`. null removes an entry."""
     val: Annotated[float, Limit(ge=0, lt=1)] = 0.1
-    """Share held out, at the end of the first sample dimension."""
+    """Fraction for validation, at the end of the first sample dimension."""
     gap: Natural = 0
-    """Steps left out between training and held-out ones, which resemble each other where near."""
+    """Steps left out between training and validation, because nearby steps are correlated."""
     splits: SplitsSection | None = None
-    """Both splits by value, in place of `val`: `{train: {to: 2015}, val: {from: 2016}}`."""
+    """Both splits by coordinate, instead of `val`: `{train: {to: 2015}, val: {from: 2016}}`."""
     buffer: str = "1GiB"
-    """Memory for decoded chunks, in each process that reads."""
+    """Memory for decoded chunks in each reading process."""
     threads: Count | None = None
-    """Threads that read in each process; 4 from disk, 16 from an address where not given."""
+    """Reading threads per process; by default 4 from disk, 16 from an address."""
 
     @model_validator(mode="after")
-    def _meant(self) -> ArraysSection:
+    def _validated(self) -> ArraysSection:
         self.buffer_bytes  # noqa: B018  # raises
         for name, transform in self.transforms.items():
             try:
                 Transform.of(transform)
             except RecipeError as error:
                 raise RecipeError(f"transforms.{name}: {error}") from error
-        twice = [dim for dim in self.axes or () if dim in (*self.unroll, *(self.sample or ()))]
-        if twice:
-            raise RecipeError(f"{twice[0]} is an axis; it cannot be unrolled or sampled as well")
+        duplicates = [d for d in self.axes or () if d in (*self.unroll, *(self.sample or ()))]
+        if duplicates:
+            raise RecipeError(f"{duplicates[0]} is an axis; it cannot be unrolled or sampled too")
         if isinstance(self.condition_drop, dict):
             unknown = set(self.condition_drop) - set(self.condition_names)
             if unknown:
@@ -125,20 +124,19 @@ class ArraysSection(DomainSection):
     @property
     def condition_names(self) -> list[str]:
         """Names of the conditions, in order."""
-        given = self.conditions
         kinds = ("static", "grids", "past", "scalars")
-        return [kind for kind in kinds if getattr(given, kind)] + given.categories
+        return [k for k in kinds if getattr(self.conditions, k)] + self.conditions.categories
 
     @property
     def buffer_bytes(self) -> int:
         """``buffer`` in bytes."""
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", self.buffer.lower())
         if match is None or (match[3] and not match[2]):
-            raise RecipeError(f"buffer: {self.buffer!r} is no size; write 512MiB or 4GiB")
+            raise RecipeError(f"buffer: {self.buffer!r} is not a size; write 512MiB or 4GiB")
         return int(float(match[1]) * (BINARY if match[3] else UNITS)[match[2]])
 
     def drop(self, name: str) -> float:
-        """How often a condition is hidden in training."""
+        """Probability that a condition is dropped in training."""
         if isinstance(self.condition_drop, dict):
             return self.condition_drop.get(name, 0.1)
         return self.condition_drop

@@ -1,4 +1,4 @@
-"""Which entries belong to training and which to validation, and in what order they are read."""
+"""Training and validation split, windows of consecutive steps, item index, shuffling in blocks."""
 
 from __future__ import annotations
 
@@ -9,68 +9,68 @@ from math import prod
 import numpy as np
 
 from jitkit.domain import Split
-from jitkit.domains.arrays.coordinates import Selection, holes, label, matching
+from jitkit.domains.arrays.coordinates import Selection, find_gaps, label, matching
 from jitkit.errors import DataError
 from jitkit.sections import Section
 from jitkit.utils.types import Array
 
 
 class SplitsSection(Section):
-    """Which entries of the first sample dimension are for training and which are held out."""
+    """Training and validation entries of the first sample dimension."""
 
     val: Selection
-    """Held out: a range or a list of values."""
+    """Validation entries: a range or a list of values."""
     train: Selection | None = None
-    """For training; all that is not held out where not given. What is in neither is left alone."""
+    """Training entries; by default all others. Entries in neither split are not used."""
 
 
 def split(
     values: Array, *, dim: str, share: float, gap: int, explicit: SplitsSection | None
 ) -> dict[Split, Array]:
-    """Positions along a dimension that belong to each split, in order.
+    """Positions of the training and validation entries along a dimension, in order.
 
     Args:
         values: coordinate of the entries, (n,), in the order of the data.
         dim: its name, for messages.
-        share: share at the end that is held out.
-        gap: training entries as near as this to a held-out one are left out.
-        explicit: both splits by value, in place of ``share``.
+        share: fraction for validation, at the end.
+        gap: training entries within this distance of a validation entry are left out.
+        explicit: both splits by coordinate, instead of ``share``.
 
     Raises:
         DataError: the splits share entries, or nothing is left for training.
     """
     num = len(values)
     if explicit is None:
-        held = min(num, max(1, round(share * num))) if share else 0
-        val, train = np.arange(num - held, num), np.arange(num - held)
+        num_val = min(num, max(1, round(share * num))) if share else 0
+        val, train = np.arange(num - num_val, num), np.arange(num - num_val)
     else:
         val = np.unique(matching(values, explicit.val, "domain.splits.val"))
         rest = np.setdiff1d(np.arange(num), val)
         train = rest
         if explicit.train is not None:
             train = np.unique(matching(values, explicit.train, "domain.splits.train"))
-            _check_apart(values, train, val, dim)
+            _check_disjoint(values, train, val, dim)
     train = train[_distance(train, val) > gap]
     if not len(train):
         raise DataError(
-            f"no {dim} is left for training: {len(val)} of {num} are held out, with a gap of "
-            f"{gap}; lower domain.val (0 holds out nothing) or domain.gap"
+            f"no {dim} is left for training: {len(val)} of {num} are for validation, with a gap "
+            f"of {gap}; lower domain.val (0: no validation split) or domain.gap"
         )
     return {"train": train, "val": val}
 
 
-def _check_apart(values: Array, train: Array, val: Array, dim: str) -> None:
-    both = np.intersect1d(train, val)
-    if len(both):
-        first, last = label(values[both[0]]), label(values[both[-1]])
+def _check_disjoint(values: Array, train: Array, val: Array, dim: str) -> None:
+    shared = np.intersect1d(train, val)
+    if len(shared):
+        first, last = label(values[shared[0]]), label(values[shared[-1]])
         raise DataError(
-            f"domain.splits: train and val share {len(both)} of {dim} ({first} to {last}); held-"
-            "out data must not be trained on: let one end where the other begins"
+            f"domain.splits: train and val share {len(shared)} of {dim} ({first} to {last}); "
+            "validation data must not be trained on: let one end where the other begins"
         )
 
 
 def _distance(entries: Array, others: Array) -> Array:
-    """Steps from each entry to the nearest of the others, both in order."""
+    """Steps from each entry to the nearest of the others; both are sorted."""
     if not len(others):
         return np.full(len(entries), np.iinfo(np.int64).max)
     after = np.searchsorted(others, entries)
@@ -79,39 +79,39 @@ def _distance(entries: Array, others: Array) -> Array:
     return np.minimum(abs(right - entries), abs(left - entries))
 
 
-def starts(
+def window_starts(
     values: Array, members: Array, *, window: int, past: int, stride: int, spacing: int = 1
 ) -> Array:
-    """First positions of the windows that lie, with their past, wholly among ``members``.
+    """First positions of the windows that, with their past steps, are entirely in ``members``.
 
-    A window does not reach over a hole in the coordinate, which is a step more than half as long
-    again as the usual one: months differ in length, a lost file is a hole.
+    A window does not cross a gap of the coordinate. A gap is a step longer than 1.5 times the
+    median step: months of different length are no gap, a lost file is one.
 
     Args:
         values: coordinate of all entries, (n,).
-        members: positions of a split, in order.
-        window: steps of an item.
-        past: steps before it that it is told.
+        members: positions of a split, sorted.
+        window: steps per item.
+        past: earlier steps that condition the item.
         stride: steps from one window to the next.
         spacing: entries from one step of a window, or of its past, to the next.
     """
     if window + past == 1:
         return members[::stride]
-    cut = np.flatnonzero((np.diff(members) != 1) | holes(values)[members[1:] - 1]) + 1
+    breaks = np.flatnonzero((np.diff(members) != 1) | find_gaps(values)[members[1:] - 1]) + 1
     found = [
         run[0] + np.arange(past * spacing, len(run) - (window - 1) * spacing, stride)
-        for run in np.split(members, cut)
+        for run in np.split(members, breaks)
         if len(run)
     ]
     return np.concatenate([np.empty(0, np.int64), *found])
 
 
 @dataclass(frozen=True, eq=False)
-class Places:
-    """Where the items of a split begin: every combination of the starts along each dimension.
+class ItemIndex:
+    """Index of the items of a split: the product of the start positions along each dimension.
 
     Attributes:
-        starts: by sample dimension, positions; the last dimension changes fastest.
+        starts: start positions by sample dimension; the last dimension varies fastest.
     """
 
     starts: Mapping[str, Array]
@@ -120,37 +120,38 @@ class Places:
         return prod(len(starts) for starts in self.starts.values())
 
     def __getitem__(self, index: int) -> dict[str, int]:
-        """Position along each sample dimension."""
-        place: dict[str, int] = {}
+        """Start position of an item along each sample dimension."""
+        position: dict[str, int] = {}
         for dim in reversed(list(self.starts)):
-            index, at = divmod(index, len(self.starts[dim]))
-            place[dim] = int(self.starts[dim][at])
-        return {dim: place[dim] for dim in self.starts}
+            index, i = divmod(index, len(self.starts[dim]))
+            position[dim] = int(self.starts[dim][i])
+        return {dim: position[dim] for dim in self.starts}
 
     def groups(self, keys: Mapping[str, Array]) -> tuple[Array, int]:
-        """For each item, the number of its group, counted from 0 without gaps; and how many.
+        """Group number of each item, consecutive from 0, and the number of groups.
 
         Args:
-            keys: by dimension, the group of each start along it; items of one group agree in all.
+            keys: by dimension, a key of each start; items with equal keys along all dimensions are
+                a group.
         """
         group, size = np.zeros((), np.int64), 1
         for dim in self.starts:
-            _, own = np.unique(keys[dim], return_inverse=True)
-            count = int(own.max(initial=-1)) + 1
-            group, size = group[..., None] * count + own, size * count
+            _, along = np.unique(keys[dim], return_inverse=True)
+            count = int(along.max(initial=-1)) + 1
+            group, size = group[..., None] * count + along, size * count
         return group.ravel(), size
 
 
 def shuffled_in_blocks(groups: Array, per_block: int, rng: np.random.Generator) -> Array:
-    """A permutation of the items that uses up a block of groups before the next one.
+    """A random permutation of the items that finishes one block of groups before the next.
 
-    The groups are shuffled, ``per_block`` at a time make a block, and the items of a block are
-    shuffled: what is decoded for a group is used while it is in memory, and read no second time.
+    The groups are shuffled, each ``per_block`` of them form a block, and the items of a block are
+    shuffled: the chunks of a group are decoded once and used while they are in memory.
 
     Args:
-        groups: number of each item's group, (n,), from 0 without gaps.
+        groups: group number of each item, (n,), consecutive from 0.
         per_block: groups whose chunks fit in memory together.
-        rng: the only source of chance.
+        rng: the only source of randomness.
     """
     rank = rng.permutation(int(groups.max(initial=-1)) + 1)
     return np.lexsort((rng.random(len(groups)), rank[groups] // per_block))

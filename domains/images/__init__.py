@@ -1,4 +1,4 @@
-"""Images: folders of PNG, JPEG, WebP and the like, and what other adapters of images share."""
+"""Domain `images`: folders of image files, and the base class of image domains."""
 
 from jitkit.domains.images.base import ImageDomain
 from jitkit.domains.images.files import ImageItem

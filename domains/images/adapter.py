@@ -1,11 +1,11 @@
-"""Domain `images`: folders of PNG, JPEG, WebP and the like, as square arrays of 8-bit colour."""
+"""Domain `images`: folders of PNG, JPEG, WebP and other image files, as square 8-bit arrays."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field as Limit
 
@@ -18,74 +18,71 @@ from jitkit.domains.images.files import (
     check_classes,
     list_images,
     names_in,
-    split_held_out,
+    split_by_name,
 )
 from jitkit.errors import DataError
 from jitkit.metrics.fid.section import FidSection
 from jitkit.sections import Count, DomainSection
 from jitkit.utils.cpu import cores
 
-MOST_THREADS = 16  # that read, unless asked; a GPU at work on the smallest model wants 10
-
-
-if TYPE_CHECKING:
-    pass
+MAX_THREADS = 16  # default; keeping a GPU busy with the smallest model takes 10
 
 
 class ImagesSection(DomainSection):
-    """Section ``domain`` of a recipe for pictures in a folder."""
+    """Section ``domain`` of a recipe: folders of images."""
 
     free_to_change: ClassVar[tuple[str, ...]] = ("path", "cache", "threads", "fid")
 
     fid: FidSection = FidSection()
-    """How FID and its like are computed."""
+    """How FID and related metrics are computed."""
     path: Path | None = None
-    """Folder of class folders, of loose pictures (then there are no labels), or of train/ and, if
-    there is one, val/, each laid out in one of these ways."""
+    """Folder with class folders, with unsorted images (no labels then), or with train/ and
+    optionally val/, each laid out in one of these ways."""
     size: Annotated[int, Limit(ge=2)] = 256
-    """Height and width in pixels; other pictures are scaled and cropped to it."""
+    """Height and width in pixels; other images are scaled and cropped to it."""
     channels: Literal[1, 3, 4] = 3
-    """Grey (1), colour (3), or colour and opacity (4)."""
+    """Grey (1), RGB (3), or RGB with alpha (4)."""
     classes: Count | None = None
-    """Classes the model is told of; the class folders are counted where not given. With it, layout
-    and conditions are known without a path."""
+    """Number of classes of the model; by default the number of class folders. If given, no path is
+    needed to build the model."""
     label_drop: Annotated[float, Limit(ge=0, lt=1)] = 0.1
-    """Share of labels hidden in training, which guidance needs."""
+    """Share of labels dropped in training, as classifier-free guidance (CFG) needs."""
     flip: bool = True
     """Mirror left and right at random in training."""
     holdout: Annotated[float, Limit(ge=0, lt=1)] = 0.01
-    """Share of the pictures kept from training where there is no val/; which ones follows from
-    their names, so that new files move no others."""
+    """Share of the images held out for validation if there is no val/; chosen by file name, so new
+    files do not move others between the splits."""
     threads: Count | None = None
-    """Threads that read and decode in each process; as many as it has cores, 16 at most, where not
-    given."""
+    """Threads per process that read and decode; by default the number of its cores, at most 16."""
     cache: Path | None = None
-    """Folder, outside of `path`, in which the cropped pictures are kept in one file, from which
-    they are read several times faster: size x size x channels bytes each, 252 GB for ImageNet at
-    256. It is made at the first use, and again when files have changed; it may be deleted."""
+    """Folder, outside `path`, for a cache file of cropped images, which is read several times
+    faster: size x size x channels bytes per image, 252 GB for ImageNet at 256. It is written at
+    the first use and again when files have changed; it may be deleted."""
 
 
 class Images(ImageDomain):
-    """Pictures in a folder, with classes by folder or without.
+    """Images in a folder, conditioned on their class folder or unconditional.
 
-    Class folders count in the order of their names, and pictures within them. Hidden files and
-    those without a suffix of pictures are passed over.
+    Class folders, and images within them, are ordered by name. Hidden files and files without an
+    image suffix are skipped.
     """
 
     Section: ClassVar[type[DomainSection]] = ImagesSection
-    takes_fid_unasked = True
+    fid_by_default = True
 
     def __init__(self, section: ImagesSection, metadata: Mapping[str, Any] | None = None) -> None:
-        """List the folder without opening a picture, or stand on ``metadata`` or ``classes`` alone.
+        """List the folder without opening an image, or use ``metadata`` or ``classes`` alone.
 
         Raises:
-            DataError: the folder is missing, empty, mixed, or has more classes than were asked.
+            DataError: the folder is missing, empty, mixed, or has more classes than requested.
         """
         self.section = section
         self._files: dict[Split, ImageFiles] | None = None
         self._class_names: list[str] = [] if metadata is None else list(metadata["class_names"])
-        self._asked: int | None = section.classes if metadata is None else metadata["num_classes"]
-        num_classes = self._asked
+        self._requested: int | None = (
+            section.classes if metadata is None else metadata["num_classes"]
+        )
+        num_classes = self._requested
         if metadata is None and (section.path is not None or num_classes is None):
             self._files = self._list()
             num_classes = num_classes or len(self._class_names) or None
@@ -99,43 +96,44 @@ class Images(ImageDomain):
         )
 
     def metadata(self) -> dict[str, Any]:
-        """Number of classes, None for pictures without, and their names where known, in order."""
+        """Number of classes, None without labels, and the class names in order, if known."""
         return {"num_classes": self._num_classes, "class_names": self._class_names}
 
     def items(self, split: Split) -> Sequence[ImageItem]:
-        """The pictures of a split; one that cannot be read raises `BadItem`.
+        """The images of a split; an unreadable one raises `BadItem`.
 
         Raises:
-            DataError: as the constructor, where that stood on metadata; or they cannot be packed.
+            DataError: as the constructor, if that used metadata alone; or the cache file cannot be
+                written.
         """
         if self._files is None:
             self._files = self._list()
         if self.section.cache is not None:
-            self._files[split].pack(self.section.cache.expanduser())
+            self._files[split].use_cache(self.section.cache.expanduser())
         return self._files[split]
 
     def scores(self) -> Mapping[str, Metric]:
-        """How the coarse look of samples compares with that of the training pictures."""
+        """Metrics of the coarse appearance of samples against the training images."""
         return {"frechet_8x8": frechet_8x8}
 
     def _list(self) -> dict[Split, ImageFiles]:
-        """Both splits; learns the names of the classes where they are not known."""
+        """Files of both splits; sets the class names if they are unknown."""
         root = _data_folder(self.section.path)
         folders, _ = names_in(root)
         has_splits = "train" in folders and set(folders) <= {"train", "val", "test"}
         train = list_images(root / "train" if has_splits else root, self._class_names)
-        check_classes(train, self._asked)
+        check_classes(train, self._requested)
         self._class_names = self._class_names or train.classes
         if has_splits and "val" in folders:
             val = list_images(root / "val", self._class_names)
             if bool(val.classes) != bool(train.classes):
-                loose, sorted_ = (val, train) if train.classes else (train, val)
+                flat, sorted_ = (val, train) if train.classes else (train, val)
                 raise DataError(
-                    f"{loose.folder} holds loose pictures but {sorted_.folder} class folders; "
-                    f"sort the first into the same class folders"
+                    f"{flat.folder} has images but no class folders, {sorted_.folder} has class "
+                    f"folders; sort the first into the same class folders"
                 )
         else:
-            train, val = split_held_out(train, self.section.holdout)
+            train, val = split_by_name(train, self.section.holdout)
         size, mode = self.section.size, MODES[self.section.channels]
         threads = self.section.threads or _threads()
         return {
@@ -145,34 +143,34 @@ class Images(ImageDomain):
 
 
 def _threads() -> int:
-    """Cores of this process, those that it shares with others of a run shared out."""
-    return max(1, min(MOST_THREADS, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    """Cores per process: those of the machine divided among the processes of the run on it."""
+    return max(1, min(MAX_THREADS, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def _data_folder(path: Path | None) -> Path:
-    """The folder that the recipe names, if it is one."""
+    """The folder named by the recipe, checked to be one."""
     if path is not None and path.expanduser().is_dir():
         return path.expanduser()
-    found = "is not set" if path is None else f"{path}: {_lack(path.expanduser())}"
+    problem = "is not set" if path is None else f"{path}: {_problem_of(path.expanduser())}"
     raise DataError(
-        f"domain.path {found}. For ImageNet fetch ILSVRC2012 (image-net.org, after signing up) and "
-        f"unpack it to FOLDER/train/ with its 1000 class folders (n01440764, ...) and, if wanted, "
-        f"FOLDER/val/ with the same; any folder of class folders or of pictures will do as well. "
-        f"domain.path=FOLDER says where it lies"
+        f"domain.path {problem}. For ImageNet download ILSVRC2012 (image-net.org, after signing "
+        f"up) and unpack it to FOLDER/train/ with its 1000 class folders (n01440764, ...) and "
+        f"optionally FOLDER/val/ with the same; any folder of class folders or of images works "
+        f"too. Set domain.path=FOLDER"
     )
 
 
-def _lack(path: Path) -> str:
+def _problem_of(path: Path) -> str:
     return "a file, not a folder" if path.exists() else "no such folder"
 
 
 def official_domain(size: int, channels: int, classes: int, label_drop: float) -> Images:
-    """The domain of images that official JiT weights make; it reads no files."""
+    """The image domain of an official JiT checkpoint; it reads no files."""
     return Images(
         ImagesSection(
             name="images",
             size=size,
-            channels=channels,  # type: ignore[arg-type]
+            channels=channels,
             classes=classes,
             label_drop=label_drop,
         )

@@ -1,4 +1,4 @@
-"""What all domains of images share: items, normalization, files, previews, FID."""
+"""Base class of image domains: items, normalization, output files, previews, FID."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from jitkit.domain import Split, lower_is_better
 from jitkit.domains.images.files import MODES, ImageFiles, ImageItem, list_images
 from jitkit.fields import Axis, Category, Condition, Field, Layout
 from jitkit.metrics.fid.section import FidSection
-from jitkit.metrics.frechet import frechet
-from jitkit.utils.atomic import written_aside
+from jitkit.metrics.frechet import frechet_distance
+from jitkit.utils.atomic import atomic_write
 from jitkit.utils.types import Array
 
 CHANNELS = {1: ("grey",), 3: ("red", "green", "blue"), 4: ("red", "green", "blue", "alpha")}
-MOST_IN_PREVIEW = 400
+MAX_IN_PREVIEW = 400
 
 
 if TYPE_CHECKING:
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 
 class ImageDomain:
-    """Square pictures wherever they come from; an adapter adds `items`, `metadata` and `scores`.
+    """Square images from any source; an adapter adds `items`, `metadata` and `scores`.
 
-    They can be scored in the features of a network (`jitkit.metrics.fid`) where key ``fid`` asks
-    for it; ``takes_fid_unasked`` says whether they are where it does not, if all
-    that this needs is at hand.
+    Key ``fid`` requests metrics on the features of a network (`jitkit.metrics.fid`). With
+    ``fid_by_default`` they are also computed without a request, if network and weights are
+    available.
     """
 
-    takes_fid_unasked: ClassVar[bool] = False
+    fid_by_default: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class ImageDomain:
         flip: bool = False,
         fid: FidSection | None = None,
     ) -> None:
-        patch = max(2, size // 16)  # 16 x 16 tokens, as in the paper, from 32 cells upwards
+        patch = max(2, size // 16)  # 16 x 16 tokens, as in the paper, for 32 cells and more
         axes = (Axis("row", size, patch), Axis("column", size, patch))
         self.layout = Layout(axes, CHANNELS[channels])
         self.conditions: Mapping[str, Condition] = (
@@ -60,7 +60,7 @@ class ImageDomain:
     def encode(self, item: ImageItem, rng: np.random.Generator | None = None) -> Field:
         """Values pixels / 255 · 2 - 1 in [-1, 1], (C, H, W); ``rng`` may mirror left and right.
 
-        A picture without label is of the null class where others have one.
+        In a conditional model an unlabelled image gets the null class.
         """
         import torch
 
@@ -68,7 +68,7 @@ class ImageDomain:
         if rng is not None and self._flip and rng.random() < 0.5:
             pixels = pixels[:, ::-1]
         values = np.ascontiguousarray(pixels.transpose(2, 0, 1), np.float32)  # (C, H, W)
-        values /= np.float32(255)  # in place: fresh memory costs ten times the arithmetic
+        values /= np.float32(255)  # in place: allocating costs ten times the arithmetic
         values *= 2
         values -= 1
         if self._num_classes is None:
@@ -77,7 +77,7 @@ class ImageDomain:
         return Field(torch.from_numpy(values), cond={"label": torch.tensor(label)})
 
     def decode(self, field: Field) -> ImageItem:
-        """Undo `encode`, rounded to 8 bits and so exactly, but for a mirror and the name."""
+        """Undo `encode` exactly by rounding to 8 bits, except for mirroring and the name."""
         values = field.values.detach().float().cpu().numpy()
         pixels = np.clip(np.rint((values + 1) / 2 * 255), 0, 255).astype(np.uint8)
         label = int(field.cond["label"]) if "label" in field.cond else None
@@ -87,41 +87,41 @@ class ImageDomain:
         )
 
     def write(self, items: Iterable[ImageItem], path: Path) -> list[Path]:
-        """Write ``00000.png`` and on as items come, then ``grid.png`` and ``samples.npz``.
+        """Write ``00000.png``, ``00001.png``, ..., then ``grid.png`` and ``samples.npz``.
 
-        The archive is laid out as ADM's evaluation reads it: ``arr_0`` (N, H, W, C) uint8 and,
-        where all items have one, labels ``arr_1`` (N,) int64.
+        The archive has the layout of ADM's evaluation: ``arr_0`` (N, H, W, C) uint8 and, if all
+        items have labels, ``arr_1`` (N,) int64.
         """
         path.mkdir(parents=True, exist_ok=True)
-        kept: list[ImageItem] = []
+        written: list[ImageItem] = []
         files = []
         for item in items:
-            files.append(_write_png(path / f"{len(kept):05}.png", _image(item.pixels)))
-            kept.append(item)
-        arrays = [np.stack([item.pixels for item in kept])]
-        labels = [item.label for item in kept]
+            files.append(_write_png(path / f"{len(written):05}.png", _image(item.pixels)))
+            written.append(item)
+        arrays = [np.stack([item.pixels for item in written])]
+        labels = [item.label for item in written]
         if None not in labels:
             arrays.append(np.array(labels, np.int64))
         archive = path / "samples.npz"
-        with written_aside(archive) as aside, aside.open("wb") as file:
+        with atomic_write(archive) as aside, aside.open("wb") as file:
             np.savez(file, *arrays)
-        return [*files, _write_png(path / "grid.png", self.preview(kept)), archive]
+        return [*files, _write_png(path / "grid.png", self.preview(written)), archive]
 
     def scorer(self) -> tuple[FeatureScorer | None, list[str]]:
-        """FID and its like, where they are asked for or can be had; else why there are none."""
+        """Scorer of FID and related metrics if requested or available, and notes for the user."""
         from jitkit.metrics.fid.scorer import scorer_for
 
         size = self.layout.axes[0].size
-        return scorer_for(self._fid, size, self._real, unasked=self.takes_fid_unasked)
+        return scorer_for(self._fid, size, self._real, by_default=self.fid_by_default)
 
     def evaluation_protocol(self) -> EvaluationProtocol | None:
-        """The paper's, where ``domain.fid.protocol`` asks for it."""
+        """The paper's protocol if ``domain.fid.protocol`` requests it."""
         from jitkit.metrics.fid.jit_protocol import jit_protocol
 
         return jit_protocol() if self._fid.protocol == "jit" else None
 
     def _real(self, source: str) -> Sequence[ImageItem]:
-        """The training split (``"train"``), or the pictures of a folder at the model's size."""
+        """The training split (``"train"``), or the images of a folder at the model's size."""
         if source == "train":
             return self.items("train")
         mode = MODES[len(self.layout.channels)]
@@ -129,15 +129,15 @@ class ImageDomain:
         return ImageFiles(listing, self.layout.axes[0].size, mode)
 
     def items(self, split: Split) -> Sequence[ImageItem]:
-        """The pictures of a split."""
+        """The images of a split."""
         raise NotImplementedError
 
     def preview(self, items: Sequence[ImageItem]) -> Image.Image:
-        """The first 400 items side by side, enlarged where they are narrower than 512 pixels.
+        """The first 400 items as a grid, enlarged if it is narrower than 512 pixels.
 
-        A row holds one class where the items come in equal runs of a class.
+        Each row shows one class if the items are ordered in equal runs of a class.
         """
-        items = items[:MOST_IN_PREVIEW]
+        items = items[:MAX_IN_PREVIEW]
         columns = _columns([item.label for item in items])
         rows = ceil(len(items) / columns)
         height, width, channels = items[0].pixels.shape
@@ -153,7 +153,7 @@ class ImageDomain:
 
 
 def _columns(labels: Sequence[int | None]) -> int:
-    """Pictures in a row: those of one class where that is not a strip, else near a square."""
+    """Images per row: one class if that is not too elongated, else a nearly square grid."""
     classes = list(dict.fromkeys(labels))
     each = len(labels) // len(classes)
     in_runs = None not in labels and labels == [c for c in classes for _ in range(each)]
@@ -167,22 +167,22 @@ def _image(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> Image.Image:
 
 
 def _write_png(path: Path, image: Image.Image) -> Path:
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         image.save(aside, format="PNG")
     return path
 
 
 @lower_is_better
 def frechet_8x8(samples: Sequence[ImageItem], train: Sequence[ImageItem]) -> float:
-    """Fréchet distance of Gaussians fitted to pictures shrunk to 8 x 8, pixels from 0 to 1.
+    """Fréchet distance between Gaussians fitted to images downscaled to 8 x 8, pixels 0 to 1.
 
-    It sees layout and colour, not detail, and needs no other network; it is not the FID.
+    It measures layout and colour, not detail, and needs no other network. It is not the FID.
     """
-    return frechet(_shrunk(samples), _shrunk(train))
+    return frechet_distance(_downscaled(samples), _downscaled(train))
 
 
-def _shrunk(items: Sequence[ImageItem]) -> Array:
-    """Means over 8 x 8 boxes of every picture, (N, 64 C)."""
+def _downscaled(items: Sequence[ImageItem]) -> Array:
+    """Every image averaged down to 8 x 8, (N, 64 C)."""
     return np.stack(
         [
             np.asarray(_image(item.pixels).resize((8, 8), Image.Resampling.BOX)).ravel() / 255

@@ -1,5 +1,5 @@
-"""Image files: listed by class folder, read, cropped as the reference does (ADM, Dhariwal & Nichol
-2021, arXiv:2105.05233; Li & He 2025, arXiv:2511.13720).
+"""Image files: list class folders, read, centre crop as in the reference code (ADM, Dhariwal &
+Nichol 2021, arXiv:2105.05233; Li & He 2025, arXiv:2511.13720).
 """
 
 from __future__ import annotations
@@ -10,32 +10,28 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, overload
 
 import numpy as np
 from PIL import Image
 
-from jitkit.domains.images.image_cache import ImageCache, pack
+from jitkit.domains.images.image_cache import ImageCache, open_image_cache
 from jitkit.errors import BadItem, DataError, listed
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's names
 SUFFIXES = frozenset(".bmp .gif .jpeg .jpg .pgm .png .pnm .ppm .tif .tiff .webp".split())
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM", "TIFF")  # EPS would start Ghostscript
-LONGEST = 100  # sides of a picture to each other, at most; a strip would fill the memory
-
-
-if TYPE_CHECKING:
-    pass
+MAX_ASPECT = 100  # ratio of the sides; scaling a longer strip would fill the memory
 
 
 @dataclass(frozen=True, eq=False)
 class ImageItem:
-    """A picture as its file shows it.
+    """An 8-bit image and its label.
 
     Attributes:
         pixels: (H, W, C) uint8, 0 to 255.
-        label: its class, counted from 0; None where it has none.
-        name: where it came from, relative to its split.
+        label: class index from 0; None if unlabelled.
+        name: path relative to the folder of its split.
     """
 
     pixels: np.ndarray[Any, np.dtype[np.uint8]]
@@ -45,112 +41,114 @@ class ImageItem:
 
 @dataclass(frozen=True)
 class ImageListing:
-    """What lies in a folder: paths relative to it, and labels where it has class folders."""
+    """Contents of a folder: relative paths, and labels if it has class folders."""
 
     folder: Path
-    classes: list[str]  # empty where pictures lie loose
+    classes: list[str]  # empty without class folders
     names: list[str]
-    labels: list[int]  # as long as names, or empty
+    labels: list[int]  # one per name, or empty
 
 
 def names_in(folder: Path) -> tuple[list[str], list[str]]:
-    """Names of the folders and of the pictures in a folder, each in order, hidden ones left out."""
-    folders, pictures = [], []
+    """Sorted names of the folders and of the images in a folder, without hidden ones."""
+    folders, images = [], []
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
-                if entry.is_dir():  # known from the listing itself: no file is touched
+                if entry.is_dir():  # from the listing itself: no stat call per file
                     folders.append(entry.name)
                 elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
-                    pictures.append(entry.name)
+                    images.append(entry.name)
     except OSError as error:
         raise DataError(f"{folder} cannot be listed: {error.strerror}") from error
-    return sorted(folders), sorted(pictures)
+    return sorted(folders), sorted(images)
 
 
 def list_images(folder: Path, known: Sequence[str]) -> ImageListing:
-    """The pictures of a folder, loose or in class folders, which must be among ``known`` if any."""
-    classes, loose = names_in(folder)
-    if classes and loose:
+    """Images of a folder or of its class folders, which must be among ``known`` if given."""
+    classes, unsorted = names_in(folder)
+    if classes and unsorted:
         raise DataError(
-            f"{folder} holds both class folders ({listed(classes, 3)}) and loose pictures "
-            f"({listed(loose, 3)}); move the pictures into class folders, or all out of them"
+            f"{folder} has both class folders ({listed(classes, 3)}) and unsorted images "
+            f"({listed(unsorted, 3)}); move these into class folders, or all out of them"
         )
-    if not classes and not loose:
+    if not classes and not unsorted:
         raise DataError(
-            f"{folder} holds no pictures and no class folders; pictures end in "
-            f"{' '.join(sorted(SUFFIXES))}. domain.path=FOLDER points elsewhere"
+            f"{folder} has no images and no class folders; image files end in "
+            f"{' '.join(sorted(SUFFIXES))}. Set domain.path=FOLDER"
         )
     if known and (unknown := sorted(set(classes) - set(known))):
         raise DataError(
             f"{folder} has class folders that are not among the {len(known)} known classes "
             f"({listed(known, 3)}): {listed(unknown)}; remove or rename them"
         )
-    number = {name: i for i, name in enumerate(known or classes)}
-    names, labels = list(loose), []
+    label_of = {name: i for i, name in enumerate(known or classes)}
+    names, labels = list(unsorted), []
     for name in classes:
-        pictures = _pictures_of_class(folder / name)
-        names += [f"{name}/{picture}" for picture in pictures]
-        labels += [number[name]] * len(pictures)
+        images = _images_of_class(folder / name)
+        names += [f"{name}/{image}" for image in images]
+        labels += [label_of[name]] * len(images)
     return ImageListing(folder, classes, names, labels)
 
 
-def _pictures_of_class(folder: Path) -> list[str]:
-    nested, pictures = names_in(folder)
+def _images_of_class(folder: Path) -> list[str]:
+    nested, images = names_in(folder)
     if nested:
         raise DataError(
-            f"class folder {folder} holds folders ({listed(nested, 3)}); pictures lie directly in "
-            f"class folders, and these in domain.path or in its train/ and val/, beside which "
-            f"there is no other folder"
+            f"class folder {folder} has subfolders ({listed(nested, 3)}); images must be directly "
+            f"in class folders, and these in domain.path or in its train/ and val/ without other "
+            f"folders beside"
         )
-    if not pictures:
-        raise DataError(f"class folder {folder} holds no pictures; fill or remove it")
-    return pictures
+    if not images:
+        raise DataError(f"class folder {folder} has no images; fill or remove it")
+    return images
 
 
-def check_classes(found: ImageListing, asked: int | None) -> None:
-    """Whether a model that is told of ``asked`` classes can learn from what was found."""
-    if asked is None or 1 <= len(found.classes) <= asked:
+def check_classes(listing: ImageListing, num_classes: int | None) -> None:
+    """Check that the class folders suit a model of ``num_classes`` classes."""
+    if num_classes is None or 1 <= len(listing.classes) <= num_classes:
         return
-    if not found.classes:
+    if not listing.classes:
         raise DataError(
-            f"asked for {asked} classes, but the pictures in {found.folder} lie loose: sort them "
-            f"into class folders, or leave domain.classes out to train without labels"
+            f"asked for {num_classes} classes, but {listing.folder} has no class folders: sort the "
+            f"images into class folders, or omit domain.classes to train without labels"
         )
     raise DataError(
-        f"asked for {asked} classes, but {found.folder} has {len(found.classes)} class folders "
-        f"({listed(found.classes, 3)}): domain.classes must be at least {len(found.classes)}"
+        f"asked for {num_classes} classes, but {listing.folder} has {len(listing.classes)} class "
+        f"folders ({listed(listing.classes, 3)}): domain.classes must be at least "
+        f"{len(listing.classes)}"
     )
 
 
-def split_held_out(found: ImageListing, share: float) -> tuple[ImageListing, ImageListing]:
-    """Split into those for training and a ``share`` held out, by a hash of each relative path."""
+def split_by_name(listing: ImageListing, val_share: float) -> tuple[ImageListing, ImageListing]:
+    """Split into training and validation images by a hash of each relative path."""
 
     def is_held_out(name: str) -> bool:
         digest = hashlib.blake2b(os.fsencode(name), digest_size=8).digest()
-        return int.from_bytes(digest, "big") < share * 2**64
+        return int.from_bytes(digest, "big") < val_share * 2**64
 
-    held = np.array([is_held_out(name) for name in found.names])
+    held_out = np.array([is_held_out(name) for name in listing.names])
 
     def part(keep: np.ndarray[Any, np.dtype[np.bool_]]) -> ImageListing:
-        where = np.flatnonzero(keep).tolist()
-        labels = [found.labels[i] for i in where] if found.labels else []
-        return ImageListing(found.folder, found.classes, [found.names[i] for i in where], labels)
+        indices = np.flatnonzero(keep).tolist()
+        names = [listing.names[i] for i in indices]
+        labels = [listing.labels[i] for i in indices] if listing.labels else []
+        return ImageListing(listing.folder, listing.classes, names, labels)
 
-    return part(~held), part(held)
+    return part(~held_out), part(held_out)
 
 
 class ImageFiles(Sequence[ImageItem]):
-    """Pictures of a folder, each opened when it is asked for; a slice is read at once.
+    """Images of a folder, each read when indexed; a slice is read completely.
 
-    The index is flat arrays, 55 MB for ImageNet, because it goes to every worker: a list of as
-    many strings is twice that, and forked workers would copy it page by page as references are
-    counted. Safe for threads: Pillow lets others run while it decodes and scales.
+    The index is stored in flat arrays, 55 MB for ImageNet, because every worker gets it: a list of
+    strings takes twice as much, and forked workers would copy it page by page through reference
+    counting. Thread-safe: Pillow releases the GIL while it decodes and scales.
 
     Attributes:
-        threads: that may read at once.
+        threads: number of threads that may read at once.
     """
 
     def __init__(self, listing: ImageListing, size: int, mode: str, threads: int = 1) -> None:
@@ -160,7 +158,7 @@ class ImageFiles(Sequence[ImageItem]):
         self._ends = np.cumsum([0, *map(len, encoded)])  # name i is _names[ends[i]:ends[i + 1]]
         self._labels = np.array(listing.labels, np.int32) if listing.classes else None
         self._size, self._mode, self.threads = size, mode, threads
-        self._packed: ImageCache | None = None
+        self._cache: ImageCache | None = None
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -177,41 +175,41 @@ class ImageFiles(Sequence[ImageItem]):
         return ImageItem(self._pixels(index), label, self._name(index))
 
     def content(self, index: int) -> bytes:
-        """What a picture follows from: its file, and how it is read. Quicker than to decode it."""
-        how = f"{self._size} {self._mode} ".encode()
-        return how + Path(self._folder, self._name(index)).read_bytes()
+        """Bytes that determine an image: its file, size and mode. Faster than decoding it."""
+        settings = f"{self._size} {self._mode} ".encode()
+        return settings + Path(self._folder, self._name(index)).read_bytes()
 
-    def pack(self, folder: Path) -> None:
-        """Read from a packed file in a folder from now on, which is made where it is not there.
+    def use_cache(self, folder: Path) -> None:
+        """Read from a cache file in ``folder`` from now on; write it first if it is missing.
 
         Raises:
-            DataError: it cannot be.
+            DataError: it cannot be written.
         """
-        if self._packed is None:
+        if self._cache is None:
             channels = len(Image.new(self._mode, (1, 1)).getbands())
             shape = (len(self), self._size, self._size, channels)
             path = folder / f"{self._size}-{self._mode}-{self._key()}.npy"
-            self._packed = pack(path, shape, self._pixels, threads=self.threads)
+            self._cache = open_image_cache(path, shape, self._pixels, threads=self.threads)
 
     def _pixels(self, index: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """(size, size, C) uint8; read only where it comes from a packed file."""
-        if self._packed is not None and index not in self._packed.unreadable:
-            return self._packed[index]
+        """(size, size, C) uint8; read-only if it comes from the cache file."""
+        if self._cache is not None and index not in self._cache.unreadable:
+            return self._cache[index]
         path = self._path(index)
-        if self._packed is not None:
-            raise BadItem(path, self._packed.unreadable[index])
+        if self._cache is not None:
+            raise BadItem(path, self._cache.unreadable[index])
         return read_pixels(path, self._size, self._mode)
 
     def _key(self) -> str:
-        """Stands for names, sizes and times of the files, in their order; 16 digits."""
+        """Hash of names, sizes and modification times of the files, in order; 16 hex digits."""
 
-        def states(indices: range) -> bytes:
-            return np.array([_state(self._path(i)) for i in indices], np.int64).tobytes()
+        def stats(indices: range) -> bytes:
+            return np.array([_stat(self._path(i)) for i in indices], np.int64).tobytes()
 
         digest = hashlib.blake2b(self._names + self._ends.tobytes(), digest_size=8)
         parts = [range(i, min(i + 1000, len(self))) for i in range(0, len(self), 1000)]
-        with ThreadPoolExecutor(self.threads) as pool:  # far disks answer late, but many at once
-            for part in pool.map(states, parts):
+        with ThreadPoolExecutor(self.threads) as pool:  # network disks have high latency
+            for part in pool.map(stats, parts):
                 digest.update(part)
         return digest.hexdigest()
 
@@ -222,48 +220,48 @@ class ImageFiles(Sequence[ImageItem]):
         return os.fsdecode(self._names[self._ends[index] : self._ends[index + 1]])
 
 
-def _state(path: str) -> tuple[int, int]:
-    """Size and time of a file; negative where there is none."""
+def _stat(path: str) -> tuple[int, int]:
+    """Size and modification time of a file; -1 if it is missing."""
     try:
-        found = os.stat(path)
+        stat = os.stat(path)
     except OSError:
         return -1, -1
-    return found.st_size, found.st_mtime_ns
+    return stat.st_size, stat.st_mtime_ns
 
 
 def read_pixels(path: str, size: int, mode: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """The picture in a file, (size, size, C) uint8.
+    """Read and centre crop the image in a file, (size, size, C) uint8.
 
-    As in the reference, EXIF orientation is not applied, opacity is dropped rather than blended
-    where ``mode`` has none, and the first frame stands for a film.
+    As in the reference code, EXIF orientation is ignored, alpha is dropped rather than blended if
+    ``mode`` has none, and the first frame of an animation is used.
 
     Raises:
-        BadItem: the file is broken, not a picture, or too large to open safely.
+        BadItem: the file is broken, not an image, or too large to open safely.
     """
     try:
         with Image.open(path, formats=FORMATS) as image:
             _check_sides(image)
             cropped = centre_crop(_convert(image, mode), size)
-    except Exception as error:  # decoders raise almost anything on a broken file
+    except Exception as error:  # decoders may raise anything on a broken file
         raise BadItem(path, " ".join(str(error).split()) or type(error).__name__) from error
     pixels = np.array(cropped)
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
 def _check_sides(image: Image.Image) -> None:
-    """Refuse what would fill the memory. Pillow only warns of large pictures, twice as large ones
-    it refuses itself; filters of warnings are not for threads."""
-    most = Image.MAX_IMAGE_PIXELS
-    if most is not None and image.width * image.height > most:
-        raise ValueError(f"{image.width} x {image.height} exceeds limit of {most} pixels")
-    if max(image.size) > LONGEST * min(image.size):
-        raise ValueError(f"{image.width} x {image.height} is a strip, not a picture")
+    """Refuse images that would fill the memory. Pillow itself refuses them only at twice its limit
+    and warns before; warning filters are not thread-safe."""
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and image.width * image.height > limit:
+        raise ValueError(f"{image.width} x {image.height} exceeds limit of {limit} pixels")
+    if max(image.size) > MAX_ASPECT * min(image.size):
+        raise ValueError(f"{image.width} x {image.height} is a strip, not an image")
 
 
 def _convert(image: Image.Image, mode: str) -> Image.Image:
-    """In 8-bit ``mode``; 16-bit grey is scaled, where Pillow alone would clip it."""
+    """Convert to 8-bit ``mode``; 16-bit grey is scaled, while Pillow would clip it."""
     if image.mode == "F":
-        raise ValueError("floating-point pictures have no known range; save it with 8 or 16 bits")
+        raise ValueError("floating-point images have no known range; save it with 8 or 16 bits")
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
@@ -275,10 +273,10 @@ def _convert(image: Image.Image, mode: str) -> Image.Image:
 
 
 def centre_crop(image: Image.Image, size: int) -> Image.Image:
-    """The middle square of a picture, ``size`` pixels a side (ADM's crop).
+    """The central square of an image, ``size`` pixels per side (ADM's crop).
 
-    Halved by BOX while the short side is at least twice ``size``, scaled by BICUBIC until it is
-    ``size``, cropped with offsets rounded down. A short side of ``size`` is not resampled.
+    Halved by BOX while the shorter side is at least twice ``size``, scaled by BICUBIC to ``size``,
+    cropped with offsets rounded down. If the shorter side is ``size`` it is not resampled.
     """
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)

@@ -1,7 +1,7 @@
-"""Pictures packed into one file of 8-bit numbers: decoded and cropped once, then only copied.
+"""Image cache: all images decoded and cropped once into one memory-mapped uint8 file.
 
-The file is NumPy's own (``.npy``, version 1), so that anything reads it: (N, H, W, C) uint8. After
-the array stands as JSON which pictures could not be read, and why; they are zeros in the array.
+The file is a NumPy ``.npy`` (version 1), (N, H, W, C) uint8. After the array, a JSON object maps
+the indices of unreadable images to the reason; they are zeros in the array.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-BLOCK = 1024  # pictures that are decoded between two writes
+BLOCK = 1024  # images decoded between two writes
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 class ImageCache:
-    """Pictures of a packed file, mapped into memory. Safe for threads; pickles as the file's name.
+    """Images of a cache file, memory-mapped. Thread-safe; pickled as the file's path.
 
     Attributes:
-        unreadable: why a picture cannot be read, by its index.
+        unreadable: reason for each unreadable image, by index.
     """
 
     def __init__(self, path: Path) -> None:
@@ -49,10 +49,10 @@ class ImageCache:
             self.unreadable = {int(index): why for index, why in json.load(file).items()}
 
     def __reduce__(self) -> tuple[type[ImageCache], tuple[Path]]:
-        return ImageCache, (self._path,)  # a map would be pickled as what it maps
+        return ImageCache, (self._path,)  # a memory map would be pickled with its contents
 
     def __getitem__(self, index: int) -> Pixels:
-        """(H, W, C), not to be written to; it is read when it is looked at."""
+        """(H, W, C), read-only; loaded from disk on access."""
         return self._pixels[index]
 
     @cached_property
@@ -60,37 +60,37 @@ class ImageCache:
         return np.load(self._path, mmap_mode="r").view(np.ndarray)
 
 
-def pack(
+def open_image_cache(
     path: Path, shape: tuple[int, ...], read: Callable[[int], Pixels], *, threads: int
 ) -> ImageCache:
-    """The packed file at ``path``; where it is not there it is made, and that is said before.
+    """Open the cache file at ``path``; if it is missing, announce and write it first.
 
-    It is written aside and renamed. A process that finds another one at it waits for that.
+    It is written to a temporary file and renamed. Concurrent processes wait for the first writer.
 
     Args:
-        path: its name must say what is in it, since it is taken as it is found.
+        path: its name must identify the contents, because an existing file is used unchecked.
         shape: (N, H, W, C).
-        read: picture i, (H, W, C); from so many threads at once. It may raise `BadItem`.
-        threads: that decode.
+        read: returns image i, (H, W, C); called from several threads. It may raise `BadItem`.
+        threads: number of decoding threads.
 
     Raises:
-        DataError: the disk has no room, or the file cannot be written.
+        DataError: the disk is too full, or the file cannot be written.
     """
     if path.is_file():
         return ImageCache(path)
     aside = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _held(aside) as file:
-            if path.is_file():  # another process has made it meanwhile
+        with _locked(aside) as file:
+            if path.is_file():  # written meanwhile by another process
                 aside.unlink(missing_ok=True)
             else:
                 file.truncate(0)
-                _check_room(path, prod(shape))
+                _check_disk_space(path, prod(shape))
                 try:
                     _fill(file, shape, read, threads, path)
                 except BaseException:
-                    os.ftruncate(file.fileno(), 0)  # it may be most of a disk
+                    os.ftruncate(file.fileno(), 0)  # it may fill most of the disk
                     raise
                 aside.replace(path)
     except OSError as error:
@@ -101,33 +101,33 @@ def pack(
 
 
 @contextmanager
-def _held(aside: Path) -> Iterator[IO[bytes]]:
-    """A file that this process alone writes to; where another one does, after that."""
+def _locked(aside: Path) -> Iterator[IO[bytes]]:
+    """A file opened under an exclusive lock; waits for another process that has it."""
     with aside.open("ab") as file:
         try:
             if fcntl is not None:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say(f"another process packs pictures into {aside.parent}; waiting for it")
+            say(f"another process is writing the image cache in {aside.parent}; waiting for it")
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError:
             pass  # a file system without locks
         yield file
 
 
-def _check_room(path: Path, size: int) -> None:
-    """Say what is going to be written.
+def _check_disk_space(path: Path, size: int) -> None:
+    """Announce what will be written, ``size`` bytes.
 
     Raises:
-        DataError: there is no room for it.
+        DataError: the disk is too full.
     """
     free = shutil.disk_usage(path.parent).free
     if size > free:
         raise DataError(
-            f"pictures packed into {path} take {size / 1e9:.3g} GB, and {free / 1e9:.3g} GB are "
-            "free there; domain.cache=FOLDER names another disk, domain.cache=null does without"
+            f"the image cache {path} takes {size / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free "
+            "there; domain.cache=FOLDER names another disk, domain.cache=null disables the cache"
         )
-    say(f"packing pictures into {path}: {size / 1e9:.3g} GB of {free / 1e9:.3g} GB that are free")
+    say(f"writing the image cache {path}: {size / 1e9:.3g} GB of {free / 1e9:.3g} GB free")
 
 
 def _fill(
@@ -137,9 +137,9 @@ def _fill(
     threads: int,
     path: Path,
 ) -> None:
-    """Write all of a packed file, and flush it to disk."""
+    """Write the complete cache file and flush it to disk."""
 
-    def one(index: int) -> Pixels | BadItem:
+    def read_or_error(index: int) -> Pixels | BadItem:
         try:
             return read(index)
         except BadItem as error:
@@ -147,13 +147,13 @@ def _fill(
 
     count, unreadable = shape[0], dict[int, str]()
     npy.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-    with ThreadPoolExecutor(threads) as pool, bar("packing", count, unit="pictures") as show:
+    with ThreadPoolExecutor(threads) as pool, bar("image cache", count, unit="images") as show:
         for first in range(0, count, BLOCK):
             block = range(first, min(first + BLOCK, count))
-            for index, found in zip(block, list(pool.map(one, block)), strict=True):
-                if isinstance(found, BadItem):
-                    unreadable[index], found = found.why, np.zeros(shape[1:], np.uint8)
-                file.write(np.ascontiguousarray(found).data)
+            for index, image in zip(block, list(pool.map(read_or_error, block)), strict=True):
+                if isinstance(image, BadItem):
+                    unreadable[index], image = image.why, np.zeros(shape[1:], np.uint8)
+                file.write(np.ascontiguousarray(image).data)
             show(block.stop)
     file.write(json.dumps(unreadable).encode())
     file.flush()
@@ -161,6 +161,6 @@ def _fill(
     if unreadable:
         why = next(iter(unreadable.values()))
         warn(
-            f"{len(unreadable)} of {count} pictures cannot be read and will be passed over "
-            f"(the first: {why}); to have them tried again delete {path}"
+            f"{len(unreadable)} of {count} images cannot be read and will be skipped "
+            f"(the first: {why}); delete {path} to try them again"
         )

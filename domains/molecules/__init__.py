@@ -1,1 +1,1 @@
-"""Molecules as sets of atoms in space."""
+"""Domain `molecules`: molecules as sets of atoms in 3-D."""

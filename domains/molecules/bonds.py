@@ -1,8 +1,8 @@
-"""Bonds by distance, and whether an atom has as many as its element wants.
+"""Bond orders from distances, and stability of atoms: whether their valence is allowed.
 
-The table and margins are those of the E(3) diffusion paper (Hoogeboom et al. 2022,
-arXiv:2203.17003, appendix E), so that its stability can be compared: picometres, from
-wiredchemist.com. It is a rule of thumb: 99 % of QM9's atoms and 95 % of its molecules pass it.
+Table and margins of the E(3) diffusion paper (Hoogeboom et al. 2022, arXiv:2203.17003, appendix E),
+in picometres, from wiredchemist.com, so that stability is comparable. It is a heuristic: 99 % of
+QM9's atoms and 95 % of its molecules are stable.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ VALENCES: dict[int, tuple[int, ...]] = {
         "Bi": (3, 5),
     }.items()
 }  # fmt: skip
-"""Bonds of an uncharged atom, by atomic number, as in the paper."""
+"""Allowed valences of a neutral atom, by atomic number, as in the paper."""
 
 
 def _limits() -> Array:
-    """Distances below which two elements have a single, double, triple bond: (3, Z, Z) angstrom."""
+    """Maximal lengths of single, double and triple bonds of two elements, (3, Z, Z) angstrom."""
     limits = np.full((3, len(SYMBOLS), len(SYMBOLS)), -np.inf)
     for k, (text, margin) in enumerate(zip(_LENGTHS, _MARGINS, strict=True)):
         words = text.split()
@@ -54,7 +54,7 @@ _LIMITS = _limits()
 
 
 def bond_orders(molecule: Molecule) -> Array:
-    """Order of the bond between each pair of atoms, 0 for none: (N, N) int64."""
+    """Bond order of each pair of atoms, 0 for none, (N, N) int64."""
     pairs = _LIMITS[:, molecule.numbers[:, None], molecule.numbers[None]]
     short = molecule.distances < pairs  # (3, N, N)
     order: Array = (short[0] * (1 + short[1] * (1 + short[2]))).astype(np.int64)
@@ -63,19 +63,19 @@ def bond_orders(molecule: Molecule) -> Array:
 
 
 def stable_atoms(molecule: Molecule) -> Array:
-    """Whether each atom has a number of bonds that its element and charge allow, (N,) bool."""
-    if "stable" not in molecule.kept:
+    """Whether the valence of each atom is allowed for its element and charge, (N,) bool."""
+    if "stable" not in molecule.cache:
         bonds = bond_orders(molecule).sum(axis=1).tolist()
         atoms = zip(molecule.numbers.tolist(), molecule.charges.tolist(), bonds, strict=True)
-        molecule.kept["stable"] = np.array([n in _allowed(z, q) for z, q, n in atoms], bool)
-    return molecule.kept["stable"]
+        molecule.cache["stable"] = np.array([n in _allowed(z, q) for z, q, n in atoms], bool)
+    return molecule.cache["stable"]
 
 
 def _allowed(number: int, charge: int) -> tuple[int, ...]:
-    """Bonds of an atom: one less for each charge where electrons are paired up by bonds alone
-    (hydrogen, boron's group upwards to carbon's), one more or less by its sign elsewhere."""
+    """Valences of a charged atom: reduced by each charge for H, C and Si, which have no lone pair;
+    shifted by the signed charge for other elements."""
     valences = VALENCES.get(number, ())
     if not charge:
         return valences
-    few = number in (1, 6, 14)
-    return tuple(v - abs(charge) if few else v + charge for v in valences)
+    no_lone_pair = number in (1, 6, 14)
+    return tuple(v - abs(charge) if no_lone_pair else v + charge for v in valences)

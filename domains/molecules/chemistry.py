@@ -1,4 +1,4 @@
-"""What RDKit knows of a molecule: its bonds from where its atoms are, and its name from them."""
+"""RDKit: bond perception from atom positions, validity, and canonical SMILES."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jitkit.errors import DataError
 if TYPE_CHECKING:
     from rdkit.Chem import Mol
 
-TRIES = 2_000  # ways to order bonds that are looked at; a molecule of QM9 takes a few
+MAX_ITERATIONS = 2_000  # bond order assignments tried; a QM9 molecule takes a few
 
 
 def has_rdkit() -> bool:
@@ -22,7 +22,7 @@ def has_rdkit() -> bool:
 
 
 def check_rdkit(what: str) -> None:
-    """Whether RDKit is there for what is asked.
+    """Check that RDKit is installed.
 
     Raises:
         DataError: it is not installed.
@@ -32,83 +32,83 @@ def check_rdkit(what: str) -> None:
                         "'jitkit[molecules]'")  # fmt: skip
 
 
-def perceived(molecule: Molecule) -> Mol | None:
-    """The molecule with bonds as its distances give them, or None where no bonds make sense.
+def perceive_bonds(molecule: Molecule) -> Mol | None:
+    """The molecule with bonds determined from its distances, or None if that fails.
 
-    Bonds are those of RDKit's `rdDetermineBonds` (Kim & Kim 2015, doi:10.1002/bkcs.10334) for the
-    sum of the formal charges, and RDKit can sanitize the result. Atoms keep their order.
+    RDKit's `rdDetermineBonds` (Kim & Kim 2015, doi:10.1002/bkcs.10334) with the sum of the formal
+    charges; RDKit can sanitize the result. The order of atoms is kept.
     """
-    if "perceived" not in molecule.kept:
-        molecule.kept["perceived"] = _perceived(molecule)
-    return molecule.kept["perceived"]
+    if "bonds" not in molecule.cache:
+        molecule.cache["bonds"] = _perceive_bonds(molecule)
+    return molecule.cache["bonds"]
 
 
-def _perceived(molecule: Molecule) -> Mol | None:
+def _perceive_bonds(molecule: Molecule) -> Mol | None:
     from rdkit import Chem, rdBase
     from rdkit.Chem.rdDetermineBonds import DetermineBonds
 
-    made = unbonded(molecule)
+    mol = without_bonds(molecule)
     with rdBase.BlockLogs():
         try:
-            DetermineBonds(made, charge=int(molecule.charges.sum()), maxIterations=TRIES)
-            Chem.SanitizeMol(made)
-        except (ValueError, RuntimeError):  # no bonds, wrong valences, too many ways
+            DetermineBonds(mol, charge=int(molecule.charges.sum()), maxIterations=MAX_ITERATIONS)
+            Chem.SanitizeMol(mol)
+        except (ValueError, RuntimeError):  # no bonds, wrong valences, too many assignments
             return None
-    return made if _makes_sense(made, molecule) else None
+    return mol if _is_plausible(mol, molecule) else None
 
 
-def _makes_sense(made: Mol, molecule: Molecule) -> bool:
-    """Whether charges are small and no hydrogen stands alone: RDKit pays for a missing bond with
-    bare protons and carbons of charge -3."""
-    most = max(1, int(np.abs(molecule.charges).max(initial=0)))
-    atoms = list(made.GetAtoms())
-    alone = any(atom.GetAtomicNum() == 1 and not atom.GetDegree() for atom in atoms)
-    return all(abs(atom.GetFormalCharge()) <= most for atom in atoms) and not alone
+def _is_plausible(mol: Mol, molecule: Molecule) -> bool:
+    """Whether charges are small and no hydrogen is isolated: for a missing bond RDKit assigns bare
+    protons and carbons of charge -3."""
+    max_charge = max(1, int(np.abs(molecule.charges).max(initial=0)))
+    atoms = list(mol.GetAtoms())
+    isolated = any(atom.GetAtomicNum() == 1 and not atom.GetDegree() for atom in atoms)
+    return all(abs(atom.GetFormalCharge()) <= max_charge for atom in atoms) and not isolated
 
 
-def unbonded(molecule: Molecule) -> Mol:
-    """The atoms where they are, without bonds, for RDKit."""
+def without_bonds(molecule: Molecule) -> Mol:
+    """RDKit molecule of the atoms and their positions, without bonds."""
     from rdkit.Chem import Atom, Conformer, RWMol
 
-    made, places = RWMol(), Conformer(len(molecule))
+    mol, conformer = RWMol(), Conformer(len(molecule))
     for i, number in enumerate(molecule.numbers.tolist()):
-        made.AddAtom(Atom(number))
-        places.SetAtomPosition(i, molecule.positions[i].tolist())
-    made.AddConformer(places)
-    return made
+        mol.AddAtom(Atom(number))
+        conformer.SetAtomPosition(i, molecule.positions[i].tolist())
+    mol.AddConformer(conformer)
+    return mol
 
 
 def is_valid(molecule: Molecule) -> bool:
-    """Whether its bonds can be told, and hold it together in one piece."""
+    """Whether its bonds can be determined and connect all atoms."""
     from rdkit.Chem import GetMolFrags
 
-    made = perceived(molecule)
-    return made is not None and len(GetMolFrags(made)) == 1
+    mol = perceive_bonds(molecule)
+    return mol is not None and len(GetMolFrags(mol)) == 1
 
 
-def smiles(molecule: Molecule) -> str | None:
-    """Canonical SMILES without hydrogens and stereochemistry; None where it is not valid."""
-    if "smiles" not in molecule.kept:
-        made = perceived(molecule)
-        molecule.kept["smiles"] = _smiles(made) if made is not None and is_valid(molecule) else None
-    return molecule.kept["smiles"]
+def canonical_smiles(molecule: Molecule) -> str | None:
+    """Canonical SMILES without hydrogens and stereochemistry; None if it is invalid."""
+    if "smiles" not in molecule.cache:
+        mol = perceive_bonds(molecule)
+        molecule.cache["smiles"] = _smiles(mol) if mol is not None and is_valid(molecule) else None
+    return molecule.cache["smiles"]
 
 
-def written_smiles(molecule: Molecule) -> str | None:
-    """The same of a molecule of a file, by the SMILES that the file has, where it has any."""
+def smiles_from_file(molecule: Molecule) -> str | None:
+    """Canonical SMILES from the SMILES in the file if it has one, else from distances."""
     from rdkit import rdBase
     from rdkit.Chem import MolFromSmiles
 
     if molecule.smiles is None:
-        return smiles(molecule)
+        return canonical_smiles(molecule)
     with rdBase.BlockLogs():
-        made = MolFromSmiles(molecule.smiles)
-    return smiles(molecule) if made is None else _smiles(made)
+        mol = MolFromSmiles(molecule.smiles)
+    return canonical_smiles(molecule) if mol is None else _smiles(mol)
 
 
-def _smiles(made: Mol) -> str:
+def _smiles(mol: Mol) -> str:
     from rdkit import rdBase
     from rdkit.Chem import MolToSmiles, RemoveAllHs
 
     with rdBase.BlockLogs():
-        return str(MolToSmiles(RemoveAllHs(made), isomericSmiles=False))
+        return str(MolToSmiles(RemoveAllHs(mol), isomericSmiles=False))

@@ -1,4 +1,4 @@
-"""The chemical elements by number and symbol."""
+"""Chemical elements: atomic numbers and symbols."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ SYMBOLS: tuple[str, ...] = tuple(
     "Ho Er Tm Yb Lu Hf Ta W Re Os Ir Pt Au Hg Tl Pb Bi Po At Rn Fr Ra Ac Th Pa U Np Pu Am Cm Bk Cf "
     "Es Fm Md No Lr Rf Db Sg Bh Hs Mt Ds Rg Cn Nh Fl Mc Lv Ts Og".split()
 )
-"""Symbols by atomic number; number 0 is no element."""
+"""Symbols by atomic number; 0 is not an element."""
 
 NUMBERS = {symbol: number for number, symbol in enumerate(SYMBOLS) if number} | {"D": 1, "T": 1}
-"""Atomic numbers by symbol; deuterium and tritium are hydrogen."""
+"""Atomic numbers by symbol; D and T map to hydrogen."""
 
 
 def number_of(word: str) -> int | None:
-    """The atomic number that a file means: ``C``, ``CL``, ``6``; None where it is no element.
+    """Atomic number of a symbol or number such as ``C``, ``CL``, ``6``; None if not an element.
 
     >>> [number_of(word) for word in ("C", "CL", "br", "6", "Q")]
     [6, 17, 35, 6, None]

@@ -1,4 +1,4 @@
-"""What a model keeps of its training molecules: scales, and what to draw sizes from."""
+"""Metadata of training molecules: scales, and a table to draw sizes and conditions from."""
 
 from __future__ import annotations
 
@@ -13,159 +13,161 @@ from jitkit.domains.molecules.section import MoleculesSection
 from jitkit.errors import ConditionError
 from jitkit.utils.types import Array
 
-ROWS = 8192  # training molecules whose sizes and properties are kept, at most
-NEAREST = 64  # of them, among which a size is drawn for a property that is asked
+MAX_ROWS = 8192  # training molecules whose compositions and properties are kept
+NEAREST = 64  # of them, among which a size is drawn for requested properties
 
 
-def find_facts(train: PackedMolecules, section: MoleculesSection) -> dict[str, Any]:
-    """The metadata of a domain from its training molecules."""
+def molecule_metadata(train: PackedMolecules, section: MoleculesSection) -> dict[str, Any]:
+    """Metadata of the domain, measured on the training molecules."""
     elements = np.unique(train.numbers).astype(int).tolist()
     counts = train.counts(elements)  # (molecules, E)
-    kept = np.linspace(0, len(train) - 1, min(ROWS, len(train))).round().astype(int)
+    rows = np.linspace(0, len(train) - 1, min(MAX_ROWS, len(train))).round().astype(int)
     columns = {"num_atoms": train.sizes[:, None], "composition": counts}
     columns |= {name: train.properties[name][:, None] for name in section.properties}
-    used = {"num_atoms": section.num_atoms, "composition": section.composition}
+    is_used = {"num_atoms": section.num_atoms, "composition": section.composition}
     return {
         "elements": elements,
         "charged": bool(train.charges.any()),
         "most_atoms": int(train.sizes.max()),
         "position_scale": position_scale(train),
-        "told": {name: _scale(v) for name, v in columns.items() if used.get(name, True)},
+        "told": {name: _scale(v) for name, v in columns.items() if is_used.get(name, True)},
         "rows": {
-            "counts": counts[kept].astype(np.int32),
+            "counts": counts[rows].astype(np.int32),
             "properties": np.stack(
-                [train.properties[name][kept] for name in section.properties], axis=1
+                [train.properties[name][rows] for name in section.properties], axis=1
             )
             if section.properties
-            else np.empty((len(kept), 0)),
+            else np.empty((len(rows), 0)),
         },
     }
 
 
 def position_scale(molecules: PackedMolecules) -> float:
-    """Root mean square of a coordinate about the mean of its molecule, angstrom."""
+    """Root mean square of the coordinates about the mean of each molecule, angstrom."""
     starts, sizes = molecules.starts[:-1], molecules.sizes
     means = np.add.reduceat(molecules.positions.astype(np.float64), starts) / sizes[:, None]
-    apart = molecules.positions - np.repeat(means, sizes, axis=0)
-    return float(np.sqrt((apart**2).mean())) or 1.0
+    centred = molecules.positions - np.repeat(means, sizes, axis=0)
+    return float(np.sqrt((centred**2).mean())) or 1.0
 
 
 def _scale(values: Array) -> dict[str, list[float]]:
-    """Mean and deviation of each column, of what is known."""
+    """Mean and standard deviation of each column, without NaN."""
     mean, std = np.nanmean(values, axis=0), np.nanstd(values, axis=0)
     return {"mean": mean.tolist(), "std": np.where(std > 0, std, 1.0).tolist()}
 
 
 @dataclass(frozen=True)
 class RequestedConditions:
-    """What a user asked a molecule to be, in the file's own units.
+    """Conditions that a user requests of a molecule, in the units of the file.
 
     Attributes:
-        num_atoms: None where it was not asked.
-        counts: atoms of each element, NaN where not asked, (E,).
+        num_atoms: None if not requested.
+        counts: atoms of each element, NaN if not requested, (E,).
         properties: by name.
-        untold: conditions that are not to be told.
+        dropped: conditions to be replaced by the null condition.
     """
 
     num_atoms: int | None
     counts: Array
     properties: Mapping[str, float]
-    untold: frozenset[str]
+    dropped: frozenset[str]
 
     @classmethod
     def of(
         cls,
-        told: Mapping[str, Any],
+        cond: Mapping[str, Any],
         size: int | None,
         elements: Sequence[int],
         names: Sequence[str],
     ) -> RequestedConditions:
-        """What `Varying.outline` is given.
+        """Parse the arguments of `VariableSize.template`.
 
         Raises:
-            ConditionError: two sizes are asked for, or something that is no count.
+            ConditionError: contradictory sizes, or values that are not counts.
         """
-        untold = frozenset(name for name, value in told.items() if value is None)
+        dropped = frozenset(name for name, value in cond.items() if value is None)
         counts = np.full(len(elements), np.nan)
-        if told.get("composition") is not None:
-            counts = np.asarray(told["composition"], np.float64)
+        if cond.get("composition") is not None:
+            counts = np.asarray(cond["composition"], np.float64)
         sizes = [size] if size is not None else []
-        if told.get("num_atoms") is not None:
-            sizes.append(_count(float(told["num_atoms"][0]), "num_atoms"))
+        if cond.get("num_atoms") is not None:
+            sizes.append(_count(float(cond["num_atoms"][0]), "num_atoms"))
         for count in counts[np.isfinite(counts)].tolist():
             _count(count, "composition")
         if np.isfinite(counts).all() and len(counts):
             sizes.append(int(counts.sum()))
         if len(set(sizes)) > 1:
-            raise ConditionError(f"{sizes[0]} and {sizes[-1]} atoms are asked for at once: "
+            raise ConditionError(f"{sizes[0]} and {sizes[-1]} atoms are both requested: "
                                  "size, num_atoms, sum of composition must agree")  # fmt: skip
-        asked = {n: float(told[n][0]) for n in names if told.get(n) is not None}
-        asked = {name: value for name, value in asked.items() if np.isfinite(value)}
-        return cls(sizes[0] if sizes else None, counts, asked, untold)
+        properties = {n: float(cond[n][0]) for n in names if cond.get(n) is not None}
+        properties = {name: value for name, value in properties.items() if np.isfinite(value)}
+        return cls(sizes[0] if sizes else None, counts, properties, dropped)
 
 
 def _count(value: float, name: str) -> int:
     if value < 0 or value != round(value):
-        raise ConditionError(f"{name}: {value:g} is no number of atoms")
+        raise ConditionError(f"{name}: {value:g} is not a number of atoms")
     return int(value)
 
 
 @dataclass(frozen=True)
-class MetadataRow:
-    """What a sample is told: its size, and composition and properties where they are known."""
+class MoleculeConditions:
+    """Conditions of a sample: number of atoms, and composition and properties if known."""
 
     num_atoms: int
     counts: Sequence[float] | None
     properties: Mapping[str, float] = field(default_factory=dict)
 
 
-def row_for(
-    asked: RequestedConditions, metadata: Mapping[str, Any], rng: np.random.Generator
-) -> MetadataRow:
-    """A training molecule that has what is asked; what is asked alone, where none has.
+def draw_molecule_conditions(
+    requested: RequestedConditions, metadata: Mapping[str, Any], rng: np.random.Generator
+) -> MoleculeConditions:
+    """Conditions of a random training molecule that matches the request; else the request alone.
 
-    Properties that are asked are met by drawing among the `NEAREST` molecules.
+    For requested properties the molecule is drawn from the `NEAREST` ones.
 
     Raises:
-        ConditionError: part of a composition is asked that no training molecule has.
+        ConditionError: no training molecule has a partially requested composition.
     """
     counts = np.asarray(metadata["rows"]["counts"])
     values = np.asarray(metadata["rows"]["properties"])
     names = [name for name in metadata["told"] if name not in ("num_atoms", "composition")]
-    fits = ((counts == asked.counts) | np.isnan(asked.counts)).all(axis=1)
-    if asked.num_atoms is not None:
-        fits &= counts.sum(axis=1) == asked.num_atoms
-    found = np.flatnonzero(fits)
-    whole = asked.counts.tolist() if np.isfinite(asked.counts).all() else None
-    if len(found):
-        i = _drawn(found, values, names, asked.properties, metadata, rng)
-        row = MetadataRow(
+    matches = ((counts == requested.counts) | np.isnan(requested.counts)).all(axis=1)
+    if requested.num_atoms is not None:
+        matches &= counts.sum(axis=1) == requested.num_atoms
+    rows = np.flatnonzero(matches)
+    if len(rows):
+        i = _draw_row(rows, values, names, requested.properties, metadata, rng)
+        row = MoleculeConditions(
             int(counts[i].sum()), counts[i], dict(zip(names, values[i].tolist(), strict=True))
         )
-    elif asked.num_atoms is not None:
-        row = MetadataRow(asked.num_atoms, whole)
+    elif requested.num_atoms is not None:
+        is_complete = np.isfinite(requested.counts).all()
+        row = MoleculeConditions(
+            requested.num_atoms, requested.counts.tolist() if is_complete else None
+        )
     else:
-        raise ConditionError("composition: none of the training molecules has it; give the atoms "
-                             "of every element, or their number with --size")  # fmt: skip
-    properties = {k: v for k, v in row.properties.items() if not asked.properties}
-    properties = {k: v for k, v in properties.items() if k not in asked.untold}
-    told = None if "composition" in asked.untold else row.counts
-    return MetadataRow(row.num_atoms, told, {**properties, **asked.properties})
+        raise ConditionError("composition: no training molecule matches; give the atoms of every "
+                             "element, or their total with --size")  # fmt: skip
+    properties = {k: v for k, v in row.properties.items() if not requested.properties}
+    properties = {k: v for k, v in properties.items() if k not in requested.dropped}
+    composition = None if "composition" in requested.dropped else row.counts
+    return MoleculeConditions(row.num_atoms, composition, {**properties, **requested.properties})
 
 
-def _drawn(
-    found: Array,
+def _draw_row(
+    rows: Array,
     values: Array,
     names: Sequence[str],
-    asked: Mapping[str, float],
+    requested: Mapping[str, float],
     metadata: Mapping[str, Any],
     rng: np.random.Generator,
 ) -> int:
-    if not asked:
-        return int(rng.choice(found))
-    apart = np.zeros(len(found))
-    for name, value in asked.items():
+    if not requested:
+        return int(rng.choice(rows))
+    distances = np.zeros(len(rows))
+    for name, value in requested.items():
         std = float(metadata["told"][name]["std"][0])
-        column = values[found, names.index(name)]
-        apart += np.nan_to_num(((column - value) / std) ** 2, nan=np.inf)
-    return int(rng.choice(found[np.argsort(apart, kind="stable")[:NEAREST]]))
+        column = values[rows, names.index(name)]
+        distances += np.nan_to_num(((column - value) / std) ** 2, nan=np.inf)
+    return int(rng.choice(rows[np.argsort(distances, kind="stable")[:NEAREST]]))

@@ -1,4 +1,4 @@
-"""One molecule as the adapter hands it about, and many of them packed in arrays."""
+"""A molecule, and many molecules packed into flat arrays."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from jitkit.utils.types import Array
 
 @dataclass(frozen=True, eq=False)
 class Molecule:
-    """Atoms in space.
+    """Atoms in 3-D.
 
     Attributes:
         numbers: atomic numbers, (N,) int64.
         positions: angstrom, (N, 3) float64.
         charges: formal charges, (N,) int64.
-        properties: numbers that belong to the molecule, by name, in the file's own units; of a
-            sample, those that were asked for.
-        smiles: as the file has it; None where it has none.
-        name: what it is called.
+        properties: scalar properties by name, in the units of the file; those requested for a
+            sample.
+        smiles: SMILES in the file; None if there is none.
+        name: identifier in messages and files.
     """
 
     numbers: Array
@@ -40,33 +40,33 @@ class Molecule:
 
     @property
     def symbols(self) -> list[str]:
-        """Symbols of the elements."""
+        """Element symbols of the atoms."""
         return [SYMBOLS[number] for number in self.numbers]
 
     def counts(self, elements: Sequence[int]) -> list[int]:
-        """Atoms of each of some elements."""
+        """Number of atoms of each given element."""
         return [int((self.numbers == number).sum()) for number in elements]
 
     @cached_property
     def distances(self) -> Array:
         """Distances of all pairs of atoms, angstrom, (N, N)."""
-        apart = self.positions[:, None] - self.positions[None]
-        return np.sqrt((apart**2).sum(axis=2))
+        differences = self.positions[:, None] - self.positions[None]
+        return np.sqrt((differences**2).sum(axis=2))
 
     @cached_property
-    def kept(self) -> dict[Any, Any]:
-        """What was found out about it and is asked for again."""
+    def cache(self) -> dict[Any, Any]:
+        """Results computed for this molecule."""
         return {}
 
 
 @dataclass(frozen=True, eq=False)
 class PackedMolecules(Sequence[Molecule]):
-    """Many molecules, one after the other in arrays.
+    """Many molecules concatenated in flat arrays.
 
     Attributes:
-        starts: the first atom of each, and the end, (molecules + 1,) int64.
+        starts: first atom of each molecule, and the total, (molecules + 1,) int64.
         numbers, positions, charges: of all atoms.
-        properties: by name, (molecules,) float64, NaN where a molecule has none.
+        properties: by name, (molecules,) float64, NaN if missing.
         smiles, names: of each molecule.
     """
 
@@ -80,7 +80,7 @@ class PackedMolecules(Sequence[Molecule]):
 
     @property
     def sizes(self) -> Array:
-        """Atoms of each, (molecules,)."""
+        """Number of atoms of each molecule, (molecules,)."""
         return np.diff(self.starts)
 
     def __len__(self) -> int:
@@ -90,20 +90,20 @@ class PackedMolecules(Sequence[Molecule]):
         if isinstance(index, slice):
             return [self[i] for i in range(len(self))[index]]
         i = range(len(self))[index]
-        own = slice(int(self.starts[i]), int(self.starts[i + 1]))
+        atoms = slice(int(self.starts[i]), int(self.starts[i + 1]))
         properties = {name: float(values[i]) for name, values in self.properties.items()}
         return Molecule(
-            self.numbers[own].astype(np.int64),
-            self.positions[own].astype(np.float64),
-            self.charges[own].astype(np.int64),
+            self.numbers[atoms].astype(np.int64),
+            self.positions[atoms].astype(np.float64),
+            self.charges[atoms].astype(np.int64),
             {name: value for name, value in properties.items() if not isnan(value)},
             self.smiles[i],
             self.names[i],
         )
 
     def take(self, indices: Array) -> PackedMolecules:
-        """Some of them, in an order of choice."""
-        atoms = _joined([np.arange(self.starts[i], self.starts[i + 1]) for i in indices])
+        """Molecules at these indices, in this order."""
+        atoms = _concatenate([np.arange(self.starts[i], self.starts[i + 1]) for i in indices])
         sizes = self.sizes[indices]
         return PackedMolecules(
             np.concatenate(([0], np.cumsum(sizes))),
@@ -116,32 +116,32 @@ class PackedMolecules(Sequence[Molecule]):
         )
 
     def counts(self, elements: Sequence[int]) -> Array:
-        """Atoms of each of some elements in every molecule, (molecules, elements)."""
+        """Number of atoms of each given element, (molecules, elements)."""
         ends = np.stack([np.concatenate(([0], np.cumsum(self.numbers == e))) for e in elements], 1)
         return ends[self.starts[1:]] - ends[self.starts[:-1]]
 
 
-def pack(molecules: Iterator[Molecule] | Sequence[Molecule]) -> PackedMolecules:
-    """Molecules packed into arrays."""
-    found = list(molecules)
-    names = dict.fromkeys(name for molecule in found for name in molecule.properties)
+def pack_molecules(molecules: Iterator[Molecule] | Sequence[Molecule]) -> PackedMolecules:
+    """Pack molecules into flat arrays."""
+    items = list(molecules)
+    names = dict.fromkeys(name for molecule in items for name in molecule.properties)
     return PackedMolecules(
-        np.concatenate(([0], np.cumsum([len(m) for m in found]))).astype(np.int64),
-        _joined([m.numbers for m in found]).astype(np.uint8),
-        np.concatenate([np.empty((0, 3)), *(m.positions for m in found)]).astype(np.float32),
-        _joined([m.charges for m in found]).astype(np.int8),
-        {name: np.array([m.properties.get(name, np.nan) for m in found]) for name in names},
-        [m.smiles for m in found],
-        [m.name for m in found],
+        np.concatenate(([0], np.cumsum([len(m) for m in items]))).astype(np.int64),
+        _concatenate([m.numbers for m in items]).astype(np.uint8),
+        np.concatenate([np.empty((0, 3)), *(m.positions for m in items)]).astype(np.float32),
+        _concatenate([m.charges for m in items]).astype(np.int8),
+        {name: np.array([m.properties.get(name, np.nan) for m in items]) for name in names},
+        [m.smiles for m in items],
+        [m.name for m in items],
     )
 
 
-def _joined(parts: Sequence[Array]) -> Array:
+def _concatenate(parts: Sequence[Array]) -> Array:
     return np.concatenate([np.empty(0, np.int64), *parts])
 
 
-def joined(parts: Sequence[PackedMolecules]) -> PackedMolecules:
-    """Molecules of several parts, one after the other; a property that one lacks is NaN there."""
+def concatenate_molecules(parts: Sequence[PackedMolecules]) -> PackedMolecules:
+    """Concatenate packed molecules; a property missing in one part is NaN there."""
     names = dict.fromkeys(name for part in parts for name in part.properties)
     sizes = np.concatenate([np.empty(0, np.int64), *(part.sizes for part in parts)])
     missing = {id(part): np.full(len(part), np.nan) for part in parts}

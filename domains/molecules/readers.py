@@ -1,4 +1,4 @@
-"""Molecules from files: which reader a file wants, which unit, and what is passed over."""
+"""Read molecules from files: choice of reader, unit check, and skipping of invalid molecules."""
 
 from __future__ import annotations
 
@@ -8,44 +8,49 @@ from pathlib import Path
 
 import numpy as np
 
-from jitkit.domains.molecules.molecule import Molecule, PackedMolecules, joined, pack
+from jitkit.domains.molecules.molecule import (
+    Molecule,
+    PackedMolecules,
+    concatenate_molecules,
+    pack_molecules,
+)
 from jitkit.domains.molecules.sdf import read_sdf
 from jitkit.domains.molecules.section import MoleculesSection
 from jitkit.domains.molecules.tables import is_table, read_table
-from jitkit.domains.molecules.tensors import read_tensors
+from jitkit.domains.molecules.tensors import read_arrays
 from jitkit.domains.molecules.xyz import read_xyz
 from jitkit.errors import BadItem, DataError
 from jitkit.utils.console import bar, warn
-from jitkit.utils.paths import located
+from jitkit.utils.paths import resolve_path
 from jitkit.utils.types import Array
 
 ANGSTROM = {"angstrom": 1.0, "bohr": 0.529177210903, "nanometer": 10.0}
-USUAL = (0.6, 1.75)  # angstrom from an atom to its nearest, the median over any organic data
-NEAREST = 0.3  # angstrom between two atoms, at least
-SAME_PLACE = 0.005  # the same before the unit is known
-LOOKED_AT = 500  # molecules whose distances tell the unit
-PAIRS = 2_000_000  # of atoms whose distances are held at once
+PLAUSIBLE = (0.6, 1.75)  # angstrom, median nearest-neighbour distance of any organic data
+MIN_DISTANCE = 0.3  # angstrom between two atoms
+MIN_DISTANCE_ANY_UNIT = 0.005  # before the unit is known
+UNIT_SAMPLE = 500  # molecules whose distances are used to check the unit
+MAX_PAIRS = 2_000_000  # pairs of atoms whose distances are in memory at once
 
 MoleculeReader = Callable[[Path, MoleculesSection], Iterator[PackedMolecules | BadItem]]
 
 
-def _each(molecules: Iterator[Molecule | BadItem]) -> Iterator[PackedMolecules | BadItem]:
-    good: list[Molecule] = []
+def _pack_valid(molecules: Iterator[Molecule | BadItem]) -> Iterator[PackedMolecules | BadItem]:
+    valid: list[Molecule] = []
     for molecule in molecules:
         if isinstance(molecule, BadItem):
             yield molecule
         else:
-            good.append(molecule)
-    if good:
-        yield pack(good)
+            valid.append(molecule)
+    if valid:
+        yield pack_molecules(valid)
 
 
 def _sdf(path: Path, section: MoleculesSection) -> Iterator[PackedMolecules | BadItem]:
-    yield from _each(read_sdf(path, hydrogens=section.hydrogens == "explicit"))
+    yield from _pack_valid(read_sdf(path, hydrogens=section.hydrogens == "explicit"))
 
 
 def _xyz(path: Path, section: MoleculesSection) -> Iterator[PackedMolecules | BadItem]:
-    yield from _each(read_xyz(path))
+    yield from _pack_valid(read_xyz(path))
 
 
 def _table(path: Path, section: MoleculesSection) -> Iterator[PackedMolecules | BadItem]:
@@ -54,7 +59,7 @@ def _table(path: Path, section: MoleculesSection) -> Iterator[PackedMolecules | 
 
 
 def _tensors(path: Path, section: MoleculesSection) -> Iterator[PackedMolecules | BadItem]:
-    yield read_tensors(path)
+    yield read_arrays(path)
 
 
 READERS: dict[str, MoleculeReader] = {
@@ -63,16 +68,16 @@ READERS: dict[str, MoleculeReader] = {
 }  # fmt: skip
 
 
-def read(section: MoleculesSection) -> PackedMolecules:
-    """All molecules that a recipe names, in angstrom, those that cannot be read left out.
+def read_molecules(section: MoleculesSection) -> PackedMolecules:
+    """All valid molecules of the files of a recipe, in angstrom.
 
     Raises:
-        DataError: there are no files or no molecules, or their unit is in doubt.
+        DataError: no files, no molecules, or a doubtful unit.
     """
     if section.path is None:
         raise DataError("domain.path is missing: SDF, XYZ, .npz, HDF5, QM9's CSV, or a folder of "
                         "these; domain.path=package:qm9pack/data is QM9")  # fmt: skip
-    files = _files(located(section.path))
+    files = _files(resolve_path(section.path))
     parts: list[PackedMolecules] = []
     bad: list[BadItem] = []
     with bar("reading molecules", len(files), unit="files") as show:
@@ -83,27 +88,27 @@ def read(section: MoleculesSection) -> PackedMolecules:
                 else:
                     parts.append(part)
             show(done)
-    molecules = _sound(joined(parts), SAME_PLACE, bad)
+    molecules = _drop_invalid(concatenate_molecules(parts), MIN_DISTANCE_ANY_UNIT, bad)
     molecules = _in_angstrom(molecules, section)
     if section.hydrogens == "drop":
         molecules = _without_hydrogens(molecules)
-    molecules = _sound(molecules, NEAREST, bad)
+    molecules = _drop_invalid(molecules, MIN_DISTANCE, bad)
     if not len(molecules):
         why = f"; the first: {bad[0]}" if bad else " in it"
         raise DataError(f"{section.path}: no molecules{why}")
     if bad:
-        warn(f"{len(bad)} of {len(bad) + len(molecules)} molecules are passed over; the first: "
+        warn(f"{len(bad)} of {len(bad) + len(molecules)} molecules are skipped; the first: "
              f"{bad[0]}")  # fmt: skip
     return molecules
 
 
 def _files(path: Path) -> list[Path]:
-    """The files that are read: one, or those of a folder that have a reader, in order."""
+    """One file, or all files of a folder that have a reader, sorted."""
     known = ", ".join(READERS)
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.suffix.lower() in READERS)
         if not files:
-            raise DataError(f"{path} holds no files of molecules ({known})")
+            raise DataError(f"{path} has no molecule files ({known})")
         return files
     if not path.is_file():
         raise DataError(f"{path}: no such file or folder; domain.path=PATH points elsewhere")
@@ -113,22 +118,23 @@ def _files(path: Path) -> list[Path]:
 
 
 def _in_angstrom(molecules: PackedMolecules, section: MoleculesSection) -> PackedMolecules:
-    """Positions in angstrom; where no unit is given, the nearest distances must look like it."""
+    """Convert to angstrom; without a given unit, nearest-neighbour distances are checked."""
     if section.units is None and len(molecules):
-        some = np.linspace(0, len(molecules) - 1, min(LOOKED_AT, len(molecules))).astype(int)
-        apart = [_nearest(molecules[i]) for i in some if len(molecules[i]) > 1]
-        usual = float(np.nanmedian(np.concatenate(apart))) if apart else 1.0
-        if not USUAL[0] <= usual <= USUAL[1]:
-            likely = min(ANGSTROM, key=lambda unit: abs(np.log(usual * ANGSTROM[unit] / 1.09)))
+        sample = np.linspace(0, len(molecules) - 1, min(UNIT_SAMPLE, len(molecules))).astype(int)
+        distances = [_nearest(molecules[i]) for i in sample if len(molecules[i]) > 1]
+        median = float(np.nanmedian(np.concatenate(distances))) if distances else 1.0
+        if not PLAUSIBLE[0] <= median <= PLAUSIBLE[1]:
+            likely = min(ANGSTROM, key=lambda unit: abs(np.log(median * ANGSTROM[unit] / 1.09)))
             raise DataError(
-                f"{section.path}: from an atom to its nearest it is {usual:.3g}, which angstrom do "
-                f"not give; say domain.units={likely} (or angstrom, if it is right so)"
+                f"{section.path}: the median distance from an atom to its nearest neighbour is "
+                f"{median:.3g}, which is implausible in angstrom; set domain.units={likely} (or "
+                f"angstrom, if this is correct)"
             )
     return replace(molecules, positions=molecules.positions * ANGSTROM[section.units or "angstrom"])
 
 
 def _nearest(molecule: Molecule) -> Array:
-    """Distance of each atom to its nearest."""
+    """Distance of each atom to its nearest neighbour."""
     return (molecule.distances + np.diag([np.inf] * len(molecule))).min(axis=1)
 
 
@@ -144,34 +150,36 @@ def _without_hydrogens(molecules: PackedMolecules) -> PackedMolecules:
     )
 
 
-def _sound(molecules: PackedMolecules, nearest: float, bad: list[BadItem]) -> PackedMolecules:
-    """Molecules whose atoms lie at finite places, apart from one another; ``bad`` gets the rest."""
-    least = _closest(molecules)
+def _drop_invalid(
+    molecules: PackedMolecules, min_distance: float, bad: list[BadItem]
+) -> PackedMolecules:
+    """Molecules with atoms at finite, distinct positions; the others are appended to ``bad``."""
+    closest = _closest(molecules)
     sizes = molecules.sizes
-    wrong = np.flatnonzero(~(least >= nearest) | (sizes == 0))
-    for i in wrong.tolist():
-        why = f"two of its atoms are {least[i]:.2g} apart"
+    invalid = np.flatnonzero(~(closest >= min_distance) | (sizes == 0))
+    for i in invalid.tolist():
+        why = f"two of its atoms are {closest[i]:.2g} apart"
         if not sizes[i]:
             why = "no atoms"
-        elif np.isnan(least[i]):
-            why = "a position that is no finite number"
+        elif np.isnan(closest[i]):
+            why = "a position that is not finite"
         bad.append(BadItem(molecules.names[i], why))
-    kept = np.setdiff1d(np.arange(len(molecules)), wrong)
-    return molecules.take(kept) if len(wrong) else molecules
+    valid = np.setdiff1d(np.arange(len(molecules)), invalid)
+    return molecules.take(valid) if len(invalid) else molecules
 
 
 def _closest(molecules: PackedMolecules) -> Array:
-    """The least distance of two atoms of each molecule; NaN where a position is not finite."""
-    least = np.full(len(molecules), np.inf)
+    """Minimal distance between two atoms of each molecule; NaN if a position is not finite."""
+    closest = np.full(len(molecules), np.inf)
     sizes = molecules.sizes
     for size in np.unique(sizes[sizes > 0]).tolist():
-        own = np.flatnonzero(sizes == size)
-        for some in np.array_split(own, 1 + len(own) * size**2 // PAIRS):
-            atoms = molecules.starts[some][:, None] + np.arange(size)
-            places = molecules.positions[atoms]  # (molecules, size, 3)
+        same_size = np.flatnonzero(sizes == size)
+        for part in np.array_split(same_size, 1 + len(same_size) * size**2 // MAX_PAIRS):
+            atoms = molecules.starts[part][:, None] + np.arange(size)
+            positions = molecules.positions[atoms]  # (molecules, size, 3)
             with np.errstate(invalid="ignore"):
-                squares = ((places[:, :, None] - places[:, None]) ** 2).sum(axis=3)
+                squares = ((positions[:, :, None] - positions[:, None]) ** 2).sum(axis=3)
             squares[:, range(size), range(size)] += np.inf
-            least[some] = np.sqrt(squares.min(axis=(1, 2)))
-            least[some[~np.isfinite(places).all(axis=(1, 2))]] = np.nan
-    return least
+            closest[part] = np.sqrt(squares.min(axis=(1, 2)))
+            closest[part[~np.isfinite(positions).all(axis=(1, 2))]] = np.nan
+    return closest

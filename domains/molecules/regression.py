@@ -1,8 +1,8 @@
-"""A property from where the atoms are: ridge regression on simple descriptors, in closed form.
+"""Property prediction from atom positions: ridge regression on simple descriptors, closed form.
 
-Extensive properties follow the counts of elements and of bonds; gaps and the like also which atoms
-are close. The descriptors are counts of elements, of bonded pairs by order, of pairs in shells of
-distance, and the same over the number of atoms.
+Descriptors are counts of elements, of bonded pairs by order and of pairs by distance shell, and all
+of them divided by the number of atoms. Extensive properties depend on elements and bonds; HOMO-LUMO
+gaps also on which atoms are close.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from jitkit.errors import DataError
 from jitkit.utils.types import Array
 
 SHELLS = np.array([0.0, 1.05, 1.15, 1.25, 1.35, 1.45, 1.6, 2.0, 2.4, 2.8, 3.4, 4.2, np.inf])
-RIDGE = 1e-3  # of the mean square of a scaled descriptor
+RIDGE = 1e-3  # relative to the mean square of a standardized descriptor
 
 
-def regressor(molecules: Sequence[Molecule], name: str) -> Callable[[Molecule], float]:
-    """What the property of a molecule is, as molecules that have it teach.
+def fit_regressor(molecules: Sequence[Molecule], name: str) -> Callable[[Molecule], float]:
+    """Fit a predictor of a property on the molecules that have it.
 
     Raises:
-        DataError: none of them has it.
+        DataError: no molecule has it.
     """
-    taught = [m for m in molecules if name in m.properties]
-    if not taught:
+    train = [m for m in molecules if name in m.properties]
+    if not train:
         raise DataError(f"no training molecule has the property {name!r}")
-    known = np.unique(np.concatenate([m.numbers for m in taught])).tolist()
-    x = np.stack([descriptors(m, known) for m in taught])
-    y = np.array([m.properties[name] for m in taught])
+    elements = np.unique(np.concatenate([m.numbers for m in train])).tolist()
+    x = np.stack([molecular_descriptors(m, elements) for m in train])
+    y = np.array([m.properties[name] for m in train])
     mean, std = x.mean(axis=0), x.std(axis=0)
     std[std == 0] = 1.0
     scaled = (x - mean) / std
@@ -39,27 +39,27 @@ def regressor(molecules: Sequence[Molecule], name: str) -> Callable[[Molecule], 
     weights = np.linalg.solve(square, scaled.T @ (y - y.mean()) / len(x))
 
     def predict(molecule: Molecule) -> float:
-        if predict not in molecule.kept:
-            value = (descriptors(molecule, known) - mean) / std @ weights + y.mean()
-            molecule.kept[predict] = float(value)
-        return float(molecule.kept[predict])
+        if predict not in molecule.cache:
+            value = (molecular_descriptors(molecule, elements) - mean) / std @ weights + y.mean()
+            molecule.cache[predict] = float(value)
+        return float(molecule.cache[predict])
 
     return predict
 
 
-def descriptors(molecule: Molecule, known: Sequence[int]) -> Array:
-    """Counts of elements, bonds and pairs in shells of distance, and the same for each atom."""
-    kinds = (molecule.numbers[None] == np.array(known)[:, None]).astype(float)  # (E, N)
+def molecular_descriptors(molecule: Molecule, elements: Sequence[int]) -> Array:
+    """Counts of elements, bonds and pairs by distance shell, and the same per atom."""
+    one_hot = (molecule.numbers[None] == np.array(elements)[:, None]).astype(float)  # (E, N)
     orders = bond_orders(molecule)
-    parts = [kinds.sum(axis=1)]
-    first, second = np.triu_indices(len(known))
+    parts = [one_hot.sum(axis=1)]
+    first, second = np.triu_indices(len(elements))
     for order in (1, 2, 3):
-        table = kinds @ (orders == order) @ kinds.T  # (E, E)
+        table = one_hot @ (orders == order) @ one_hot.T  # (E, E)
         parts.append(table[first, second])
-    apart = molecule.distances
+    distances = molecule.distances
     for low, high in zip(SHELLS[:-1], SHELLS[1:], strict=True):
-        shell = (apart > low) & (apart <= high)
+        shell = (distances > low) & (distances <= high)
         np.fill_diagonal(shell, False)
-        parts.append((kinds @ shell @ kinds.T)[first, second])
+        parts.append((one_hot @ shell @ one_hot.T)[first, second])
     counts = np.concatenate(parts)
     return np.concatenate((counts, counts / len(molecule)))

@@ -1,8 +1,8 @@
-"""How samples compare with molecules of the training set.
+"""Metrics of molecules: stability, validity, uniqueness, novelty, divergences, property errors.
 
-Shares of stable atoms and molecules are by the bond table of `bonds`; what is valid, unique and new
-is by RDKit; distributions are compared by the Jensen-Shannon divergence in bits, 0 for equal ones
-and 1 for those that have nothing in common.
+Stability uses the bond table of `bonds`; validity, uniqueness and novelty use RDKit; distributions
+are compared with training molecules by the Jensen-Shannon divergence in bits, from 0 (equal) to 1
+(disjoint).
 """
 
 from __future__ import annotations
@@ -14,95 +14,100 @@ import numpy as np
 
 from jitkit.domain import Metric, lower_is_better
 from jitkit.domains.molecules.bonds import bond_orders, stable_atoms
-from jitkit.domains.molecules.chemistry import check_rdkit, has_rdkit, smiles, written_smiles
+from jitkit.domains.molecules.chemistry import (
+    canonical_smiles,
+    check_rdkit,
+    has_rdkit,
+    smiles_from_file,
+)
 from jitkit.domains.molecules.molecule import Molecule, PackedMolecules
-from jitkit.domains.molecules.regression import regressor
+from jitkit.domains.molecules.regression import fit_regressor
 from jitkit.metrics.frechet import jensen_shannon
 from jitkit.utils.types import Array
 
 MoleculeSet = Sequence[Molecule]
 KnownMolecules = Callable[[Molecule], bool]
 
-LENGTH, ANGLE = 0.02, 3.0  # angstrom and degrees of a bin
+LENGTH, ANGLE = 0.02, 3.0  # bin widths, angstrom and degrees
 
 
-def measures(properties: Sequence[str], is_known: KnownMolecules) -> Mapping[str, Metric]:
-    """The measures, by name; those that need RDKit only where it is installed.
+def molecule_metrics(properties: Sequence[str], is_known: KnownMolecules) -> Mapping[str, Metric]:
+    """Metrics by name; those that need RDKit only if it is installed.
 
     Args:
-        properties: what the model is told, each of which gets an error.
-        is_known: whether a molecule is one of the training split.
+        properties: properties that the model is conditioned on; each gets an error.
+        is_known: whether a molecule is in the training split.
     """
-    made: dict[str, Metric] = {"atom_stability": atom_stability}
-    made["molecule_stability"] = molecule_stability
+    metrics: dict[str, Metric] = {"atom_stability": atom_stability}
+    metrics["molecule_stability"] = molecule_stability
     if has_rdkit():
-        made |= {"validity": validity, "valid_and_unique": valid_and_unique}
-        made["novelty"] = lambda samples, train: novelty(samples, is_known)
-    for name, places in HISTOGRAMS.items():
-        made[f"{name}_divergence"] = lower_is_better(Divergence(places))
+        metrics |= {"validity": validity, "valid_and_unique": valid_and_unique}
+        metrics["novelty"] = lambda samples, train: novelty(samples, is_known)
+    for name, bins_of in HISTOGRAMS.items():
+        metrics[f"{name}_divergence"] = lower_is_better(Divergence(bins_of))
     for name in properties:
-        made[f"{name}_error"] = lower_is_better(PropertyError(name))
-    return made
+        metrics[f"{name}_error"] = lower_is_better(PropertyError(name))
+    return metrics
 
 
 def atom_stability(samples: MoleculeSet, train: MoleculeSet) -> float:
-    """Share of atoms whose number of bonds suits their element (arXiv:2203.17003)."""
+    """Share of atoms with an allowed valence (arXiv:2203.17003)."""
     return float(np.concatenate([stable_atoms(m) for m in samples]).mean())
 
 
 def molecule_stability(samples: MoleculeSet, train: MoleculeSet) -> float:
-    """Share of molecules all of whose atoms are stable."""
+    """Share of molecules in which all atoms are stable."""
     return float(np.mean([stable_atoms(m).all() for m in samples]))
 
 
 def validity(samples: MoleculeSet, train: MoleculeSet) -> float:
-    """Share of molecules to which RDKit gives bonds that hold them together in one piece."""
+    """Share of molecules for which RDKit finds bonds that connect all atoms."""
     check_rdkit("validity")
-    return float(np.mean([smiles(m) is not None for m in samples]))
+    return float(np.mean([canonical_smiles(m) is not None for m in samples]))
 
 
 def valid_and_unique(samples: MoleculeSet, train: MoleculeSet) -> float:
-    """Different valid molecules (by SMILES without stereochemistry) over all samples.
+    """Distinct valid molecules (by SMILES without stereochemistry) divided by all samples.
 
-    It falls as samples grow more, since equal ones meet; compare at equal numbers.
+    It decreases with the number of samples as duplicates appear; compare at equal numbers.
     """
-    return len({smiles(m) for m in samples} - {None}) / len(samples)
+    return len({canonical_smiles(m) for m in samples} - {None}) / len(samples)
 
 
 def novelty(samples: MoleculeSet, is_known: KnownMolecules) -> float:
-    """Share of the different valid molecules that are not in the training split."""
-    different = {smiles(m): m for m in samples if smiles(m) is not None}
-    if not different:
+    """Share of the distinct valid molecules that are not in the training split."""
+    distinct = {canonical_smiles(m): m for m in samples if canonical_smiles(m) is not None}
+    if not distinct:
         return float("nan")
-    return float(np.mean([not is_known(m) for m in different.values()]))
+    return float(np.mean([not is_known(m) for m in distinct.values()]))
 
 
 class Catalogue:
-    """The molecules of the training split, by composition; SMILES are made as they are needed.
+    """Lookup of training molecules by SMILES, which are computed when needed.
 
-    A sample is compared with the molecules of its own composition alone, so that most of a large
-    training set is never looked at by RDKit.
+    A sample is compared only with molecules of the same composition, so RDKit processes a small
+    part of a large training set.
     """
 
     def __init__(self, molecules: PackedMolecules, elements: Sequence[int]) -> None:
         self._molecules, self._elements = molecules, elements
-        self._of: dict[bytes, list[int]] = {}
+        self._by_composition: dict[bytes, list[int]] = {}
         for i, row in enumerate(np.ascontiguousarray(molecules.counts(elements), np.int32)):
-            self._of.setdefault(row.tobytes(), []).append(i)
-        self._names: dict[bytes, set[str | None]] = {}
+            self._by_composition.setdefault(row.tobytes(), []).append(i)
+        self._smiles: dict[bytes, set[str | None]] = {}
 
     def has(self, molecule: Molecule) -> bool:
-        """Whether a valid molecule is one of them."""
+        """Whether a valid molecule is in the training split."""
         key = np.array(molecule.counts(self._elements), np.int32).tobytes()
-        if key not in self._names:
-            own = (self._molecules[i] for i in self._of.get(key, ()))
-            self._names[key] = {written_smiles(m) for m in own}
-        return smiles(molecule) in self._names[key]
+        if key not in self._smiles:
+            molecules = (self._molecules[i] for i in self._by_composition.get(key, ()))
+            self._smiles[key] = {smiles_from_file(m) for m in molecules}
+        return canonical_smiles(molecule) in self._smiles[key]
 
 
-# Each gives places in a histogram as words, since no two sets of elements have the same places.
-def lengths(molecule: Molecule) -> list[Any]:
-    """Bonded pairs of elements and their distance, in bins of 0.02 angstrom."""
+# Bins are hashable labels, not indices, because the bins depend on the elements in the data.
+def bond_length_bins(molecule: Molecule) -> list[Any]:
+    """Pair of elements and length of each bond, in bins of 0.02 angstrom."""
     orders = bond_orders(molecule)
     i, j = np.nonzero(np.triu(orders))
     bins = (molecule.distances[i, j] / LENGTH).astype(int)
@@ -110,73 +115,73 @@ def lengths(molecule: Molecule) -> list[Any]:
     return list(zip(*pairs.tolist(), bins.tolist(), strict=True))
 
 
-def angles(molecule: Molecule) -> list[Any]:
-    """The element in the middle of two bonds and their angle, in bins of 3 degrees."""
+def angle_bins(molecule: Molecule) -> list[Any]:
+    """Central element and angle of each pair of bonds, in bins of 3 degrees."""
     bonded = bond_orders(molecule) > 0
-    found = []
+    angles = []
     for centre in range(len(molecule)):
         ends = np.flatnonzero(bonded[centre])
         arms = molecule.positions[ends] - molecule.positions[centre]
         arms = arms / np.sqrt((arms**2).sum(axis=1, keepdims=True))
         cosines = (arms @ arms.T)[np.triu_indices(len(ends), 1)]
         bins = (np.degrees(np.arccos(cosines.clip(-1, 1))) / ANGLE).astype(int)
-        found += [(int(molecule.numbers[centre]), b) for b in bins.tolist()]
-    return found
+        angles += [(int(molecule.numbers[centre]), b) for b in bins.tolist()]
+    return angles
 
 
-def elements(molecule: Molecule) -> list[Any]:
-    """Its elements."""
+def element_bins(molecule: Molecule) -> list[Any]:
+    """Element of each atom."""
     return molecule.numbers.tolist()
 
 
-def size(molecule: Molecule) -> list[Any]:
-    """How many atoms it has."""
+def size_bins(molecule: Molecule) -> list[Any]:
+    """Number of atoms."""
     return [len(molecule)]
 
 
 HISTOGRAMS: dict[str, Callable[[Molecule], list[Any]]] = {
-    "bond_length": lengths,
-    "angle": angles,
-    "element": elements,
-    "size": size,
+    "bond_length": bond_length_bins,
+    "angle": angle_bins,
+    "element": element_bins,
+    "size": size_bins,
 }
 
 
 class Divergence:
-    """Jensen-Shannon divergence of a histogram of samples and of training molecules, in bits."""
+    """Jensen-Shannon divergence between histograms of samples and training molecules, in bits."""
 
-    def __init__(self, places: Callable[[Molecule], list[Any]]) -> None:
-        self._places = places
-        self._numbers: dict[Any, int] = {}
+    def __init__(self, bins_of: Callable[[Molecule], list[Any]]) -> None:
+        self._bins_of = bins_of
+        self._index: dict[Any, int] = {}
         self._last: tuple[MoleculeSet, Array] | None = None
 
     def __call__(self, samples: MoleculeSet, train: MoleculeSet) -> float:
-        """The divergence; NaN where one side has nothing to count."""
+        """The divergence; NaN if one histogram is empty."""
         if self._last is None or self._last[0] is not train:
-            self._last = (train, self._counted(train))
-        counted = [self._counted(samples), self._last[1]]
-        length = max(len(each) for each in counted)
-        p, q = (np.pad(each, (0, length - len(each))) for each in counted)
+            self._last = (train, self._histogram(train))
+        histograms = [self._histogram(samples), self._last[1]]
+        length = max(len(each) for each in histograms)
+        p, q = (np.pad(each, (0, length - len(each))) for each in histograms)
         return jensen_shannon(p, q)
 
-    def _counted(self, molecules: MoleculeSet) -> Array:
-        numbers = [self._numbered(molecule) for molecule in molecules]
-        return np.bincount(np.concatenate([np.empty(0, np.int64), *numbers]))
+    def _histogram(self, molecules: MoleculeSet) -> Array:
+        indices = [self._bin_indices(molecule) for molecule in molecules]
+        return np.bincount(np.concatenate([np.empty(0, np.int64), *indices]))
 
-    def _numbered(self, molecule: Molecule) -> Array:
-        """Its places as numbers, which are given out as places are first met."""
-        if self not in molecule.kept:
-            found = self._places(molecule)
-            numbers = [self._numbers.setdefault(p, len(self._numbers)) for p in found]
-            molecule.kept[self] = np.array(numbers, np.int64)
-        return molecule.kept[self]
+    def _bin_indices(self, molecule: Molecule) -> Array:
+        """Indices of its bins, numbered in the order of first occurrence."""
+        if self not in molecule.cache:
+            bins = self._bins_of(molecule)
+            indices = [self._index.setdefault(b, len(self._index)) for b in bins]
+            molecule.cache[self] = np.array(indices, np.int64)
+        return molecule.cache[self]
 
 
 class PropertyError:
-    """Mean distance of a property from what was asked for, in its unit, as a regressor sees it.
+    """Mean absolute difference of predicted and requested property, in its unit.
 
-    The regressor learned it on training molecules (`regression`); the score of held-out molecules,
-    whose own values are known, is the regressor's own error, below which no model can be seen.
+    The predictor is fitted on training molecules (`regression`). The score of held-out molecules,
+    whose true values are known, is the error of the predictor, a lower bound for models.
     """
 
     def __init__(self, name: str) -> None:
@@ -184,11 +189,11 @@ class PropertyError:
         self._last: tuple[MoleculeSet, Callable[[Molecule], float]] | None = None
 
     def __call__(self, samples: MoleculeSet, train: MoleculeSet) -> float:
-        """The error; NaN where no sample was told the property."""
+        """The error; NaN if no sample was conditioned on the property."""
         if self._last is None or self._last[0] is not train:
-            self._last = (train, regressor(train, self._name))
-        asked = [m for m in samples if self._name in m.properties]
-        if not asked:
+            self._last = (train, fit_regressor(train, self._name))
+        conditioned = [m for m in samples if self._name in m.properties]
+        if not conditioned:
             return float("nan")
-        off = [abs(self._last[1](m) - m.properties[self._name]) for m in asked]
-        return float(np.mean(off))
+        errors = [abs(self._last[1](m) - m.properties[self._name]) for m in conditioned]
+        return float(np.mean(errors))

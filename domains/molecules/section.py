@@ -1,4 +1,4 @@
-"""Section ``domain`` of a recipe for molecules."""
+"""Section ``domain`` of a recipe for the domain `molecules`."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ from jitkit.sections import DomainSection, Positive
 
 
 class MoleculesSection(DomainSection):
-    """Section ``domain`` of a recipe for molecules in space."""
+    """Section ``domain`` of a recipe: molecules in 3-D."""
 
     path: str | None = None
-    """SDF, XYZ (also several in one, also extended), .npz, HDF5, QM9's CSV, or a folder of these;
-    `package:NAME/FOLDER` lies inside an installed Python package."""
+    """SDF, XYZ (also multi-molecule and extended), .npz, HDF5, QM9's CSV, or a folder of these;
+    `package:NAME/FOLDER` is inside an installed Python package."""
     units: Literal["angstrom", "bohr", "nanometer"] | None = None
-    """Unit of the positions; angstrom where not given, after a look at the nearest distances."""
+    """Unit of the positions; angstrom by default, after a check of nearest-neighbour distances."""
     hydrogens: Literal["explicit", "drop"] = "explicit"
-    """Whether hydrogens are atoms of a molecule; dropped, only heavy atoms are modelled."""
+    """Whether hydrogens are modelled as atoms, or dropped so that only heavy atoms remain."""
     num_atoms: bool = True
-    """Whether the model is told the number of atoms, beside seeing it."""
+    """Condition on the number of atoms, in addition to the number of tokens."""
     composition: bool = False
-    """Whether it is told how many atoms there are of each element."""
+    """Condition on the number of atoms of each element."""
     properties: list[str] = []
-    """Numbers of the file that it is told, by their names there."""
+    """Properties to condition on, by their names in the file."""
     drop: Annotated[float, Limit(ge=0, lt=1)] = 0.1
-    """Share of compositions and properties hidden in training, which guidance needs."""
+    """Share of compositions and properties dropped in training, as classifier-free guidance (CFG)
+    needs."""
     rotate: bool = True
-    """Turn each molecule at random whenever it is read for training."""
+    """Augment training with random rotations."""
     element_scale: Positive = 0.25
-    """What an atom's element counts for beside its position: the height of its one-hot channels."""
+    """Scale of the one-hot element channels relative to positions of unit variance."""
     held_out: Annotated[float, Limit(gt=0, lt=1)] = 0.1
-    """Share of the molecules that is held out, drawn once and for all."""
+    """Share of the molecules held out for validation, chosen with a fixed seed."""

@@ -1,4 +1,4 @@
-"""Molecules as arrays in .npz and HDF5 files: padded to one size, or one after the other."""
+"""Reader for arrays of molecules in .npz and HDF5: padded to one size, or concatenated."""
 
 from __future__ import annotations
 
@@ -19,42 +19,42 @@ NAMES = {
     "sizes": ("num_atoms", "n_atoms", "natoms", "N"),
     "charges": ("formal_charges", "formal_charge"),
 }
-"""What an array may be called."""
+"""Accepted names of each array."""
 
 
-def read_tensors(path: Path) -> PackedMolecules:
-    """Molecules of a file, in its own unit.
+def read_arrays(path: Path) -> PackedMolecules:
+    """Molecules of a file, in its unit.
 
-    ``positions`` is (molecules, atoms, 3) with ``numbers`` (molecules, atoms), 0 where a molecule
-    has no more atoms, or (atoms,) for all alike; or (all atoms, 3) with ``numbers`` (all atoms,)
-    and ``num_atoms`` (molecules,). Other arrays of numbers (molecules,) are properties.
+    ``positions`` is (molecules, atoms, 3) with ``numbers`` (molecules, atoms), 0 for padding, or
+    (atoms,) if all are alike; or (all atoms, 3) with ``numbers`` (all atoms,) and ``num_atoms``
+    (molecules,). Other numeric arrays (molecules,) are properties.
 
     Raises:
-        DataError: arrays that are missing or do not fit.
+        DataError: missing arrays or inconsistent shapes.
     """
     arrays = _arrays(path)
-    found = {}
-    for what, names in NAMES.items():
+    known = {}
+    for key, names in NAMES.items():
         name = next((name for name in names if name in arrays), None)
-        if name is None and what in ("positions", "numbers"):
-            raise DataError(f"{path} has no {what}: an array called {listed(names)}; it has "
+        if name is None and key in ("positions", "numbers"):
+            raise DataError(f"{path} has no {key}: an array called {listed(names)}; it has "
                             f"{listed(arrays) or 'none'}")  # fmt: skip
         if name is not None:
-            found[what] = arrays.pop(name)
-    positions, numbers = found["positions"], found["numbers"]
-    charges = found.get("charges", np.zeros(numbers.shape, np.int8))
+            known[key] = arrays.pop(name)
+    positions, numbers = known["positions"], known["numbers"]
+    charges = known.get("charges", np.zeros(numbers.shape, np.int8))
     if positions.ndim == 3:
         numbers, charges = (np.broadcast_to(x, positions.shape[:2]) for x in (numbers, charges))
-        there = numbers > 0
-        sizes = there.sum(axis=1)
-        positions, numbers, charges = positions[there], numbers[there], charges[there]
+        present = numbers > 0
+        sizes = present.sum(axis=1)
+        positions, numbers, charges = positions[present], numbers[present], charges[present]
     else:
-        sizes = found.get("sizes", np.array([len(numbers)])).astype(np.int64)
+        sizes = known.get("sizes", np.array([len(numbers)])).astype(np.int64)
     if positions.shape != (len(numbers), 3) or sizes.sum() != len(numbers):
         raise DataError(f"{path}: positions {positions.shape}, numbers {numbers.shape} and "
-                        f"{sizes.sum()} atoms in all do not fit")  # fmt: skip
+                        f"{sizes.sum()} atoms in total do not match")  # fmt: skip
     if len(numbers) and not (0 < numbers.min() and numbers.max() < len(SYMBOLS)):
-        raise DataError(f"{path}: {numbers.min()} to {numbers.max()} are no atomic numbers")
+        raise DataError(f"{path}: {numbers.min()} to {numbers.max()} are not atomic numbers")
     properties = {k: v.astype(np.float64) for k, v in arrays.items() if v.shape == sizes.shape}
     return PackedMolecules(
         np.concatenate(([0], np.cumsum(sizes))),
@@ -68,7 +68,7 @@ def read_tensors(path: Path) -> PackedMolecules:
 
 
 def _arrays(path: Path) -> dict[str, Array]:
-    """Arrays of numbers by name."""
+    """Numeric arrays by name."""
     if path.suffix == ".npz":
         try:
             with np.load(path, allow_pickle=False) as file:
@@ -85,8 +85,8 @@ def _arrays(path: Path) -> dict[str, Array]:
 
 
 def _numeric(file: Mapping[str, object]) -> dict[str, Array]:
-    found = {}
+    arrays = {}
     for name, data in file.items():
         if getattr(getattr(data, "dtype", None), "kind", "") in "fiu" and hasattr(data, "shape"):
-            found[name] = np.asarray(data)
-    return found
+            arrays[name] = np.asarray(data)
+    return arrays

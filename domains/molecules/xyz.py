@@ -1,4 +1,4 @@
-"""XYZ files: one molecule or many one after the other, plain, extended, or as QM9 has them."""
+"""XYZ reader: one or many molecules per file; plain, extended, or in QM9's format."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from jitkit.domains.molecules.molecule import Molecule
 from jitkit.errors import BadItem
 
 QM9 = ("A", "B", "C", "mu", "alpha", "homo", "lumo", "gap", "r2", "zpve", "U0", "U", "H", "G", "Cv")
-"""What the numbers of QM9's second line are (Ramakrishnan et al. 2014, table 3)."""
+"""Properties in the second line of QM9's files (Ramakrishnan et al. 2014, table 3)."""
 
 _PAIR = re.compile(r"([A-Za-z_][\w.\-]*)=(?:\"([^\"]*)\"|'([^']*)'|(\S+))")
 _CHARGES = ("formal_charge", "formal_charges")  # columns of an extended file
 
 
 def read_xyz(path: Path) -> Iterator[Molecule | BadItem]:
-    """Molecules of a file in its own unit, and what is wrong with those that cannot be read."""
+    """Molecules of a file in its unit, and an error for each unreadable one."""
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     at, count = _next_count(lines, 0), 0
     while at < len(lines):
@@ -29,9 +29,9 @@ def read_xyz(path: Path) -> Iterator[Molecule | BadItem]:
             f"{path.stem}:{count}")  # fmt: skip
         after = at + 2 + int(lines[at])
         try:
-            found = _molecule(lines, at, name)
+            molecule = _molecule(lines, at, name)
             at = _after(lines, after, name, lines[at + 1])
-            yield found
+            yield molecule
         except BadItem as bad:
             yield bad
             at = _next_count(lines, at + 1)
@@ -39,14 +39,14 @@ def read_xyz(path: Path) -> Iterator[Molecule | BadItem]:
 
 
 def _next_count(lines: Sequence[str], at: int) -> int:
-    """The line from ``at`` on that holds a number of atoms; the end where none does."""
+    """Next line from ``at`` on with a number of atoms; the end if there is none."""
     while at < len(lines) and not lines[at].strip().isdecimal():
         at += 1
     return at
 
 
 def _after(lines: Sequence[str], at: int, name: str, comment: str) -> int:
-    """Where the next molecule begins; more lines than atoms are an error, but QM9's own."""
+    """Start of the next molecule; lines after the atoms are an error except in QM9's files."""
     following = _next_count(lines, at)
     if not comment.startswith("gdb"):
         extra = [line for line in lines[at:following] if line.strip()]
@@ -59,12 +59,12 @@ def _molecule(lines: Sequence[str], at: int, name: str) -> Molecule:
     count = int(lines[at])
     comment = lines[at + 1].strip() if at + 1 < len(lines) else ""
     rows = [line.split() for line in lines[at + 2 : at + 2 + count]]
-    there = list(takewhile(lambda row: len(row) > 1, rows))
-    if len(there) < count:
-        raise BadItem(name, f"{count} atoms are announced, and there are {len(there)}")
+    present = list(takewhile(lambda row: len(row) > 1, rows))
+    if len(present) < count:
+        raise BadItem(name, f"{count} atoms declared, {len(present)} found")
     pairs = {key: a or b or c for key, a, b, c in _PAIR.findall(comment)}
     if "Lattice" in pairs and pairs.get("pbc", "T T T").replace(" ", "").strip("F0"):
-        raise BadItem(name, "a periodic cell (Lattice), which is no molecule")
+        raise BadItem(name, "a periodic cell (Lattice), not a molecule")
     columns = _columns(pairs.get("Properties", "species:S:1:pos:R:3"), name)
     numbers = [_number(row, columns["species"], name) for row in rows]
     positions = [[_float(row, columns["pos"] + k, name) for k in range(3)] for row in rows]
@@ -87,7 +87,7 @@ def _molecule(lines: Sequence[str], at: int, name: str) -> Molecule:
 
 
 def _columns(text: str, name: str) -> dict[str, int]:
-    """The first column of each property of an extended file: ``species:S:1:pos:R:3``."""
+    """First column of each property in an extended file: ``species:S:1:pos:R:3``."""
     words, columns, at = text.split(":"), dict[str, int](), 0
     for key, size in zip(words[::3], words[2::3], strict=False):
         columns[key] = at
@@ -100,7 +100,7 @@ def _columns(text: str, name: str) -> dict[str, int]:
 def _number(row: Sequence[str], column: int, name: str) -> int:
     number = number_of(row[column]) if column < len(row) else None
     if number is None:
-        raise BadItem(name, f"{' '.join(row)[:40]!r} begins with no element")
+        raise BadItem(name, f"{' '.join(row)[:40]!r} does not begin with an element")
     return number
 
 
@@ -114,10 +114,10 @@ def _float(row: Sequence[str], column: int, name: str) -> float:
 
 
 def _scalars(pairs: dict[str, str]) -> dict[str, float]:
-    found = {}
+    scalars = {}
     for key, value in pairs.items():
         try:
-            found[key] = float(value)
+            scalars[key] = float(value)
         except ValueError:
             continue
-    return found
+    return scalars

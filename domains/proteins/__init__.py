@@ -1,1 +1,1 @@
-"""Backbones of proteins, from structures and trajectories."""
+"""Domain `proteins`: protein backbones from structures and trajectories."""

@@ -1,4 +1,4 @@
-"""Backbones of proteins as a kind of data for jitkit: a line of residues with four atoms each."""
+"""Domain `proteins`: backbones as a line of residues with four atoms each (N, CA, C, O)."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ import numpy as np
 from jitkit.domain import Metric, Split
 from jitkit.domains.proteins.backbone import Backbone, Chains, Frames
 from jitkit.domains.proteins.metadata import (
-    centred,
-    cut,
-    facts_of_ensemble,
-    facts_of_structures,
-    letters_of,
-    numbers_of,
-    row_for,
+    centre_positions,
+    crop_chain,
+    decode_sequence,
+    draw_chain_conditions,
+    encode_sequence,
+    ensemble_metadata,
+    structures_metadata,
 )
 from jitkit.domains.proteins.residues import ATOMS, LETTERS
-from jitkit.domains.proteins.secondary import KINDS, contents
+from jitkit.domains.proteins.secondary import KINDS, secondary_shares
 from jitkit.domains.proteins.section import ProteinsSection
 from jitkit.errors import ConditionError, DataError
 from jitkit.fields import Axis, Condition, Field, Layout, PerToken, Scalars
 from jitkit.sections import DomainSection
-from jitkit.utils.rotations import random_rotation, superposed
+from jitkit.utils.rotations import random_rotation, superpose
 from jitkit.utils.types import Array
 
 if TYPE_CHECKING:
@@ -39,10 +39,10 @@ CENTRED = tuple(tuple(f"{atom}.{axis}" for atom in ATOMS) for axis in "xyz")
 class Proteins:
     """N, CA, C and O of each residue, from PDB, mmCIF, BinaryCIF and trajectories.
 
-    The mean of all positions is removed, and so is that of the noise (`Layout.centred`). Of single
-    structures positions are over their root mean square; an ensemble is superposed on its mean
-    conformation, and the channels are how far each atom is from there, over the root mean square
-    of that. Where atoms may be missing, the layout says so.
+    Positions and their noise have zero mean (`Layout.centred`). In task ``structures`` positions
+    are divided by their root mean square. In task ``ensemble`` frames are superposed on the mean
+    conformation; channels are displacements from it, divided by their root mean square. The layout
+    is masked if atoms may be missing.
     """
 
     Section: ClassVar[type[DomainSection]] = ProteinsSection
@@ -50,36 +50,36 @@ class Proteins:
     def __init__(self, section: ProteinsSection, metadata: Mapping[str, Any] | None = None) -> None:
         self.section = section
         self.is_ensemble = section.task == "ensemble"
-        self.found = self._find_facts() if metadata is None else dict(metadata)
+        self._metadata = self._measure_metadata() if metadata is None else dict(metadata)
         if self.is_ensemble:
-            self._reference = np.asarray(self.found["reference"], np.float64)
-            self._observed = np.asarray(self.found["observed"]).astype(bool)
-        most = len(self._reference) if self.is_ensemble else int(self.found["most"])
-        missing = not self._observed.all() if self.is_ensemble else bool(self.found["missing"])
+            self._reference = np.asarray(self._metadata["reference"], np.float64)
+            self._observed = np.asarray(self._metadata["observed"]).astype(bool)
+        most = len(self._reference) if self.is_ensemble else int(self._metadata["most"])
+        missing = not self._observed.all() if self.is_ensemble else bool(self._metadata["missing"])
         self.layout = Layout((Axis("residue", most),), CHANNELS, bool(missing), CENTRED)
         self.conditions = self._conditions()
 
-    def _find_facts(self) -> dict[str, Any]:
+    def _measure_metadata(self) -> dict[str, Any]:
         train, held_out = self._splits["train"], self._splits["val"]
         if isinstance(train, Frames):
-            return facts_of_ensemble(train)
-        return facts_of_structures(train, [*train, *held_out], self.section)
+            return ensemble_metadata(train)
+        return structures_metadata(train, [*train, *held_out], self.section)
 
     def _conditions(self) -> Mapping[str, Condition]:
-        section, made = self.section, dict[str, Condition]()
+        section, conditions = self.section, dict[str, Condition]()
         if self.is_ensemble:
-            return made
+            return conditions
         if section.length:
-            made["length"] = Scalars(("length",), drop=0.0)
+            conditions["length"] = Scalars(("length",), drop=0.0)
         if section.sequence:
-            made["sequence"] = PerToken(len(LETTERS), drop=section.drop)
+            conditions["sequence"] = PerToken(len(LETTERS), drop=section.drop)
         if section.secondary_structure:
-            made["secondary_structure"] = Scalars(KINDS, drop=section.drop)
-        return made
+            conditions["secondary_structure"] = Scalars(KINDS, drop=section.drop)
+        return conditions
 
     def metadata(self) -> dict[str, Any]:
-        """Scales, the reference of an ensemble, how long training chains are and what is told."""
-        return self.found
+        """Scales, reference of an ensemble, and lengths and conditions of training chains."""
+        return self._metadata
 
     @cached_property
     def _splits(self) -> dict[str, Chains | Frames]:
@@ -88,24 +88,24 @@ class Proteins:
 
         if self.is_ensemble:
             frames = read_frames(self.section)
-            held_out = self._held_out(np.arange(len(frames)), "frames")
+            held_out = self._is_held_out(np.arange(len(frames)), "frames")
             return {"train": frames.take(np.flatnonzero(~held_out)),
                     "val": frames.take(np.flatnonzero(held_out))}  # fmt: skip
         chains, groups = read_chains(self.section)
-        held_out = self._held_out(groups, "groups of files and equal sequences")
+        held_out = self._is_held_out(groups, "groups of files and equal sequences")
         longest = self.section.max_length
         train, val = ([c for c, out in zip(chains, held_out, strict=True) if bool(out) is which]
                       for which in (False, True))  # fmt: skip
         return {"train": Chains(train, longest), "val": Chains(val, longest)}
 
-    def _held_out(self, groups: Array, what: str) -> Array:
-        """Which items are held out: whole groups, so many that it is about the share asked for."""
+    def _is_held_out(self, groups: Array, what: str) -> Array:
+        """Mask of the validation items: whole groups, about `held_out` of all groups."""
         names = np.unique(groups)
         count = round(self.section.held_out * len(names))
         if not 0 < count < len(names):
             raise DataError(
-                f"{self.section.path}: {len(names)} {what} cannot be split, with "
-                f"domain.held_out={self.section.held_out}; take more, or another share"
+                f"{self.section.path}: {len(names)} {what} cannot be split with "
+                f"domain.held_out={self.section.held_out}; use more data or another share"
             )
         order = np.random.default_rng(0).permutation(len(names))
         return np.isin(groups, names[order[:count]])
@@ -114,108 +114,110 @@ class Proteins:
         return {k: v for k, v in self.__dict__.items() if k != "_splits"}
 
     def items(self, split: Split) -> Chains | Frames:
-        """Chains or frames of a split, drawn once and for all, in the order of the files."""
+        """Chains or frames of a split, which is random with a fixed seed, in file order."""
         return self._splits[split]
 
     def encode(self, item: Backbone, rng: np.random.Generator | None = None) -> Field:
-        """Scaled positions about their mean; with ``rng`` any piece of a long chain, turned."""
+        """Centred and scaled positions; with ``rng`` randomly cropped and rotated."""
         import torch
 
         if not self.is_ensemble:
-            item = cut(item, self.section.max_length, rng)
-        places = self._away(item) if self.is_ensemble else self._turned(item, rng)
-        values = (places / self.found["scale"]).reshape(len(item), 12).T
+            item = crop_chain(item, self.section.max_length, rng)
+        displacements = self._displacement(item) if self.is_ensemble else self._rotated(item, rng)
+        values = (displacements / self._metadata["scale"]).reshape(len(item), 12).T
         observed = torch.from_numpy(np.isfinite(values))
         return Field(
             torch.from_numpy(values.astype(np.float32)),
             observed if self.layout.missing else None,
-            self._told(self._known(item)),
+            self._encode_cond(self._cond_of(item)),
             torch.from_numpy((item.index - item.index[0]).astype(np.float32))[:, None],
         )
 
-    def _turned(self, item: Backbone, rng: np.random.Generator | None) -> Array:
-        places = centred(item.positions)
-        return (
-            places @ random_rotation(rng).T if rng is not None and self.section.rotate else places
-        )
+    def _rotated(self, item: Backbone, rng: np.random.Generator | None) -> Array:
+        positions = centre_positions(item.positions)
+        if rng is None or not self.section.rotate:
+            return positions
+        return positions @ random_rotation(rng).T
 
-    def _away(self, item: Backbone) -> Array:
-        """How far each atom of a frame is from the reference, once superposed, (L, 4, 3)."""
+    def _displacement(self, item: Backbone) -> Array:
+        """Displacement of a superposed frame from the reference, (L, 4, 3)."""
         if len(item) != len(self._reference):
             raise DataError(f"{item.name}: {len(item)} residues, the ensemble has "
                             f"{len(self._reference)}")  # fmt: skip
-        own = self._observed
-        made = np.full(self._reference.shape, np.nan)
-        made[own] = superposed(item.positions[own], self._reference[own]) - self._reference[own]
-        return made
+        observed = self._observed
+        reference = self._reference[observed]
+        displacement = np.full(self._reference.shape, np.nan)
+        displacement[observed] = superpose(item.positions[observed], reference) - reference
+        return displacement
 
     def decode(self, field: Field) -> Backbone:
-        """Undo `encode` to float32; where the model was not told a sequence, letters are X."""
+        """Undo `encode` to float32; without a conditioning sequence all letters are X."""
         values = field.values.detach().double().cpu().numpy()
         index = np.arange(values.shape[1])
         if field.coords is not None:
             index = field.coords[:, 0].cpu().numpy().round().astype(np.int64)
-        seen = np.ones(values.shape, bool)
+        mask = np.ones(values.shape, bool)
         if field.mask is not None:
-            seen = np.broadcast_to(field.mask.cpu().numpy(), values.shape)
-        cells = seen.any(axis=0)  # not those that only fill a batch up
-        places = np.where(seen, values, np.nan)[:, cells].T.reshape(-1, 4, 3) * self.found["scale"]
+            mask = np.broadcast_to(field.mask.cpu().numpy(), values.shape)
+        cells = mask.any(axis=0)  # without batch padding
+        positions = np.where(mask, values, np.nan)[:, cells].T.reshape(-1, 4, 3)
+        positions = positions * self._metadata["scale"]
         index, sequence = index[cells], "X" * int(cells.sum())
         if self.is_ensemble:
-            index, sequence = np.asarray(self.found["index"]), str(self.found["sequence"])
-            places = np.where(self._observed[..., None], places + self._reference, np.nan)
+            index, sequence = np.asarray(self._metadata["index"]), str(self._metadata["sequence"])
+            positions = np.where(self._observed[..., None], positions + self._reference, np.nan)
         elif "sequence" in field.cond:
-            sequence = letters_of(field.cond["sequence"].cpu().numpy()[cells])
-        return Backbone(places.astype(np.float32), sequence, index.astype(np.int64))
+            sequence = decode_sequence(field.cond["sequence"].cpu().numpy()[cells])
+        return Backbone(positions.astype(np.float32), sequence, index.astype(np.int64))
 
-    def _told(self, known: Mapping[str, Any]) -> dict[str, Any]:
-        """Conditions as the model takes them, of what is known in the domain's own units."""
+    def _encode_cond(self, raw: Mapping[str, Any]) -> dict[str, Any]:
+        """Standardized conditions for the model, from values in the domain's units."""
         import torch
 
-        made: dict[str, Any] = {}
+        cond: dict[str, Any] = {}
         for name in self.conditions:
             if name == "sequence":
-                made[name] = torch.from_numpy(np.asarray(known[name], np.int64))
+                cond[name] = torch.from_numpy(np.asarray(raw[name], np.int64))
             else:
-                mean, std = (np.array(self.found["told"][name][key]) for key in ("mean", "std"))
-                value = (np.asarray(known[name], np.float64) - mean) / std
-                made[name] = torch.from_numpy(value.astype(np.float32))
-        return made
+                mean, std = (np.array(self._metadata["told"][name][key]) for key in ("mean", "std"))
+                value = (np.asarray(raw[name], np.float64) - mean) / std
+                cond[name] = torch.from_numpy(value.astype(np.float32))
+        return cond
 
-    def _known(self, item: Backbone) -> dict[str, Any]:
-        """What there is to tell of a chain."""
-        made: dict[str, Any] = {"length": [len(item)]}
+    def _cond_of(self, item: Backbone) -> dict[str, Any]:
+        """Conditions of a chain in the domain's units."""
+        cond: dict[str, Any] = {"length": [len(item)]}
         if self.section.sequence:
-            made["sequence"] = numbers_of(item.sequence)
+            cond["sequence"] = encode_sequence(item.sequence)
         if self.section.secondary_structure:
-            made["secondary_structure"] = contents(item)
-        return made
+            cond["secondary_structure"] = secondary_shares(item)
+        return cond
 
     def template(
-        self, rng: np.random.Generator, told: Mapping[str, Any], size: int | None = None
+        self, rng: np.random.Generator, cond: Mapping[str, Any], size: int | None = None
     ) -> Field:
-        """A chain to be: its length and what it is told are those of a training chain that comes
-        near what is asked. All frames of an ensemble are of one length."""
+        """An empty chain to sample: length and conditions are those of a random training chain near
+        the requested values. All frames of an ensemble have the same length."""
         import torch
 
         if self.is_ensemble:
-            return self._frame_to_be(size)
-        row = row_for(told, size, self.found, rng)
-        length = int(row["length"][0])
+            return self._frame_template(size)
+        drawn = draw_chain_conditions(cond, size, self._metadata, rng)
+        length = int(drawn["length"][0])
         return Field(
             torch.zeros(12, length),
-            cond=self._told(row),
+            cond=self._encode_cond(drawn),
             coords=torch.arange(length, dtype=torch.float32)[:, None],
         )
 
-    def _frame_to_be(self, size: int | None) -> Field:
+    def _frame_template(self, size: int | None) -> Field:
         import torch
 
         length = len(self._reference)
         if size not in (None, length):
-            raise ConditionError(f"{size} residues are asked for; this ensemble has {length}")
+            raise ConditionError(f"{size} residues are requested; this ensemble has {length}")
         mask = np.repeat(self._observed.T, 3, axis=0)  # (12, L)
-        index = np.asarray(self.found["index"], np.float32)
+        index = np.asarray(self._metadata["index"], np.float32)
         return Field(
             torch.zeros(12, length),
             torch.from_numpy(mask.copy()) if self.layout.missing else None,
@@ -223,21 +225,21 @@ class Proteins:
         )
 
     def write(self, items: Iterable[Backbone], path: Path) -> list[Path]:
-        """Write PDB and mmCIF, and ``grid.png``: a file for each structure, or one of many models
-        for an ensemble."""
+        """Write PDB and mmCIF, and ``grid.png``: one file per structure, or one file with many
+        models for an ensemble."""
         from jitkit.domains.proteins.writers import write_ensemble, write_structures
 
         return (write_ensemble if self.is_ensemble else write_structures)(items, path)
 
     def preview(self, items: Sequence[Backbone]) -> Image:
-        """Traces of chains, side by side, and their torsion angles."""
-        from jitkit.domains.proteins.figures import grid
+        """Grid of backbone traces, and a Ramachandran plot."""
+        from jitkit.domains.proteins.figures import protein_grid
 
-        return grid(items)
+        return protein_grid(items)
 
     def scores(self) -> Mapping[str, Metric]:
-        """How samples compare with ideal geometry and with the training data."""
-        from jitkit.domains.proteins.ensembles import ensemble_measures
-        from jitkit.domains.proteins.scores import measures
+        """Metrics of samples against ideal geometry and the training data."""
+        from jitkit.domains.proteins.ensembles import ensemble_metrics
+        from jitkit.domains.proteins.scores import protein_metrics
 
-        return measures() | (ensemble_measures(self._reference) if self.is_ensemble else {})
+        return protein_metrics() | (ensemble_metrics(self._reference) if self.is_ensemble else {})

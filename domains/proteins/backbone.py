@@ -1,4 +1,4 @@
-"""One chain as the adapter hands it about, and many of them."""
+"""A protein backbone, and sequences of chains or conformations."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ class Backbone:
 
     Attributes:
         positions: angstrom, (L, 4, 3) float32; NaN where an atom is missing. CA never is.
-        sequence: L letters, X for an amino acid without one or that is not known.
-        index: place of each residue in the chain, (L,) int64; it jumps where residues are missing.
-        name: what it is called.
-        piece_of: the chain that it is a piece of, and which residues.
+        sequence: L one-letter codes, X for non-standard or unknown amino acids.
+        index: position of each residue in the chain, (L,) int64; jumps where residues are missing.
+        name: identifier in messages and files.
+        segment_of: the chain that it is a segment of, and which residues.
     """
 
     positions: Array
     sequence: str
     index: Array
     name: str = ""
-    piece_of: tuple[Backbone, slice] | None = None
+    segment_of: tuple[Backbone, slice] | None = None
 
     def __len__(self) -> int:
         return len(self.sequence)
@@ -40,32 +40,32 @@ class Backbone:
 
     @cached_property
     def bonded(self) -> Array:
-        """Whether a residue is followed by its neighbour in the chain, (L - 1,) bool."""
+        """Whether each residue is bonded to the next one in the array, (L - 1,) bool."""
         return np.diff(self.index) == 1
 
     @cached_property
-    def kept(self) -> dict[Any, Any]:
-        """What was found out about it and is asked for again."""
+    def cache(self) -> dict[Any, Any]:
+        """Results computed for this chain."""
         return {}
 
-    def piece(self, start: int, length: int) -> Backbone:
-        """Some residues in a row."""
-        own = slice(start, start + length)
-        parts = self.positions[own], self.sequence[own], self.index[own]
-        return Backbone(*parts, self.name, piece_of=(self, own))
+    def segment(self, start: int, length: int) -> Backbone:
+        """Consecutive residues."""
+        residues = slice(start, start + length)
+        parts = self.positions[residues], self.sequence[residues], self.index[residues]
+        return Backbone(*parts, self.name, segment_of=(self, residues))
 
 
 @dataclass(frozen=True, eq=False)
 class Chains(Sequence[Backbone]):
-    """Chains of which a sample holds at most ``longest`` residues."""
+    """Chains; a sample is cropped to at most ``max_length`` residues."""
 
     chains: Sequence[Backbone]
-    longest: int
+    max_length: int
 
     @property
     def sizes(self) -> Array:
-        """Residues of a sample of each, (chains,)."""
-        return np.array([min(len(chain), self.longest) for chain in self.chains], np.int64)
+        """Residues of a sample of each chain, (chains,)."""
+        return np.array([min(len(chain), self.max_length) for chain in self.chains], np.int64)
 
     def __len__(self) -> int:
         return len(self.chains)
@@ -79,9 +79,9 @@ class Frames(Sequence[Backbone]):
     """Conformations of one chain.
 
     Attributes:
-        chain: the chain; its positions count for nothing.
+        chain: sequence and index; its positions are not used.
         positions: angstrom, (frames, L, 4, 3) float32.
-        names: of the frames.
+        names: identifiers of the frames.
     """
 
     chain: Backbone
@@ -98,5 +98,5 @@ class Frames(Sequence[Backbone]):
         return Backbone(self.positions[i], self.chain.sequence, self.chain.index, self.names[i])
 
     def take(self, indices: Array) -> Frames:
-        """Some of them."""
+        """Frames at these indices."""
         return Frames(self.chain, self.positions[indices], [self.names[i] for i in indices])

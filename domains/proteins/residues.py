@@ -1,4 +1,4 @@
-"""Names of amino acids, in three letters and in one."""
+"""Amino acids: three-letter names and one-letter codes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ THREE = {
     "K": "LYS", "L": "LEU", "M": "MET", "N": "ASN", "P": "PRO", "Q": "GLN", "R": "ARG", "S": "SER",
     "T": "THR", "V": "VAL", "W": "TRP", "Y": "TYR", "X": "UNK",
 }  # fmt: skip
-LETTERS = "".join(THREE)  # X, any other, comes last
+LETTERS = "".join(THREE)  # X (unknown) is last
 ATOMS = ("N", "CA", "C", "O")
 
-# names that force fields give to protonation states and bridges, and that the dictionary lacks
+# names of protonation states and bridges in force fields that biotite does not know
 FORCE_FIELDS = {
     "HSD": "H", "HSE": "H", "HSP": "H", "HID": "H", "HIE": "H", "HIP": "H", "HISA": "H",
     "HISB": "H", "HISD": "H", "HISE": "H", "HISH": "H", "HIS1": "H", "HIS2": "H", "CYX": "C",
@@ -23,10 +23,10 @@ FORCE_FIELDS = {
 
 @cache
 def letter(name: str) -> str | None:
-    """The letter of a residue's name, that of its parent where it is modified.
+    """One-letter code of a residue name; of the parent if it is modified.
 
     Returns:
-        ``"X"`` for an amino acid without a letter; None for what is no amino acid that we know.
+        ``"X"`` for an amino acid without a code; None if it is not a known amino acid.
     """
     from biotite.structure import info
 
@@ -34,8 +34,8 @@ def letter(name: str) -> str | None:
         return FORCE_FIELDS[name]
     if name not in _amino_acids():
         return None
-    found = info.one_letter_code(name)
-    return found if found is not None and found in LETTERS else "X"
+    code = info.one_letter_code(name)
+    return code if code is not None and code in LETTERS else "X"
 
 
 @cache

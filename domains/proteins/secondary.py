@@ -1,4 +1,4 @@
-"""Helices and strands of a chain, from its CA alone (P-SEA, Labesse et al. 1997)."""
+"""Secondary structure from CA positions (P-SEA, Labesse et al. 1997): helices and strands."""
 
 from __future__ import annotations
 
@@ -12,44 +12,44 @@ from jitkit.utils.types import Array
 KINDS = ("helix", "strand")
 
 
-def secondary(chain: Backbone) -> Array:
-    """What each residue is part of, (L,): ``a`` a helix, ``b`` a strand, ``c`` neither.
+def secondary_structure(chain: Backbone) -> Array:
+    """Secondary structure of each residue, (L,): ``a`` helix, ``b`` strand, ``c`` neither.
 
-    Of a piece it is what the whole chain has there: helices do not end at a cut.
+    A segment has that of the whole chain: helices do not end where a chain is cropped.
     """
-    if "secondary" not in chain.kept:
-        chain.kept["secondary"] = _annotated(chain)
-    found: Array = chain.kept["secondary"]
-    return found
+    if "secondary" not in chain.cache:
+        chain.cache["secondary"] = _annotate(chain)
+    codes: Array = chain.cache["secondary"]
+    return codes
 
 
-def _annotated(chain: Backbone) -> Array:
-    if chain.piece_of is not None:
-        whole, own = chain.piece_of
-        return secondary(whole)[own]
-    return _by_distances(chain)
+def _annotate(chain: Backbone) -> Array:
+    if chain.segment_of is not None:
+        whole, residues = chain.segment_of
+        return secondary_structure(whole)[residues]
+    return _p_sea(chain)
 
 
-def _by_distances(chain: Backbone) -> Array:
+def _p_sea(chain: Backbone) -> Array:
     from biotite.structure import AtomArray, annotate_sse
 
     atoms = AtomArray(len(chain))
     atoms.coord = chain.alphas.astype(np.float32)
-    atoms.res_id = chain.index + 1  # breaks are seen by it
-    atoms.res_name[:] = "ALA"  # any amino acid does
+    atoms.res_id = chain.index + 1  # marks chain breaks
+    atoms.res_name[:] = "ALA"  # any amino acid works
     atoms.atom_name[:] = "CA"
     atoms.chain_id[:] = "A"
-    if len(chain) < 5:  # no helix and no strand is as short, and P-SEA looks five residues ahead
+    if len(chain) < 5:  # helices and strands are longer, and P-SEA looks five residues ahead
         return np.full(len(chain), "c")
     return annotate_sse(atoms)
 
 
-def contents(chain: Backbone) -> Array:
+def secondary_shares(chain: Backbone) -> Array:
     """Shares of residues in helices and in strands, (2,)."""
-    found = secondary(chain)
-    return np.array([(found == "a").mean(), (found == "b").mean()])
+    codes = secondary_structure(chain)
+    return np.array([(codes == "a").mean(), (codes == "b").mean()])
 
 
-def all_contents(chains: Sequence[Backbone]) -> Array:
-    """The same of many, (chains, 2)."""
-    return np.stack([contents(chain) for chain in chains])
+def all_secondary_shares(chains: Sequence[Backbone]) -> Array:
+    """Shares of helices and strands of each chain, (chains, 2)."""
+    return np.stack([secondary_shares(chain) for chain in chains])

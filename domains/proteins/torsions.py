@@ -1,4 +1,4 @@
-"""Bonds, angles and torsions of a backbone."""
+"""Bond lengths, bond angles and torsions (phi, psi) of a backbone."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ import numpy as np
 from jitkit.domains.proteins.backbone import Backbone
 from jitkit.utils.types import Array
 
-# Engh & Huber 2001, International Tables for Crystallography F, table 18.3.2.3; the oxygen's too
+# Engh & Huber 2001, International Tables for Crystallography F, table 18.3.2.3, also for O
 LENGTHS = {"N-CA": 1.459, "CA-C": 1.525, "C-O": 1.229, "C-N": 1.336}  # angstrom
 ANGLES = {"N-CA-C": 111.0, "CA-C-O": 120.1, "CA-C-N": 117.2, "O-C-N": 122.7, "C-N-CA": 121.7}
 
 
 def _atoms(chain: Backbone) -> dict[str, Array]:
-    """Positions by atom, (L, 3) float64; ``+`` those of the next residue, NaN without a bond."""
-    places = chain.positions.astype(np.float64)
-    following = np.full_like(places, np.nan)
-    following[:-1][chain.bonded] = places[1:][chain.bonded]
+    """Positions by atom, (L, 3) float64; ``+`` marks the next residue, NaN without a bond."""
+    positions = chain.positions.astype(np.float64)
+    following = np.full_like(positions, np.nan)
+    following[:-1][chain.bonded] = positions[1:][chain.bonded]
     names = ("N", "CA", "C", "O")
-    own = {name: places[:, i] for i, name in enumerate(names)}
-    return own | {f"+{name}": following[:, i] for i, name in enumerate(names)}
+    atoms = {name: positions[:, i] for i, name in enumerate(names)}
+    return atoms | {f"+{name}": following[:, i] for i, name in enumerate(names)}
 
 
 def bond_lengths(chain: Backbone) -> dict[str, Array]:
-    """By the names of `LENGTHS`, angstrom, (L,); NaN where an atom is missing."""
+    """Bond lengths by the names of `LENGTHS`, angstrom, (L,); NaN where an atom is missing."""
     at = _atoms(chain)
     ends = {"N-CA": ("N", "CA"), "CA-C": ("CA", "C"), "C-O": ("C", "O"), "C-N": ("C", "+N")}
     return {name: _norm(at[a] - at[b]) for name, (a, b) in ends.items()}
 
 
 def bond_angles(chain: Backbone) -> dict[str, Array]:
-    """By the names of `ANGLES`, degrees, (L,); NaN where an atom is missing."""
+    """Bond angles by the names of `ANGLES`, degrees, (L,); NaN where an atom is missing."""
     at = _atoms(chain)
     triples = {
         "N-CA-C": ("N", "CA", "C"), "CA-C-O": ("CA", "C", "O"), "CA-C-N": ("CA", "C", "+N"),
@@ -40,15 +40,15 @@ def bond_angles(chain: Backbone) -> dict[str, Array]:
 
 
 def ramachandran(chain: Backbone) -> tuple[Array, Array]:
-    """Torsions phi and psi in degrees, (L,) each; NaN at ends and where an atom is missing."""
+    """Torsions phi and psi, degrees, (L,) each; NaN at ends and where an atom is missing."""
     at = _atoms(chain)
     psi = dihedral(at["N"], at["CA"], at["C"], at["+N"])
-    later = dihedral(at["C"], at["+N"], at["+CA"], at["+C"])  # phi of the next residue
-    return np.concatenate(([np.nan], later[:-1])), psi
+    next_phi = dihedral(at["C"], at["+N"], at["+CA"], at["+C"])  # of the next residue
+    return np.concatenate(([np.nan], next_phi[:-1])), psi
 
 
 def dihedral(a: Array, b: Array, c: Array, d: Array) -> Array:
-    """The angle about b-c from a to d, in degrees from -180 to 180 (IUPAC's sign), (N,).
+    """Dihedral angle a-b-c-d, degrees from -180 to 180 (IUPAC sign convention), (N,).
 
     >>> a, b, c, d = np.eye(3)[[0]], np.zeros((1, 3)), np.eye(3)[[2]], np.array([[0.0, 1, 1]])
     >>> float(dihedral(a, b, c, d)[0])

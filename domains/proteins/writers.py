@@ -1,4 +1,4 @@
-"""Chains into PDB and mmCIF."""
+"""Write backbones to PDB and mmCIF."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from jitkit.domains.proteins.backbone import Backbone
-from jitkit.domains.proteins.figures import grid
+from jitkit.domains.proteins.figures import protein_grid
 from jitkit.domains.proteins.residues import ATOMS, THREE
 
-DRAWN = 36  # chains in the picture, at most
+MAX_IN_FIGURE = 36
 COLUMNS = (
     "group_PDB", "id", "type_symbol", "label_atom_id", "label_alt_id", "label_comp_id",
     "label_asym_id", "label_entity_id", "label_seq_id", "pdbx_PDB_ins_code", "Cartn_x", "Cartn_y",
@@ -24,7 +24,7 @@ COLUMNS = (
 
 def write_structures(items: Iterable[Backbone], path: Path) -> list[Path]:
     """Write ``pdb/NAME.pdb`` and ``cif/NAME.cif`` of each chain, and ``grid.png``; return them."""
-    files, kept = list[Path](), list[Backbone]()
+    files, shown = list[Path](), list[Backbone]()
     for count, item in enumerate(items):
         name = f"sample-{count:05}"
         texts = {"pdb": [*_pdb_atoms(item), "END\n"],
@@ -36,16 +36,16 @@ def write_structures(items: Iterable[Backbone], path: Path) -> list[Path]:
             with aside.open("w", encoding="ascii") as file:
                 file.writelines(text)
             os.replace(aside, files[-1])
-        kept += [item] if len(kept) < DRAWN else []
-    return files + _picture(kept, path)
+        shown += [item] if len(shown) < MAX_IN_FIGURE else []
+    return files + _write_grid(shown, path)
 
 
 def write_ensemble(items: Iterable[Backbone], path: Path) -> list[Path]:
-    """Write ``samples.pdb`` and ``samples.cif``, a model for each frame, and ``grid.png``."""
+    """Write ``samples.pdb`` and ``samples.cif``, one model per frame, and ``grid.png``."""
     path.mkdir(parents=True, exist_ok=True)
     files = [path / "samples.pdb", path / "samples.cif"]
     aside = [file.with_suffix(f"{file.suffix}.partial") for file in files]
-    kept: list[Backbone] = []
+    shown: list[Backbone] = []
     with ExitStack() as stack:
         pdb, cif = (stack.enter_context(file.open("w", encoding="ascii")) for file in aside)
         atoms = 0
@@ -55,29 +55,29 @@ def write_ensemble(items: Iterable[Backbone], path: Path) -> list[Path]:
             lines = list(_cif_atoms(item, model, atoms))
             cif.writelines(lines)
             atoms += len(lines)
-            kept += [item] if len(kept) < DRAWN else []
+            shown += [item] if len(shown) < MAX_IN_FIGURE else []
         pdb.write("END\n")
     for before, after in zip(aside, files, strict=True):
         os.replace(before, after)
-    return files + _picture(kept, path)
+    return files + _write_grid(shown, path)
 
 
-def _picture(kept: list[Backbone], path: Path) -> list[Path]:
-    if not kept:
+def _write_grid(shown: list[Backbone], path: Path) -> list[Path]:
+    if not shown:
         return []
     path.mkdir(parents=True, exist_ok=True)
-    grid(kept).save(path / "grid.png")
+    protein_grid(shown).save(path / "grid.png")
     return [path / "grid.png"]
 
 
 def _atoms(item: Backbone) -> Iterator[tuple[int, str, str, int, list[float]]]:
-    """Number, name, residue, place from 1 and position of the atoms that are there."""
+    """Serial number, atom name, residue name, residue number and position of present atoms."""
     numbers = (item.index - item.index[0] + 1).tolist()
-    there = np.isfinite(item.positions.sum(axis=2))
+    present = np.isfinite(item.positions.sum(axis=2))
     count = 0
     for i, (letter, number) in enumerate(zip(item.sequence, numbers, strict=True)):
         for j, atom in enumerate(ATOMS):
-            if there[i, j]:
+            if present[i, j]:
                 count += 1
                 yield count, atom, THREE[letter], number, item.positions[i, j].tolist()
 
@@ -97,8 +97,8 @@ def _cif_head(name: str) -> Iterator[str]:
     yield "loop_\n" + "".join(f"_atom_site.{column}\n" for column in COLUMNS)
 
 
-def _cif_atoms(item: Backbone, model: int, before: int) -> Iterator[str]:
+def _cif_atoms(item: Backbone, model: int, offset: int) -> Iterator[str]:
     for count, atom, residue, number, (x, y, z) in _atoms(item):
-        kind, place = atom[0], f"{x:.4f} {y:.4f} {z:.4f} 1.00 0.00"
-        yield (f"ATOM {before + count} {kind} {atom} . {residue} A 1 {number} ? {place} {number} "
-               f"{residue} A {atom} {model}\n")  # fmt: skip
+        element, columns = atom[0], f"{x:.4f} {y:.4f} {z:.4f} 1.00 0.00"
+        yield (f"ATOM {offset + count} {element} {atom} . {residue} A 1 {number} ? {columns} "
+               f"{number} {residue} A {atom} {model}\n")  # fmt: skip

@@ -1,6 +1,6 @@
-"""Fields of weather as a kind of data: states, forecasts, downscaling.
+"""Domain `weather`: states, autoregressive forecasts and downscaling of fields on the globe.
 
-stores ── `opening`: dimensions, channels, forcings, a `View` of them ── domain arrays: statistics,
+stores ── `open`: dimensions, channels, forcings as a `DerivedStore` ── domain `arrays`: statistics,
 items, loader ── states or changes ── Field
 
 domain: {name: weather, path: gs://weatherbench2/..., task: forecast, lead: 24h,
@@ -17,9 +17,9 @@ import numpy as np
 
 from jitkit.domain import Metric, Split
 from jitkit.domains.arrays import ArrayItems, Arrays, Data, Sample, part_of_time, write_items
-from jitkit.domains.weather.derived import sky
+from jitkit.domains.weather.derived import solar_forcing
 from jitkit.domains.weather.forecasts import Forecasts, recorded
-from jitkit.domains.weather.metadata import WeatherMetadata, measure
+from jitkit.domains.weather.metadata import WeatherMetadata, measure_weather
 from jitkit.domains.weather.open import OpenedWeather as Opened
 from jitkit.domains.weather.open import open_weather
 from jitkit.domains.weather.section import WeatherSection
@@ -27,18 +27,18 @@ from jitkit.domains.weather.states import States
 from jitkit.domains.weather.timedelta import duration
 from jitkit.errors import BadItem, DataError, RecipeError, listed
 from jitkit.fields import Condition, Field, Layout
-from jitkit.protocols import RollOutFunction
+from jitkit.protocols import RolloutFunction
 from jitkit.sections import DomainSection
 from jitkit.utils.types import Array
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from jitkit.domains.arrays import Read
+    from jitkit.domains.arrays import DownloadRequest
 
 
 class Weather:
-    """Fields of weather and ocean: states, forecasts from past states, fine grids from coarse."""
+    """Weather and ocean fields: states, forecasts from past states, downscaling."""
 
     Section: ClassVar[type[DomainSection]] = WeatherSection
 
@@ -52,11 +52,11 @@ class Weather:
         if self._known is not None:
             self._known.check(section)
         arrays = None if metadata is None else metadata["arrays"]
-        self._arrays = Arrays.of(section, self._data, section.drop, arrays)
+        self._arrays = Arrays.from_opener(section, self._data, section.drop, arrays)
 
     @property
     def layout(self) -> Layout:
-        """Latitude and longitude, or what the grid's axes are; a channel for each level."""
+        """Latitude and longitude, or the grid's own axes; one channel for each level."""
         return self._arrays.layout
 
     @property
@@ -66,70 +66,70 @@ class Weather:
 
     @property
     def weights(self) -> Array | None:
-        """Areas of the cells with a mean of 1, (y, x); None where all count alike."""
-        return self._learned().weights
+        """Area weights of the cells with a mean of 1, (y, x); None where all are equal."""
+        return self._metadata().weights
 
     def metadata(self) -> dict[str, Any]:
-        """Statistics, coordinates, areas, and what a roll-out must know."""
-        return dict(self._learned().metadata)
+        """Statistics, coordinates, areas, and what an autoregressive forecast needs."""
+        return dict(self._metadata().metadata)
 
     def items(self, split: Split) -> ArrayItems:
-        """States in their order in time; for a forecast those to be predicted, the past in cond.
+        """States in order of time; for a forecast the states to predict, with past states in cond.
 
         Raises:
-            DataError: where a model was loaded, and the data are not those of its recipe.
+            DataError: a model was loaded and the data are not those of its recipe.
         """
         return self._arrays.items(split)
 
     def encode(self, item: Sample, rng: np.random.Generator | None = None) -> Field:
-        """Normalized states, or changes from the last, a mask where cells may be missing.
+        """Normalized states, or changes from the last state; a mask where cells may be missing.
 
         Raises:
-            BadItem: cells are missing although the layout says that none are, or are infinite.
+            BadItem: cells are infinite, or missing although the layout has no missing cells.
         """
         import torch
 
-        field, change = self._arrays.encode(item, rng), self._learned().change
+        field, change = self._arrays.encode(item, rng), self._metadata().change
         if change is None:
             return field
         last = field.cond["past"][-len(field.values) :]
         values = torch.from_numpy(change.encode(field.values.numpy(), last.numpy()))
         known = values.isfinite()
         if field.mask is None and not known.all():
-            lacking = int((~known).sum())
-            raise BadItem(item.name, f"{lacking} cells of the state before it are missing")
+            missing = int((~known).sum())
+            raise BadItem(item.name, f"{missing} cells of the state before it are missing")
         return Field(values, None if field.mask is None else known, field.cond)
 
     def decode(self, field: Field) -> Sample:
-        """Undo `encode`: a state in physical units, float32, exact up to its rounding.
+        """Undo `encode`: a state in physical units, float32, exact up to rounding.
 
         Raises:
-            DataError: a change without the state that it starts from.
+            DataError: a change without the state it is relative to.
         """
         import torch
 
-        change = self._learned().change
+        change = self._metadata().change
         if change is None:
             return self._arrays.decode(field)
         values = field.values.detach().float().cpu().numpy()
         last = np.asarray(field.cond["past"], np.float32)[-len(values) :]
         if np.isnan(last).all():
             raise DataError(
-                "this model samples changes, and no state is told that they start from; take one "
+                "this model samples changes and needs the state before as a condition; take one "
                 "from the data: --cond-from val:0-15"
             )
         state = torch.from_numpy(change.decode(values, last))
         return self._arrays.decode(Field(state, field.mask, field.cond))
 
     def write(self, items: Iterable[Sample], path: Path) -> list[Path]:
-        """Write ``samples.nc`` or .zarr, as the data came: dimensions sample, level, and the grid;
-        NaN at levels that a variable was not asked for."""
-        known = self._learned()
-        parts = [*known.columns(), *self._arrays.known().columns()]
+        """Write ``samples.nc`` or .zarr, in the format of the data: dimensions sample, level, grid;
+        NaN at levels of a variable that the recipe does not use."""
+        known = self._metadata()
+        parts = [*known.columns(), *self._arrays.fitted().condition_columns()]
         return write_items(items, path, known.output(), parts)
 
     def preview(self, items: Sequence[Sample]) -> Image:
-        """Real states on the left, where the data are at hand, and these on the right."""
+        """Real states on the left, where the data are available, and these items on the right."""
         return self._arrays.preview(items)
 
     def scores(self) -> Mapping[str, Metric]:
@@ -139,42 +139,42 @@ class Weather:
     # What others read
 
     def states(self) -> States:
-        """The states of the data in their order in time.
+        """The states of the data in order of time.
 
         Raises:
-            DataError: the data are not there, or not those of the model.
+            DataError: the data are missing, or not those of the model.
         """
         self._arrays.data()
         if len(self.opened().data.plan.sample) > 1:
             raise DataError(
-                f"the data have {listed(self.opened().data.plan.sample[1:])} beside time; choose "
-                "one entry by domain.select, so that states follow one another"
+                f"the data have {listed(self.opened().data.plan.sample[1:])} besides time; choose "
+                "one entry with domain.select, so that states are a sequence in time"
             )
         inputs = self.section.inputs if self.section.task == "forecast" else 1
         return States(self.opened(), inputs=inputs)
 
     def start_name(self, position: int) -> str:
-        """How `starts` names the state at a position."""
+        """The name that `init_times` uses for the state at a position."""
         return self._states().name(position)
 
-    def reads(self) -> list[Read]:
-        """What is read of the stores for both splits."""
-        from jitkit.domains.weather.read_plan import reads
+    def download_requests(self) -> list[DownloadRequest]:
+        """The entries of each store that both splits read."""
+        from jitkit.domains.weather.read_plan import weather_reads
 
         self._arrays.data()
-        return reads(self.opened())
+        return weather_reads(self.opened())
 
     def fetch(self, folder: Path) -> list[str]:
-        """Copy what the recipe reads into a folder; the overrides that point a recipe at it."""
-        from jitkit.domains.arrays import copy_of
+        """Copy what the recipe reads into a folder; returns overrides that point a recipe to it."""
+        from jitkit.domains.arrays import copy_data
 
-        return copy_of(self, folder, threads=self.items("train").threads)
+        return copy_data(self, folder, threads=self.items("train").threads)
 
-    def verify(self, roll_out: RollOutFunction, folder: Path, *, seed: int) -> Mapping[str, Any]:
-        """Roll out ensembles from held-out starts, score them and draw pictures."""
-        from jitkit.domains.weather.verify import verify
+    def verify(self, roll_out: RolloutFunction, folder: Path, *, seed: int) -> Mapping[str, Any]:
+        """Forecast ensembles from held-out initial times, score and plot them."""
+        from jitkit.domains.weather.verify import verify_model
 
-        return verify(
+        return verify_model(
             self.states(),
             self.section.verify,
             roll_out,
@@ -185,7 +185,7 @@ class Weather:
             seed=seed,
         )
 
-    # A roll-out
+    # Autoregressive forecasts
 
     @property
     def is_sequence(self) -> bool:
@@ -196,23 +196,23 @@ class Weather:
         """Initial times by name, see `States.named`.
 
         Raises:
-            JitkitError: words that cannot be meant, times that are not in the data.
+            JitkitError: text that is no time, or times that are not in the data.
         """
         return self._states().named(words)
 
     def steps(self, lead: str) -> int:
-        """States of a forecast so long, as ``10d``.
+        """Number of states of a forecast of this length, such as ``10d``.
 
         Raises:
             RecipeError: it is not a multiple of the model's step.
         """
-        return duration(lead, "--lead").in_steps(self._learned().seconds, "--lead")
+        return duration(lead, "--lead").in_steps(self._metadata().seconds, "--lead")
 
     def history(self, start: str) -> Sequence[Sample]:
-        """The states up to an initial time, oldest first, as many as the model is told.
+        """The states up to an initial time, oldest first, as many as condition the model.
 
         Raises:
-            DataError: cells are missing that never were in training.
+            DataError: cells are missing that never were missing in training.
         """
         states = self._states()
         position = states.position(start)
@@ -223,46 +223,48 @@ class Weather:
         return [Sample(values) for values in found.values()]
 
     def _check_missing(self, name: str, values: Array) -> None:
-        arrays = self._arrays.known()
+        arrays = self._arrays.fitted()
         new = ~np.isfinite(values)
-        if arrays.never is not None:
-            new &= ~arrays.never
+        if arrays.never_observed is not None:
+            new &= ~arrays.never_observed
         if arrays.layout.missing:
             new[arrays.statistics.sometimes_missing()] = False
         counts = {c: int(n) for c, n in zip(arrays.layout.channels, new.sum((1, 2)), strict=True)}
-        if told := [f"{n} cell{'s' * (n > 1)} of {c}" for c, n in counts.items() if n]:
+        if missing := [f"{n} cell{'s' * (n > 1)} of {c}" for c, n in counts.items() if n]:
             raise DataError(
-                f"in the state of {name} {listed(told)} lack values, which training never did; "
-                "begin at another time, or fill them in the data"
+                f"in the state of {name} {listed(missing)} have no value, which never happened in "
+                "training; start at another time, or fill them in the data"
             )
 
     def conditioning(self, start: str, step: int, states: Sequence[Sample]) -> Field:
-        """Past states, forcings of the time that is predicted, static maps; where there are data.
+        """Past states, forcings at the predicted time, static maps, and the mask of data.
 
-        The mask leaves out cells that training never observed, such as land in a model of the sea.
+        Cells that training never observed are masked, such as land in a model of the sea.
         """
         import torch
 
-        arrays, shape = self._arrays.known(), states[-1].values.shape
+        arrays, shape = self._arrays.fitted(), states[-1].values.shape
         time = self._states().time(self._states().position(start), step)
         cond: dict[str, Any] = {"past": np.concatenate([state.values for state in states])}
         cond |= self._forced(np.array([time]))
         mask = None
         if arrays.layout.missing:
-            never = arrays.never
+            never = arrays.never_observed
             mask = torch.ones(shape, dtype=torch.bool)
             if never is not None:
                 mask &= torch.from_numpy(~never)
-        told = arrays.encode_conditions(Sample(states[-1].values, cond))
-        return Field(torch.zeros(shape), mask, told)
+        encoded = arrays.encode_conditions(Sample(states[-1].values, cond))
+        return Field(torch.zeros(shape), mask, encoded)
 
     def _forced(self, times: Array) -> dict[str, Any]:
-        """Forcings at one time, as an item has them."""
-        known = self._learned()
+        """Forcings at one time, in the form of an item."""
+        known = self._metadata()
         found: dict[str, Any] = {}
         if known.metadata["maps"]:
-            assert known.places is not None
-            maps = [sky(name, times, *known.places)[0] for name in known.metadata["maps"]]
+            assert known.positions is not None
+            maps = [
+                solar_forcing(name, times, *known.positions)[0] for name in known.metadata["maps"]
+            ]
             found["grids"] = np.stack(maps)
         for part in known.metadata["numbers"]:
             found[f"{known.time}.{part}"] = float(part_of_time(times, part)[0])
@@ -277,7 +279,7 @@ class Weather:
         record: Mapping[str, Any],
     ) -> Forecasts:
         """A Zarr store of forecasts, see `forecasts`."""
-        states, known = self._states(), self._learned()
+        states, known = self._states(), self._metadata()
         positions = [states.position(name) for name in starts]
         valid = [[states.time(at, step) for step in range(1, steps + 1)] for at in positions]
         return Forecasts(
@@ -291,15 +293,15 @@ class Weather:
         )
 
     def recorded(self, path: Path) -> Mapping[str, Any] | None:
-        """How the forecasts of a store were made; None where it is none.
+        """How the forecasts of a store were made; None where there are none.
 
         Raises:
-            RecipeError: nothing is there yet, and the name is not that of a Zarr store.
+            RecipeError: the path does not exist and is no name of a Zarr store.
         """
         if path.suffix not in ("", ".zarr") and not path.exists():
             raise RecipeError(
-                f"{path}: forecasts are written as a Zarr store; name it {path.stem}.zarr (xarray "
-                "makes NetCDF of it afterwards: open_zarr, then to_netcdf)"
+                f"{path}: forecasts are written as a Zarr store; name it {path.stem}.zarr "
+                "(xarray converts it to NetCDF: open_zarr, then to_netcdf)"
             )
         return recorded(path)
 
@@ -314,7 +316,7 @@ class Weather:
         """The data, opened.
 
         Raises:
-            DataError: they are not there, or unlike what the section says.
+            DataError: they are missing, or differ from what the section describes.
         """
         if self._opened is None:
             opened = open_weather(self.section)
@@ -326,10 +328,10 @@ class Weather:
     def _data(self) -> Data:
         return self.opened().data
 
-    def _learned(self) -> WeatherMetadata:
+    def _metadata(self) -> WeatherMetadata:
         if self._known is None:
-            arrays = self._arrays.known()
+            arrays = self._arrays.fitted()
             self._known = WeatherMetadata(
-                measure(self.opened(), self._arrays.metadata(), arrays.statistics)
+                measure_weather(self.opened(), self._arrays.metadata(), arrays.statistics)
             )
         return self._known

@@ -1,8 +1,8 @@
-"""Stores of anemoi-datasets, whose grid is one axis, as variables on latitude and longitude.
+"""Stores of anemoi-datasets, whose grid is one axis, read as variables on latitude and longitude.
 
-Their layout (ecmwf/anemoi-datasets): an array ``data`` (time, variable,
-ensemble, cell), the cells' ``latitudes`` and ``longitudes``, ``dates``, and attributes, of which
-``variables``, ``field_shape`` and ``missing_dates`` are read.
+Their layout (ecmwf/anemoi-datasets): an array ``data`` (time, variable, ensemble, cell), the
+cells' ``latitudes`` and ``longitudes``, ``dates``, and the attributes ``variables``,
+``field_shape`` and ``missing_dates``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jitkit.errors import DataError, listed, nearest
-from jitkit.stores.variables import Described
+from jitkit.stores.variables import VariableInfo
 from jitkit.utils.types import Array
 
 if TYPE_CHECKING:
@@ -39,21 +39,21 @@ def is_anemoi(store: Readable) -> bool:
 
 
 class Anemoi:
-    """A store of anemoi-datasets with a variable for each of its parameters; reads like a `Store`.
+    """A store of anemoi-datasets with one variable for each parameter; reads like a `Store`.
 
     Attributes:
-        store: with its own variables.
+        store: as it is on disk.
         path, attrs: of the store.
-        variables: (time, ensemble, latitude, longitude), ensemble where there is more than one.
-        time: dimension of time.
-        missing: whether the dates are such whose data are missing, (time,) bool.
+        variables: (time, ensemble, latitude, longitude); ensemble only with several members.
+        time: name of the time dimension.
+        missing: True at dates without data, (time,) bool.
     """
 
     def __init__(self, store: Readable) -> None:
-        """Look at a store.
+        """Read the grid and dates of a store.
 
         Raises:
-            DataError: its cells are no grid of rows and columns.
+            DataError: its cells are no regular grid of rows and columns.
         """
         self.store, self.path, self.attrs = store, store.path, store.attrs
         data = store.variables[DATA]
@@ -63,25 +63,27 @@ class Anemoi:
         self._dates = self._times()
         absent = np.array(store.attrs.get("missing_dates", []), "M8[s]")
         self.missing = np.isin(self._dates.astype("M8[s]"), absent)
-        self.variables: Mapping[str, Described] = dict.fromkeys(self._names, self._described(data))
+        self.variables: Mapping[str, VariableInfo] = dict.fromkeys(
+            self._names, self._described(data)
+        )
 
     def _grid(self) -> tuple[Array, Array]:
         """Latitudes of the rows and longitudes of the columns."""
-        places = [np.asarray(self.store.read(n), np.float64) for n in (LATITUDES, LONGITUDES)]
-        latitudes, longitudes = places
+        positions = [np.asarray(self.store.read(n), np.float64) for n in (LATITUDES, LONGITUDES)]
+        latitudes, longitudes = positions
         given = self.store.attrs.get("field_shape")
-        turns = np.flatnonzero(np.diff(latitudes)) + 1
-        width = int(turns[0]) if len(turns) else len(latitudes)
+        row_ends = np.flatnonzero(np.diff(latitudes)) + 1
+        width = int(row_ends[0]) if len(row_ends) else len(latitudes)
         shape = tuple(given) if given and len(given) == 2 else (len(latitudes) // width, width)
         if shape[0] * shape[1] == len(latitudes):
-            latitudes, longitudes = (x.reshape(shape) for x in places)
+            latitudes, longitudes = (x.reshape(shape) for x in positions)
             if not np.ptp(latitudes, axis=1).any() and not np.ptp(longitudes, axis=0).any():
                 return latitudes[:, 0], longitudes[0]
         raise DataError(
-            f"{self.path}: {len(places[0])} cells that are no grid of latitudes and longitudes: "
-            f"{len(turns) + 1} rows, the first of {width} cells. Reduced Gaussian grids and meshes "
-            "are not read; make the dataset on a regular grid (in an anemoi-datasets recipe: "
-            "regrid to [1.5, 1.5], or request the grid from MARS)"
+            f"{self.path}: {len(positions[0])} cells that are no regular grid of latitudes and "
+            f"longitudes: {len(row_ends) + 1} rows, the first of {width} cells. Reduced Gaussian "
+            "grids and meshes are not read; make the dataset on a regular grid (in an "
+            "anemoi-datasets recipe: regrid to [1.5, 1.5], or request the grid from MARS)"
         )
 
     def _times(self) -> Array:
@@ -89,7 +91,7 @@ class Anemoi:
             return np.asarray(self.store.coords[DATES].values).astype("M8[ns]")
         return np.asarray(self.store.read_raw(DATES)).astype("M8[ns]")
 
-    def _described(self, data: Described) -> Described:
+    def _described(self, data: VariableInfo) -> VariableInfo:
         sizes = dict(zip(data.dims, data.shape, strict=True))
         chunks = dict(zip(data.dims, data.chunks, strict=True))
         lead = [self.time] + [self._ensemble] * (sizes[self._ensemble] > 1)
@@ -114,7 +116,7 @@ class Anemoi:
 
     @property
     def stats(self) -> Stats:
-        """Of the store."""
+        """Read statistics of the store."""
         return self.store.stats
 
     def read(self, variable: str, where: Mapping[str, int | slice] | None = None) -> Array:
@@ -133,7 +135,7 @@ class Anemoi:
         return values.reshape(shape)[(..., *grid)]
 
     def read_raw(self, variable: str, where: Mapping[str, int | slice] | None = None) -> Array:
-        """As `read`: all of them are numbers."""
+        """As `read`: all variables are numeric."""
         return self.read(variable, where)
 
     def starts(self, variable: str, dim: str) -> Array:
@@ -142,5 +144,5 @@ class Anemoi:
         return np.array([0, len(sizes[dim])]) if dim in sizes else self.store.starts(DATA, dim)
 
     def fingerprint(self, variables: Any = None, *, times: bool = True) -> str:
-        """As `Store.fingerprint`, of all variables, which lie in one array."""
+        """As `Store.fingerprint`, of all variables, as they share one array."""
         return self.store.fingerprint([DATA], times=times)

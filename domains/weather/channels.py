@@ -1,4 +1,4 @@
-"""The channels that variables make: each of their levels one, some summed over time."""
+"""Channels of the model: variables at pressure levels, some accumulated over time."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jitkit.domains.arrays import label, matching, part_of
+from jitkit.domains.arrays import dimension_kind, label, matching
 from jitkit.domains.weather.derived import Accumulated, DerivedSource, Plain
 from jitkit.domains.weather.geography import Dims, by_level, coordinate_of
 from jitkit.domains.weather.section import WeatherSection
-from jitkit.domains.weather.timedelta import in_words
+from jitkit.domains.weather.timedelta import format_duration
 from jitkit.errors import DataError, RecipeError, listed
 from jitkit.utils.types import Array
 
@@ -27,9 +27,9 @@ class Channel:
 
     Attributes:
         name: of the channel, ``temperature.500``.
-        variable: of the store, by the recipe.
-        level: value of its coordinate; None where it has none.
-        source: where it is read.
+        variable: name in the recipe.
+        level: value of the level coordinate; None without levels.
+        source: what it is read from.
     """
 
     name: str
@@ -45,15 +45,15 @@ def find_channels(
     section: WeatherSection,
     entries: Array,
 ) -> list[Channel]:
-    """The channels that variables make: each of their levels one."""
+    """One channel for each level of each variable."""
     found = []
     for name, levels in names.items():
         for level, source in _levels(store, dims, name, levels, section, entries):
             if not {dims.time, dims.y, dims.x} <= set(source.described.dims):
                 raise DataError(
-                    f"variable {name!r} has dimensions {listed(source.described.dims)}, and what "
-                    f"is predicted has {dims.time}, {dims.y} and {dims.x}; without time it is for "
-                    "domain.static"
+                    f"variable {name!r} has dimensions {listed(source.described.dims)}, but "
+                    f"predicted variables need {dims.time}, {dims.y} and {dims.x}; a variable "
+                    "without time belongs in domain.static"
                 )
             channel = name if level is None else f"{name}.{label(level)}"
             found.append(Channel(channel, name, None if level is None else float(level), source))
@@ -68,7 +68,7 @@ def _levels(
     section: WeatherSection,
     entries: Array,
 ) -> list[tuple[Any, Plain]]:
-    """A variable at each of its levels (None: it has none)."""
+    """A variable at each of its levels; the level is None for a variable without levels."""
     make = partial(Plain, store, time=dims.time, entries=entries)
     if name not in store.variables:
         each = by_level(store, name, levels or ())
@@ -77,27 +77,27 @@ def _levels(
     if over is None:
         if levels is not None:
             raise DataError(
-                f"domain.variables.{name}: levels {listed(map(label, levels))} are asked, and the "
-                f"variable has none: ({', '.join(store.variables[name].dims)})"
+                f"domain.variables.{name}: levels {listed(map(label, levels))} are requested, but "
+                f"the variable has none: ({', '.join(store.variables[name].dims)})"
             )
         return [(None, make(name, fixed=fixed))]
     values = coordinate_of(store, over)
-    asked = levels if levels is not None else section.select.get(over)
+    requested = levels if levels is not None else section.select.get(over)
     chosen = np.arange(len(values))
-    if asked is not None:
-        chosen = matching(values, asked, f"domain.variables.{name}")
+    if requested is not None:
+        chosen = matching(values, requested, f"domain.variables.{name}")
     return [(values[i], make(name, fixed={**fixed, over: int(i)})) for i in chosen]
 
 
 def others_of(
     store: Readable, dims: Dims, name: str, section: WeatherSection
 ) -> tuple[dict[str, int], str | None]:
-    """Of a variable's further dimensions, those at one entry, and that of levels."""
+    """Further dimensions of a variable: those fixed to one entry, and the level dimension."""
     fixed, over = {}, None
     for dim, size in zip(store.variables[name].dims, store.variables[name].shape, strict=True):
         if dim in dims.all:
             continue
-        part = part_of(store, dim)[0]
+        part = dimension_kind(store, dim)[0]
         if part == "level" and dim in store.coords.variables:
             over = dim
         elif size == 1:
@@ -111,7 +111,7 @@ def others_of(
             fixed[dim] = int(chosen[0])
         elif part != "member":
             raise DataError(
-                f"variable {name!r} has a dimension {dim} ({size}) that is neither time, level nor "
+                f"variable {name!r} has a dimension {dim} ({size}) that is not time, level or "
                 f"grid; choose one entry: domain.select.{dim}=[{label(_first_of(store, dim))}]"
             )
     return fixed, over
@@ -123,6 +123,6 @@ def _first_of(store: Readable, dim: str) -> Any:
 
 
 def summed(channel: Channel, sums: Mapping[str, int], step: float) -> DerivedSource:
-    """A channel's source, summed over time where that is asked."""
+    """A channel's source, accumulated over time where the recipe requests it."""
     steps = sums.get(channel.variable)
-    return Accumulated(channel.source, steps, in_words(step)) if steps else channel.source
+    return Accumulated(channel.source, steps, format_duration(step)) if steps else channel.source

@@ -1,8 +1,8 @@
-"""What items are made of, as variables of one store: levels apart, sums over time, forcings.
+"""Derived variables of items: single levels, sums over time, solar forcings, coarse fields.
 
-A `DerivedStore` reads like a store. Its variables lie on (time, y, x), with the times that a recipe uses,
-and are made of those of one or two stores when they are read; nothing is kept but the stores'
-chunks.
+A `DerivedStore` reads like a store. Its variables are on (time, y, x), with the times that a recipe
+uses, and are computed from those of one or two stores when they are read; only the stores' chunks
+are cached.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from jitkit.domains.weather.sphere import Between, Blocks
+from jitkit.domains.weather.sphere import BlockMeans, Interpolation
 from jitkit.domains.weather.sun import cos_zenith, toa_radiation
 from jitkit.errors import DataError, listed, nearest
-from jitkit.stores.chunks import stretches
-from jitkit.stores.variables import Described
+from jitkit.stores.chunks import as_slices
+from jitkit.stores.variables import VariableInfo
 from jitkit.utils.types import Array
 
 if TYPE_CHECKING:
@@ -33,34 +33,34 @@ Need = tuple["Readable", str, dict[str, Array]]
 
 
 class DerivedSource(Protocol):
-    """A variable of a view."""
+    """A variable of a `DerivedStore`."""
 
     @property
-    def described(self) -> Described:
-        """Its dimensions and size in the view."""
+    def described(self) -> VariableInfo:
+        """Its dimensions and size."""
 
     def read(self, where: Where) -> Array:
-        """A box of it, as `Store.read`."""
+        """A box of its values, as `Store.read`."""
 
     def starts(self, dim: str) -> Array:
         """As `Store.starts`."""
 
     def needs(self, entries: Mapping[str, Array]) -> Iterator[Need]:
-        """What is read for these entries of the view's dimensions; of all where not named."""
+        """What is read for these entries of its dimensions; all entries of those not named."""
 
     def mark(self) -> str:
-        """What it is made of, in words that differ where its values may."""
+        """Text that identifies how it is computed; it differs where values may differ."""
 
 
 @dataclass(frozen=True, eq=False)
 class Plain:
-    """A variable of a store as it is, at one entry of some dimensions.
+    """A variable of a store, with some dimensions fixed to one entry.
 
     Attributes:
-        store, name: where it is.
-        fixed: entries of dimensions that are left out.
-        time: dimension of time.
-        entries: of the store, those along time that the view has; None where it has no time.
+        store, name: the variable.
+        fixed: entries of the fixed dimensions.
+        time: name of the time dimension.
+        entries: entries of the store along time that are used; None where it has no time.
     """
 
     store: Readable
@@ -70,7 +70,7 @@ class Plain:
     entries: Array | None
 
     @property
-    def described(self) -> Described:
+    def described(self) -> VariableInfo:
         d = self.store.variables[self.name]
         kept = [i for i, dim in enumerate(d.dims) if dim not in self.fixed]
         dims = tuple(d.dims[i] for i in kept)
@@ -90,7 +90,7 @@ class Plain:
             return self.store.read(self.name, {**cuts, self.time: int(self.entries[cut])})
         parts = [
             self.store.read(self.name, {**cuts, self.time: stretch})
-            for stretch in stretches(self.entries[cut])
+            for stretch in as_slices(self.entries[cut])
         ] or [self.store.read(self.name, {**cuts, self.time: slice(0, 0)})]
         left = [dim for dim in self.described.dims if not isinstance(where.get(dim), int)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=left.index(self.time))
@@ -118,22 +118,22 @@ class Plain:
 
 @dataclass(frozen=True, eq=False)
 class Accumulated:
-    """The sum of a variable over some steps of its store, of which the item's is the last.
+    """The sum of a variable over several steps of its store; the item's time is the last.
 
     Attributes:
-        source: the amount of each step; all steps that are summed must be there.
-        steps: how many.
-        words: length of each, for people.
+        source: the amount of each step; all summed steps must exist.
+        steps: number of steps.
+        step_text: length of a step, for attributes.
     """
 
     source: Plain
     steps: int
-    words: str
+    step_text: str
 
     @property
-    def described(self) -> Described:
+    def described(self) -> VariableInfo:
         d = self.source.described
-        attrs = {**d.attrs, "cell_methods": f"time: sum (interval: {self.words})"}
+        attrs = {**d.attrs, "cell_methods": f"time: sum (interval: {self.step_text})"}
         return replace(d, attrs=attrs, dtype=np.dtype(np.float32))
 
     def read(self, where: Where) -> Array:
@@ -157,13 +157,13 @@ class Accumulated:
 
 
 @dataclass(frozen=True, eq=False)
-class Sky:
-    """What is known of the sun.
+class SolarForcing:
+    """A solar forcing.
 
     Attributes:
         what: `cos_zenith` or `toa_radiation`.
         dims: time, y, x.
-        times: of the view.
+        times: of the items.
         latitudes, longitudes: in degrees, broadcasting to the grid (y, x).
     """
 
@@ -174,17 +174,17 @@ class Sky:
     longitudes: Array
 
     @property
-    def described(self) -> Described:
+    def described(self) -> VariableInfo:
         grid = np.broadcast_shapes(self.latitudes.shape, self.longitudes.shape)
         shape = (len(self.times), *grid)
         units = {"cos_zenith": "1", "toa_radiation": "W m-2"}[self.what]
         chunks = (1, *grid)
-        return Described(self.dims, shape, np.dtype(np.float32), {"units": units}, chunks, False)
+        return VariableInfo(self.dims, shape, np.dtype(np.float32), {"units": units}, chunks, False)
 
     def read(self, where: Where) -> Array:
         time, *grid = (where.get(dim, slice(None)) for dim in self.dims)
         times = np.atleast_1d(self.times[time])
-        values = sky(self.what, times, self.latitudes, self.longitudes)
+        values = solar_forcing(self.what, times, self.latitudes, self.longitudes)
         values = values[(slice(None), *grid)]
         return values[0] if isinstance(time, int) else values
 
@@ -199,30 +199,30 @@ class Sky:
         return self.what
 
 
-def sky(what: str, times: Array, latitudes: Array, longitudes: Array) -> Array:
-    """A forcing of the sun, (T, y, x) float32."""
+def solar_forcing(what: str, times: Array, latitudes: Array, longitudes: Array) -> Array:
+    """A solar forcing, (T, y, x) float32."""
     formula = {"cos_zenith": cos_zenith, "toa_radiation": toa_radiation}[what]
     return formula(times, latitudes, longitudes)
 
 
 @dataclass(frozen=True, eq=False)
 class Coarse:
-    """A variable as a coarser grid has it, on the view's grid.
+    """A variable of a coarser grid, on the grid of the items.
 
     Attributes:
         source: the variable.
-        way: makes (..., y, x) of the view's grid from the source's.
-        grid: names of y and x of the source, and of the view.
-        shape: cells along y and x of the view.
+        regrid: maps (..., y, x) of the source's grid to that of the items.
+        grid: names of y and x of the source, and of the items.
+        shape: cells along y and x of the items.
     """
 
     source: DerivedSource
-    way: Blocks | Between
+    regrid: BlockMeans | Interpolation
     grid: tuple[tuple[str, str], tuple[str, str]]
     shape: tuple[int, int]
 
     @property
-    def described(self) -> Described:
+    def described(self) -> VariableInfo:
         d, (theirs, ours) = self.source.described, self.grid
         left = [i for i, dim in enumerate(d.dims) if dim not in theirs]
         dims = (*(d.dims[i] for i in left), *ours)
@@ -237,7 +237,7 @@ class Coarse:
         kept = [d for d in self.source.described.dims if not isinstance(inside.get(d), int)]
         values = np.moveaxis(values, [kept.index(dim) for dim in theirs], [-2, -1])
         cuts = tuple(where.get(dim, slice(None)) for dim in ours)
-        return self.way(values)[(..., *cuts)]
+        return self.regrid(values)[(..., *cuts)]
 
     def starts(self, dim: str) -> Array:
         ours = self.grid[1]
@@ -251,47 +251,47 @@ class Coarse:
 
     def mark(self) -> str:
         digest = hashlib.sha256()
-        for value in self.way.__dict__.values():
+        for value in self.regrid.__dict__.values():
             digest.update(np.ascontiguousarray(value).tobytes())
-        return f"{self.source.mark()} by {type(self.way).__name__} {digest.hexdigest()}"
+        return f"{self.source.mark()} by {type(self.regrid).__name__} {digest.hexdigest()}"
 
 
 class DerivedStore:
-    """Variables made of those of stores; reads like a `Store`.
+    """Variables computed from those of stores; reads like a `Store`.
 
     Attributes:
         path: of the first store.
         attrs: its global attributes.
-        variables: as they are in the view.
+        variables: the derived variables.
     """
 
     def __init__(
         self, store: Readable, sources: Mapping[str, DerivedSource], time: str, entries: Array
     ) -> None:
-        """A view of a store.
+        """Derive variables from a store.
 
         Args:
-            store: whose coordinates and attributes it has.
-            sources: its variables, by name.
-            time: dimension of time.
-            entries: of the store along it that the view has.
+            store: its coordinates and attributes are used.
+            sources: the variables, by name.
+            time: name of the time dimension.
+            entries: entries of the store along time that are used.
         """
         self.store, self.sources = store, dict(sources)
         self.time, self.entries = time, entries
         self.path, self.attrs = store.path, store.attrs
-        self.variables: Mapping[str, Described] = {n: s.described for n, s in sources.items()}
+        self.variables: Mapping[str, VariableInfo] = {n: s.described for n, s in sources.items()}
         self._coords: xarray.Dataset | None = None
 
     @property
     def coords(self) -> xarray.Dataset:
-        """Coordinates of the store, cut to the times of the view."""
+        """Coordinates of the store at the used times."""
         if self._coords is None:
             self._coords = self.store.coords.isel({self.time: self.entries})
         return self._coords
 
     @property
     def stats(self) -> Stats:
-        """Of the store."""
+        """Read statistics of the store."""
         return self.store.stats
 
     def read(self, variable: str, where: Where | None = None) -> Array:
@@ -303,7 +303,7 @@ class DerivedStore:
         return self._found(variable).read(where or {})
 
     def read_raw(self, variable: str, where: Where | None = None) -> Array:
-        """As `read`: what a view makes are numbers."""
+        """As `read`: derived variables are numeric."""
         return self.read(variable, where)
 
     def starts(self, variable: str, dim: str) -> Array:
@@ -311,7 +311,7 @@ class DerivedStore:
         return self._found(variable).starts(dim)
 
     def fingerprint(self, variables: Iterable[str] | None = None, *, times: bool = True) -> str:
-        """A hash that changes when the data do, see `Store.fingerprint`; of what is used alone."""
+        """A hash of the used data, see `Store.fingerprint`."""
         used = self.sources if variables is None else set(variables)
         stores: dict[int, tuple[Readable, set[str]]] = {}
         for name in used:

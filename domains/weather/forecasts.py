@@ -1,10 +1,10 @@
-"""A Zarr store of forecasts that grows, by the names of WeatherBench 2.
+"""Forecast files: a Zarr store in the layout of WeatherBench 2, written state by state.
 
     VARIABLE (time, number, prediction_timedelta, [level,] latitude, longitude)
 
-time is when a forecast starts, number its member, prediction_timedelta how far it goes; valid_time
-(time, prediction_timedelta) is the sum. A chunk is one state, so that each is written once and for
-good. Zarr version 2, which every reader of Zarr knows.
+time is the initial time, number the member, prediction_timedelta the lead time; valid_time
+(time, prediction_timedelta) is their sum. A chunk is one state, so each chunk is written once.
+Zarr version 2, which every Zarr reader supports.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class ForecastField:
 
     Attributes:
         name: as in the data.
-        channels: indices among an item's.
-        levels: their places along the file's levels; None where the variable has none.
-        attrs: units and so on.
+        channels: indices of its channels in an item.
+        levels: their indices along the file's level dimension; None without levels.
+        attrs: units and other attributes.
     """
 
     name: str
@@ -52,13 +52,13 @@ class ForecastField:
 
 @dataclass(frozen=True, eq=False)
 class ForecastFrame:
-    """What all states of a file have in common.
+    """Variables, grid and coordinates of a forecast file.
 
     Attributes:
         fields: its variables.
         grid: dimensions (y, x) and their sizes.
-        level: name, values and attributes of the dimension of levels; None where there is none.
-        coords: further coordinates as `output.describe` has them: dims, values, attrs.
+        level: name, values and attributes of the level dimension; None without levels.
+        coords: further coordinates (dims, values, attrs) from the output metadata of `arrays`.
         attrs: global attributes.
     """
 
@@ -70,7 +70,7 @@ class ForecastFrame:
 
 
 class Forecasts:
-    """The file; made where it is not there, and the number of its chunks told where large."""
+    """A forecast file, created if missing, with a warning if it has very many chunks."""
 
     def __init__(
         self,
@@ -82,16 +82,16 @@ class Forecasts:
         members: int,
         record: Mapping[str, Any],
     ) -> None:
-        """Open a file, or make it.
+        """Open a file or create it.
 
         Args:
             path: folder of the store.
-            frame: what all states have in common.
-            starts: time of each start, by its name.
-            valid: times of the states, (starts, leads).
-            leads: seconds from the start, (leads,).
-            members: of each start.
-            record: how the states are made; kept as an attribute.
+            frame: variables, grid and coordinates.
+            starts: initial times by name.
+            valid: valid times, (starts, leads).
+            leads: lead times in seconds, (leads,).
+            members: ensemble members of each initial time.
+            record: how the forecasts are made; kept as an attribute.
         """
         self.path, self._frame, self._record = path, frame, record
         self._row = {name: row for row, name in enumerate(starts)}
@@ -100,12 +100,12 @@ class Forecasts:
             self._make(list(starts.values()), valid, leads)
 
     def write(self, start: str, member: int, step: int, state: Sample) -> None:
-        """Put a state in."""
+        """Write one state."""
         for field in self._frame.fields:
             self._group[field.name][self._row[start], member, step - 1] = self._part(field, state)
 
     def read(self, start: str, member: int, step: int) -> Sample:
-        """A state that was put in."""
+        """Read one state."""
         count = sum(len(field.channels) for field in self._frame.fields)
         values = np.empty((count, *self._frame.grid.values()), np.float32)
         for field in self._frame.fields:
@@ -115,7 +115,7 @@ class Forecasts:
         return Sample(values)
 
     def finish(self) -> None:
-        """Gather the metadata in one place."""
+        """Consolidate the metadata."""
         import zarr
 
         zarr.consolidate_metadata(self.path, zarr_format=2)
@@ -138,8 +138,9 @@ class Forecasts:
         files = len(self._frame.fields) * math.prod(self._shape)
         if files > MANY_FILES:
             warn(
-                f"the forecasts are {files:,} files, one for each variable, start, member and "
-                "lead; where the file system limits their number, ask for fewer starts at a time"
+                f"the forecasts are {files:,} files, one for each variable, initial time, member "
+                "and lead time; if the file system limits their number, forecast fewer initial "
+                "times at once"
             )
         self._coords(starts, valid, leads).to_zarr(self.path, zarr_format=2, consolidated=False)
         level, grid = self._frame.level, self._frame.grid
@@ -173,25 +174,25 @@ class Forecasts:
         if frame.level is not None:
             name, values, attrs = frame.level
             found[name] = xarray.Variable((name,), values, dict(attrs))
-        said = {"standard_name": "forecast_reference_time", "long_name": "initial time"}
+        about = {"standard_name": "forecast_reference_time", "long_name": "initial time"}
         times = np.asarray(starts) if hasattr(starts[0], "calendar") else np.array(starts, "M8[ns]")
         units = {"units": _units(np.append(times, valid)), "dtype": "int64"}
-        found[TIME] = xarray.Variable((TIME,), times, said, units)
-        said = {"standard_name": "time", "long_name": "time of the state"}
-        found[VALID] = xarray.Variable((TIME, LEAD), valid, said, units)
-        said = {"standard_name": "realization", "long_name": "member"}
-        found[NUMBER] = xarray.Variable((NUMBER,), np.arange(self._shape[1]), said)
-        said = {"standard_name": "forecast_period", "long_name": "lead time"}
+        found[TIME] = xarray.Variable((TIME,), times, about, units)
+        about = {"standard_name": "time", "long_name": "time of the state"}
+        found[VALID] = xarray.Variable((TIME, LEAD), valid, about, units)
+        about = {"standard_name": "realization", "long_name": "member"}
+        found[NUMBER] = xarray.Variable((NUMBER,), np.arange(self._shape[1]), about)
+        about = {"standard_name": "forecast_period", "long_name": "lead time"}
         coarsest = "seconds" if (leads % 3600).any() else "hours"
         apart = np.rint(leads).astype("m8[s]").astype("m8[ns]")
-        found[LEAD] = xarray.Variable((LEAD,), apart, said, {"units": coarsest, "dtype": "int64"})
-        told = {"source": f"jitkit {version('jitkit')}", RECORD: json.dumps(self._record)}
-        attrs = {"Conventions": "CF-1.8", **frame.attrs, **told}
+        found[LEAD] = xarray.Variable((LEAD,), apart, about, {"units": coarsest, "dtype": "int64"})
+        origin = {"source": f"jitkit {version('jitkit')}", RECORD: json.dumps(self._record)}
+        attrs = {"Conventions": "CF-1.8", **frame.attrs, **origin}
         return xarray.Dataset(coords=found, attrs=attrs)
 
 
 def recorded(path: Path) -> Mapping[str, Any] | None:
-    """How the forecasts of a store were made; None where it holds none."""
+    """How the forecasts of a store were made; None where there are none."""
     try:
         attrs = json.loads((path / ".zattrs").read_text(encoding="utf-8"))
         found: Mapping[str, Any] = json.loads(attrs[RECORD])
@@ -201,7 +202,7 @@ def recorded(path: Path) -> Mapping[str, Any] | None:
 
 
 def _units(times: Array) -> str:
-    """Units in which all of the times are whole numbers."""
+    """CF units in which all times are whole numbers."""
     if times.dtype.kind == "M":
         odd = (times - times.astype("M8[h]")).astype("m8[s]").astype(np.int64).any()
     else:

@@ -1,4 +1,4 @@
-"""Which dimensions of a store are time, rows and columns, and where on the globe they lie."""
+"""Dimensions of a store: time, latitude and longitude, their coordinates and cell areas."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jitkit.domains.arrays import closes, coordinate, even, is_time, label, part_of
+from jitkit.domains.arrays import (
+    coordinate,
+    dimension_kind,
+    is_evenly_spaced,
+    is_periodic,
+    is_time,
+    label,
+)
 from jitkit.domains.weather.section import Variables
 from jitkit.domains.weather.sphere import CIRCLE, cell_areas, longitude_widths
 from jitkit.errors import DataError, RecipeError, listed, nearest
@@ -25,7 +32,7 @@ EMPTIED = (
 
 @dataclass(frozen=True)
 class Dims:
-    """The dimensions of fields, by the part they have."""
+    """Names of the dimensions of fields by role."""
 
     time: str
     y: str
@@ -37,34 +44,36 @@ class Dims:
         return self.time, self.y, self.x
 
 
-def named(store: Readable, asked: Variables | None) -> dict[str, list[float] | None]:
-    """The variables that are predicted, with the levels that are asked."""
-    if asked is not None:
-        if not asked:
+def predicted_variables(
+    store: Readable, requested: Variables | None
+) -> dict[str, list[float] | None]:
+    """The predicted variables with their requested levels; all fields of the store by default."""
+    if requested is not None:
+        if not requested:
             raise RecipeError("domain.variables: name at least one")
-        for name, levels in asked.items():
+        for name, levels in requested.items():
             if name not in store.variables and not by_level(store, name, levels or ()):
                 known = listed(store.variables, 20)
                 near = nearest(name, store.variables) or EMPTIED
                 raise DataError(
                     f"{store.path}: no variable {name!r} (domain.variables); it has {known}{near}"
                 )
-        return dict(asked)
+        return dict(requested)
     found: dict[str, list[float] | None] = {}
     for name, v in sorted(store.variables.items()):
-        parts = {part_of(store, dim)[0] for dim in v.dims}
+        parts = {dimension_kind(store, dim)[0] for dim in v.dims}
         if v.dtype.kind in "fiu" and parts >= {"time", "y", "x"}:
             found[name] = None
     if not found:
         raise DataError(
-            f"{store.path}: no variable lies on time, latitude and longitude; it has "
+            f"{store.path}: no variable has time, latitude and longitude; it has "
             + listed([f"{n}({', '.join(v.dims)})" for n, v in store.variables.items()], 12)
         )
     return found
 
 
 def by_level(store: Readable, name: str, levels: Sequence[float]) -> list[str]:
-    """Variables of one level each, as anemoi-datasets names them: ``t_500``."""
+    """Single-level variables as anemoi-datasets names them: ``t_500``."""
     found = [f"{name}_{label(level)}" for level in levels]
     return found if found and all(each in store.variables for each in found) else []
 
@@ -74,28 +83,28 @@ def find_dims(store: Readable, names: Mapping[str, Any] | None = None) -> Dims:
 
     Args:
         store: the data.
-        names: of variables that are to have them; all that have where not given.
+        names: variables that must have them; all variables that do where not given.
 
     Raises:
-        DataError: one is not there, or there are several.
+        DataError: one is missing, or there are several.
     """
     chosen = [n for n in names or () if n in store.variables]
-    variables = chosen or list(named(store, None))
+    variables = chosen or list(predicted_variables(store, None))
     all_dims = dict.fromkeys(d for name in variables for d in store.variables[name].dims)
     parts: dict[str, list[str]] = {}
     for dim in all_dims:
-        parts.setdefault(part_of(store, dim)[0], []).append(dim)
+        parts.setdefault(dimension_kind(store, dim)[0], []).append(dim)
     times = [d for d in parts.get("time", []) if is_time(coordinate_of(store, d))]
     found = {"time": times, "latitude": parts.get("y", []), "longitude": parts.get("x", [])}
     for part, dims in found.items():
         if len(dims) != 1:
             what = f"several ({listed(dims)})" if dims else "none"
             raise DataError(
-                f"{store.path}: a dimension of {part} was looked for among "
-                f"{listed([f'{d} ({n})' for d, n in _sizes(store, variables).items()], 12)}, and "
-                f"there is {what}. Fields lie on a grid of rows and columns, with times that have "
-                "units such as 'hours since 1900-01-01'; meshes and reduced Gaussian grids must "
-                "be put on a regular one first, and of several times choose an entry by "
+                f"{store.path}: no single dimension of {part} among "
+                f"{listed([f'{d} ({n})' for d, n in _sizes(store, variables).items()], 12)}: "
+                f"there is {what}. Fields need a grid of rows and columns and times with units "
+                "such as 'hours since 1900-01-01'; regrid meshes and reduced Gaussian grids to a "
+                "regular grid first, and of several time dimensions choose an entry with "
                 "domain.select"
             )
     return Dims(times[0], found["latitude"][0], found["longitude"][0])
@@ -115,15 +124,15 @@ def coordinate_of(store: Readable, dim: str) -> Array:
 
 
 def level_dims(store: Readable, dims: Dims, names: Mapping[str, Any]) -> Iterator[str]:
-    """Dimensions of levels that variables have."""
+    """Level dimensions of the variables."""
     for name in names:
         if name in store.variables:
             for dim in store.variables[name].dims:
-                if dim not in dims.all and part_of(store, dim)[0] == "level":
+                if dim not in dims.all and dimension_kind(store, dim)[0] == "level":
                     yield dim
 
 
-def places(store: Readable, dims: Dims) -> tuple[Array, Array] | None:
+def cell_positions(store: Readable, dims: Dims) -> tuple[Array, Array] | None:
     """Latitudes (y, 1) or (y, x), and longitudes (1, x) or (y, x), in degrees."""
     rows, columns = degrees_of(store, dims.y, "lat"), degrees_of(store, dims.x, "lon")
     if rows is not None and columns is not None:
@@ -138,7 +147,7 @@ def places(store: Readable, dims: Dims) -> tuple[Array, Array] | None:
 
 
 def degrees_of(store: Readable, dim: str, start: str) -> Array | None:
-    """A coordinate in degrees of latitude or longitude; None where it is something else."""
+    """A coordinate of latitude or longitude in degrees; None where it is something else."""
     values = coordinate_of(store, dim)
     if dim not in store.coords.variables or values.dtype.kind not in "iuf":
         return None
@@ -148,15 +157,15 @@ def degrees_of(store: Readable, dim: str, start: str) -> Array | None:
     return values.astype(np.float64) if known and units.startswith("degree") else None
 
 
-def goes_round(store: Readable, dim: str) -> bool:
-    """Whether columns go once round the globe; WeatherBench 2's have no units that tell."""
+def covers_globe(store: Readable, dim: str) -> bool:
+    """Whether columns cover all longitudes once, also without units, as in WeatherBench 2."""
     columns = degrees_of(store, dim, "lon")
     if columns is None:
-        return closes(store, dim) is True
-    return even(columns) and bool(abs(longitude_widths(columns).sum() - CIRCLE) < 1e-3)
+        return is_periodic(store, dim) is True
+    return is_evenly_spaced(columns) and bool(abs(longitude_widths(columns).sum() - CIRCLE) < 1e-3)
 
 
-def areas(store: Readable, dims: Dims) -> Array | None:
-    """Areas of all cells, (y, x); None where rows are no latitudes."""
+def grid_areas(store: Readable, dims: Dims) -> Array | None:
+    """Areas of all cells, (y, x); None where rows are not latitudes."""
     rows, columns = degrees_of(store, dims.y, "lat"), degrees_of(store, dims.x, "lon")
     return None if rows is None or columns is None else cell_areas(rows, columns)

@@ -1,4 +1,4 @@
-"""What a model of weather needs when the data are gone, beside what the domain for arrays keeps."""
+"""Metadata of a weather model: what sampling and forecasting need when the data are gone."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from jitkit.domains.arrays import (
-    MOST_VALUES,
+    MAX_VALUES,
     Column,
     Statistics,
-    block_places,
+    block_entries,
     load_or_measure,
     read_blocks,
 )
@@ -22,75 +22,75 @@ from jitkit.domains.weather import sphere
 from jitkit.domains.weather.forecasts import ForecastField, ForecastFrame
 from jitkit.domains.weather.open import MAPS, OpenedWeather
 from jitkit.domains.weather.section import WeatherSection
-from jitkit.domains.weather.timedelta import in_words
+from jitkit.domains.weather.timedelta import format_duration
 from jitkit.errors import DataError, RecipeError
 from jitkit.utils.console import bar
 from jitkit.utils.types import Array
 
 WEATHER_FORMAT = 1
 ASKED = ("task", "inputs", "target", "forcings", "static", "accumulate")
-"""Keys of the section that a trained model cannot do otherwise."""
+"""Keys of the section that are fixed once a model is trained."""
 
 
 @dataclass(frozen=True, eq=False)
 class Change:
-    """The change from one normalized state to the next, brought to unit variance.
+    """Normalization of the change from one normalized state to the next.
 
     Attributes:
-        center, spread: mean and standard deviation of changes in training, (C,).
+        center, spread: mean and standard deviation of changes in the training data, (C,).
     """
 
     center: Array
     spread: Array
 
     def encode(self, state: Array, last: Array) -> Array:
-        """Normalized states, (C, ...), as changes from others: float32."""
-        center, spread = (_beside(x, state) for x in (self.center, self.spread))
+        """Changes of normalized states (C, ...) from the states before, float32."""
+        center, spread = (_broadcast(x, state) for x in (self.center, self.spread))
         return ((state.astype(np.float64) - last - center) / spread).astype(np.float32)
 
     def decode(self, change: Array, last: Array) -> Array:
         """Undo `encode`."""
-        center, spread = (_beside(x, change) for x in (self.center, self.spread))
+        center, spread = (_broadcast(x, change) for x in (self.center, self.spread))
         return (last + change.astype(np.float64) * spread + center).astype(np.float32)
 
 
-def _beside(numbers: Array, values: Array) -> Array:
-    """Numbers of channels, (C,), in the rank of values."""
-    return numbers.reshape(-1, *[1] * (values.ndim - 1))
+def _broadcast(per_channel: Array, values: Array) -> Array:
+    """One value per channel, (C,), with the rank of ``values``."""
+    return per_channel.reshape(-1, *[1] * (values.ndim - 1))
 
 
 class WeatherMetadata:
-    """What a model needs, made from metadata alone.
+    """Metadata of a weather model in usable form.
 
     Attributes:
-        seconds: length of a lead.
-        time: name of the dimension of time.
-        change: where the model samples changes; None where states.
-        weights: of the cells, (y, x) float32; None where all count alike.
-        places: latitudes and longitudes of the cells, broadcasting to the grid; None: unknown.
+        seconds: length of one step.
+        time: name of the time dimension.
+        change: normalization of changes; None where the model samples states.
+        weights: area weights of the cells, (y, x) float32; None where all are equal.
+        positions: latitudes and longitudes of the cells, broadcasting to the grid; None: unknown.
     """
 
     def __init__(self, metadata: Mapping[str, Any]) -> None:
         if metadata.get("format") != WEATHER_FORMAT:
             raise DataError(
-                f"metadata of format {metadata.get('format')!r}, but this version reads {WEATHER_FORMAT}; "
-                "train again, or sample with the version that trained"
+                f"metadata of format {metadata.get('format')!r}, but this version reads "
+                f"{WEATHER_FORMAT}; train again, or sample with the version that trained"
             )
         self.metadata = metadata
         self.seconds, self.time = float(metadata["seconds"]), str(metadata["time"])
         self.change: Change | None = None
         self.weights: Array | None = None
-        self.places: tuple[Array, Array] | None = None
+        self.positions: tuple[Array, Array] | None = None
         if (change := metadata["change"]) is not None:
             center, spread = (np.asarray(change[key], np.float64) for key in ("center", "spread"))
             self.change = Change(center, spread)
         if metadata["weights"] is not None:
             self.weights = np.asarray(metadata["weights"])
-        if (places := metadata["places"]) is not None:
-            self.places = np.asarray(places["latitude"]), np.asarray(places["longitude"])
+        if (cells := metadata["places"]) is not None:
+            self.positions = np.asarray(cells["latitude"]), np.asarray(cells["longitude"])
 
     def check(self, section: WeatherSection) -> None:
-        """Whether a section asks for what the model does.
+        """Check that a section agrees with how the model was trained.
 
         Raises:
             RecipeError: it does not.
@@ -98,12 +98,12 @@ class WeatherMetadata:
         for key, trained in self.metadata["asked"].items():
             if getattr(section, key) != trained:
                 raise RecipeError(
-                    f"domain.{key} is {getattr(section, key)!r}, and the model was trained with "
+                    f"domain.{key} is {getattr(section, key)!r}, but the model was trained with "
                     f"{trained!r}"
                 )
 
     def check_data(self, opened: OpenedWeather) -> None:
-        """Whether opened data follow one another as those that the model was trained on.
+        """Check that opened data have the time step that the model was trained on.
 
         Raises:
             DataError: they do not.
@@ -112,12 +112,12 @@ class WeatherMetadata:
         forecasts = self.metadata["asked"]["task"] == "forecast"
         if forecasts and abs(seconds - self.seconds) > 0.1 * self.seconds:  # months differ
             raise DataError(
-                f"states of {opened.store.path} are {in_words(seconds)} apart, and the model's "
-                f"{in_words(self.seconds)}; domain.lead says how far apart they are"
+                f"states of {opened.store.path} are {format_duration(seconds)} apart, but the "
+                f"model's step is {format_duration(self.seconds)}; set domain.lead"
             )
 
     def frame(self) -> ForecastFrame:
-        """What all states of a file of forecasts have in common."""
+        """Variables, grid and coordinates of a forecast file."""
         arrays = self.metadata["arrays"]
         level = self.metadata["level"]
         return ForecastFrame(
@@ -125,7 +125,7 @@ class WeatherMetadata:
                 ForecastField(
                     v["name"],
                     v["channels"],
-                    None if v["levels"] is None else self._places_of(v["levels"]),
+                    None if v["levels"] is None else self._level_indices(v["levels"]),
                     v["attrs"],
                 )
                 for v in self.metadata["variables"]
@@ -137,7 +137,7 @@ class WeatherMetadata:
         )
 
     def columns(self) -> list[Column]:
-        """The variables of a file of samples, levels together."""
+        """The variables of a file of samples, each with its levels as one dimension."""
         frame = self.frame()
         found = []
         for field in frame.fields:
@@ -145,13 +145,13 @@ class WeatherMetadata:
             count = len(self._levels()) if over else 1
             levels = None if field.levels is None else tuple(field.levels)
             shape = (*([count] if over else []), *frame.grid.values())
-            take = _Together(tuple(field.channels), levels, count)
+            take = _WithLevels(tuple(field.channels), levels, count)
             dims = (*over, *frame.grid)
             found.append(Column(field.name, dims, shape, "float32", field.attrs, take))
         return found
 
     def output(self) -> dict[str, Any]:
-        """What `arrays.writing.write` is told of a file of samples."""
+        """Description of a file of samples for `arrays.write.write_items`."""
         arrays, level = self.metadata["arrays"], self.metadata["level"]
         coords = dict(arrays["output"]["coords"])
         if level is not None:
@@ -162,13 +162,13 @@ class WeatherMetadata:
     def _levels(self) -> Array:
         return np.atleast_1d(np.asarray(self.metadata["level"]["values"]))
 
-    def _places_of(self, levels: Sequence[float]) -> list[int]:
+    def _level_indices(self, levels: Sequence[float]) -> list[int]:
         return [int(i) for i in np.searchsorted(self._levels(), levels)]
 
 
 @dataclass(frozen=True, eq=False)
-class _Together:
-    """A variable's part of an item; at levels that it has not, NaN."""
+class _WithLevels:
+    """A variable's channels of an item on all levels of the file; NaN at levels it lacks."""
 
     channels: tuple[int, ...]
     levels: tuple[int, ...] | None
@@ -183,18 +183,18 @@ class _Together:
         return whole
 
 
-def measure(
+def measure_weather(
     opened: OpenedWeather, arrays: Mapping[str, Any], statistics: Statistics
 ) -> dict[str, Any]:
-    """The metadata of opened data; reads the training split where changes are sampled.
+    """Metadata of opened data; reads the training split where the model samples changes.
 
     Args:
         opened: the data.
-        arrays: metadata of the domain for arrays.
+        arrays: metadata of domain `arrays`.
         statistics: of the states.
     """
     section = opened.section
-    places, areas = opened.places(), opened.areas()
+    positions, areas = opened.positions(), opened.areas()
     changes = section.task == "forecast" and section.target == "change"
     return {
         "format": WEATHER_FORMAT,
@@ -202,8 +202,12 @@ def measure(
         "arrays": dict(arrays),
         "seconds": opened.data.spacing * opened.step,
         "time": opened.dims.time,
-        "places": None if places is None else {"latitude": places[0], "longitude": places[1]},
-        "weights": None if areas is None or not section.area_weights else sphere.weights(areas),
+        "places": None
+        if positions is None
+        else {"latitude": positions[0], "longitude": positions[1]},
+        "weights": None
+        if areas is None or not section.area_weights
+        else sphere.area_weights(areas),
         "change": _changes(opened, statistics) if changes else None,
         "level": _level(opened),
         "variables": _variables(opened, arrays),
@@ -232,7 +236,7 @@ def _plain(value: Any) -> bool:
 
 
 def _variables(opened: OpenedWeather, arrays: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The variables that channels belong to, and their attributes."""
+    """The variables of the channels, with their attributes."""
     attrs = {v["name"]: v["attrs"] for v in arrays["output"]["variables"]}
     found: dict[str, dict[str, Any]] = {}
     for number, channel in enumerate(opened.channels):
@@ -252,18 +256,18 @@ def _variables(opened: OpenedWeather, arrays: Mapping[str, Any]) -> list[dict[st
 
 
 def _changes(opened: OpenedWeather, statistics: Statistics) -> dict[str, Any]:
-    """Mean and standard deviation of changes of the normalized state, over the training items."""
+    """Mean and standard deviation of changes of normalized states over the training items."""
     data = opened.data
     plan, spacing = data.plan, data.spacing
     items = data.items("train")
-    positions = items.places.starts[plan.along]
-    most = {"auto": MOST_VALUES, "all": None}.get(str(data.section.measure), data.section.measure)
+    positions = items.item_index.starts[plan.along]
+    most = {"auto": MAX_VALUES, "all": None}.get(str(data.section.measure), data.section.measure)
     assert not isinstance(most, str)
-    later = block_places(data.store, plan, plan.variables, positions, most)
+    later = block_entries(data.store, plan, plan.variables, positions, most)
     known = plan.entries[plan.along]
     earlier = [
-        {**place, plan.along: known[np.searchsorted(known, place[plan.along]) - spacing]}
-        for place in later
+        {**entry, plan.along: known[np.searchsorted(known, entry[plan.along]) - spacing]}
+        for entry in later
     ]
 
     def blocks() -> Iterator[Array]:
@@ -276,19 +280,19 @@ def _changes(opened: OpenedWeather, statistics: Statistics) -> dict[str, Any]:
                 yield np.moveaxis(after - before, 0, 1)
                 done(number)
 
-    asked = {
+    identity = {
         "changes": WEATHER_FORMAT,
         "data": data.store.fingerprint(),
-        "statistics": hashlib.sha256(_told(statistics)).hexdigest(),
+        "statistics": hashlib.sha256(_plain_statistics(statistics)).hexdigest(),
         "positions": hashlib.sha256(positions.astype("<i8").tobytes()).hexdigest(),
         "spacing": spacing,
         "blocks": len(later),
     }
-    key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     found = load_or_measure(key, lambda: Statistics.measure(blocks(), statistics.channels))
     return {"center": found.center.tolist(), "spread": found.spread.tolist()}
 
 
-def _told(statistics: Statistics) -> bytes:
-    numbers = {k: v for k, v in statistics.metadata().items() if not isinstance(v, np.ndarray)}
-    return json.dumps(numbers, sort_keys=True).encode()
+def _plain_statistics(statistics: Statistics) -> bytes:
+    plain = {k: v for k, v in statistics.metadata().items() if not isinstance(v, np.ndarray)}
+    return json.dumps(plain, sort_keys=True).encode()

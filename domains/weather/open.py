@@ -1,6 +1,6 @@
-"""From section ``domain`` of a recipe for weather to opened data: dimensions, variables, times.
+"""Open weather data for a recipe: dimensions, variables, levels, times, forcings, coarse fields.
 
-store ── dimensions found ── channels, forcings, static and coarse maps: a `DerivedStore` ── arrays' data
+store ── dimensions ── channels, forcings, static and coarse maps: a `DerivedStore` ── arrays' data
 """
 
 from __future__ import annotations
@@ -22,22 +22,29 @@ from jitkit.domains.arrays import (
 )
 from jitkit.domains.weather.anemoi import Anemoi, is_anemoi
 from jitkit.domains.weather.channels import Channel, find_channels, others_of, summed
-from jitkit.domains.weather.derived import Coarse, DerivedSource, DerivedStore, Plain, Sky
+from jitkit.domains.weather.derived import Coarse, DerivedSource, DerivedStore, Plain, SolarForcing
 from jitkit.domains.weather.geography import (
     Dims,
-    areas,
+    cell_positions,
     coordinate_of,
+    covers_globe,
     degrees_of,
     find_dims,
-    goes_round,
+    grid_areas,
     level_dims,
-    named,
-    places,
+    predicted_variables,
 )
 from jitkit.domains.weather.section import WeatherSection
-from jitkit.domains.weather.sphere import Between, Blocks, outside
+from jitkit.domains.weather.sphere import BlockMeans, Interpolation, outside
 from jitkit.domains.weather.timedelta import duration
-from jitkit.domains.weather.times import step_of, sums_of, tell_gaps, times_of, used, whole
+from jitkit.domains.weather.times import (
+    accumulation_steps,
+    time_step,
+    times_of,
+    used_entries,
+    warn_of_gaps,
+    with_whole_window,
+)
 from jitkit.errors import DataError, RecipeError, listed, nearest
 from jitkit.utils.types import Array
 
@@ -53,14 +60,14 @@ class OpenedWeather:
     """Opened data.
 
     Attributes:
-        section: what was asked.
-        store: which holds the fields.
+        section: of the recipe.
+        store: holds the fields.
         dims: its dimensions.
-        view: what items are made of.
-        channels: what is predicted.
-        level: name of the dimension of levels; None where there is none.
-        step: seconds from one time of the view to the next.
-        data: as the domain for arrays has them.
+        view: the derived variables of items.
+        channels: the predicted channels.
+        level: name of the level dimension; None without levels.
+        step: seconds between times of the view.
+        data: the view as data of domain `arrays`.
     """
 
     section: WeatherSection
@@ -74,12 +81,12 @@ class OpenedWeather:
 
     @property
     def times(self) -> Array:
-        """Of the entries that the recipe uses, (n,)."""
+        """Times that the recipe uses, (n,)."""
         return self.data.plan.values[self.dims.time]
 
-    def places(self) -> tuple[Array, Array] | None:
+    def positions(self) -> tuple[Array, Array] | None:
         """Latitudes and longitudes of the items' cells, broadcasting to the grid."""
-        found = places(self.store, self.dims)
+        found = cell_positions(self.store, self.dims)
         if found is None:
             return None
         rows, columns = (self.data.plan.entries[dim] for dim in (self.dims.y, self.dims.x))
@@ -93,8 +100,8 @@ class OpenedWeather:
         return latitudes, longitudes
 
     def areas(self) -> Array | None:
-        """Areas of the items' cells; None where they are no grid of latitudes and longitudes."""
-        found = areas(self.store, self.dims)
+        """Areas of the items' cells; None where rows and columns are not latitude and longitude."""
+        found = grid_areas(self.store, self.dims)
         if found is None:
             return None
         rows, columns = (self.data.plan.entries[dim] for dim in (self.dims.y, self.dims.x))
@@ -102,40 +109,41 @@ class OpenedWeather:
 
 
 def open_weather(section: WeatherSection) -> OpenedWeather:
-    """Find what a section says in the data that it names.
+    """Open the data that a section describes.
 
     Raises:
-        DataError, RecipeError: it is not there; the text says what there is.
+        DataError, RecipeError: something is missing; the text lists what exists.
     """
     real = open_store(_of_store(section))
     store: Readable = Anemoi(real) if is_anemoi(real) else real
-    names = named(store, section.variables)
+    names = predicted_variables(store, section.variables)
     dims = find_dims(store, names)
     times = times_of(store, dims.time)
-    sums = sums_of(times, names, section)
-    entries = whole(store, times, used(store, times, section), max(sums.values(), default=1))
+    sums = accumulation_steps(times, names, section)
+    entries = used_entries(store, times, section)
+    entries = with_whole_window(store, times, entries, max(sums.values(), default=1))
     coarse = _open_coarse(section)
     if coarse is not None:
         entries = entries[_shared(times[entries], coarse.times)]
     channels = find_channels(store, dims, names, section, entries)
     level = next((c for c in level_dims(store, dims, names)), None)
-    sources = {c.name: summed(c, sums, step_of(times)) for c in channels}
+    sources = {c.name: summed(c, sums, time_step(times)) for c in channels}
     maps = _forcings(store, dims, times[entries], section)
     maps |= _coarse(store, coarse, dims, times[entries], sources, section)
     static = _static(store, dims, section, times, entries)
     view = DerivedStore(store, {**sources, **maps, **static}, dims.time, entries)
-    step = step_of(times[entries])
+    step = time_step(times[entries])
     spacing = duration(section.lead).in_steps(step, "domain.lead") if section.lead else 1
-    asked = _as_arrays(section, store, dims, sources, list(maps))
-    data = open_data(asked, view, spacing=spacing)
+    arrays_section = _as_arrays(section, store, dims, sources, list(maps))
+    data = open_data(arrays_section, view, spacing=spacing)
     if coarse is not None:
         _check_covered(coarse, store, dims, data)
-    tell_gaps(data, dims.time, section.path)
+    warn_of_gaps(data, dims.time, section.path)
     return OpenedWeather(section, store, dims, view, channels, level, step, data)
 
 
 def _of_store(section: Any) -> ArraysSection:
-    """The part of a section that says where data are."""
+    """The keys of a section that locate its data."""
     given = {key: getattr(section, key) for key in ("path", "group", "options")}
     buffer = {"buffer": section.buffer} if hasattr(section, "buffer") else {}
     return ArraysSection(name="weather", **given, **buffer)
@@ -148,8 +156,8 @@ def _as_arrays(
     predicted: Mapping[str, DerivedSource],
     maps: list[str],
 ) -> ArraysSection:
-    """What the domain for arrays is asked, of the view."""
-    circle = goes_round(store, dims.x) and dims.x not in section.select
+    """Section of domain `arrays` for the view."""
+    circle = covers_globe(store, dims.x) and dims.x not in section.select
     numbers = [name for name in section.forcings if name not in MAPS]
     kept = dims.all
     every = dict.fromkeys(dim for source in predicted.values() for dim in source.described.dims)
@@ -180,7 +188,7 @@ def _as_arrays(
 
 
 def _transforms(section: WeatherSection, names: Sequence[str]) -> dict[str, Any]:
-    """Transforms by channel: a variable's own hold for all of its levels, coarse ones too."""
+    """Transforms by channel; those of a variable hold for all its levels and its coarse field."""
     found, known = {}, set[str]()
     for name in names:
         channel = name.removeprefix(COARSE)
@@ -198,7 +206,7 @@ def _transforms(section: WeatherSection, names: Sequence[str]) -> dict[str, Any]
     return found
 
 
-# Maps that are told
+# Maps as conditions
 
 
 def _forcings(
@@ -207,20 +215,20 @@ def _forcings(
     wanted = [name for name in section.forcings if name in MAPS]
     if not wanted:
         return {}
-    found = places(store, dims)
+    found = cell_positions(store, dims)
     if found is None:
         raise DataError(
-            f"domain.forcings: {wanted[0]} needs latitude and longitude, and {store.path} has no "
-            f"coordinates of that kind on {dims.y} and {dims.x}"
+            f"domain.forcings: {wanted[0]} needs latitude and longitude, but {store.path} has no "
+            f"such coordinates on {dims.y} and {dims.x}"
         )
     axes = (dims.time, dims.y, dims.x)
-    return {name: Sky(name, axes, times, *found) for name in wanted}
+    return {name: SolarForcing(name, axes, times, *found) for name in wanted}
 
 
 def _static(
     store: Readable, dims: Dims, section: WeatherSection, times: Array, entries: Array
 ) -> dict[str, DerivedSource]:
-    """Maps without time; of one that has it all the same, as ARCO-ERA5's, the first trained on."""
+    """Static maps; of one with a time dimension, as in ARCO-ERA5, the first training time."""
     found: dict[str, DerivedSource] = {}
     for name in section.static:
         if name not in store.variables:
@@ -233,7 +241,7 @@ def _static(
             continue
         fixed, over = others_of(store, dims, name, section)
         if over is not None:
-            raise DataError(f"domain.static: {name!r} has levels, and a map has none")
+            raise DataError(f"domain.static: {name!r} has levels, but a map has none")
         if dims.time in store.variables[name].dims:
             fixed[dims.time] = _first_trained(times, entries, section)
         found[name] = Plain(store, name, fixed, dims.time, None)
@@ -251,8 +259,8 @@ class _CoarseStore:
     """A store of coarse fields.
 
     Attributes:
-        store, dims: as of the fine ones.
-        names: variables that are told, with the levels that are asked.
+        store, dims: as for the fine fields.
+        names: conditioning variables with the requested levels.
         times: of the store, (n,).
     """
 
@@ -263,7 +271,7 @@ class _CoarseStore:
 
 
 def _open_coarse(section: WeatherSection) -> _CoarseStore | None:
-    """The store of coarse fields; None where the fine ones are coarsened."""
+    """The store of coarse fields; None where the fine fields are coarsened."""
     if section.coarse is None or section.coarse.path is None:
         return None
     try:
@@ -271,13 +279,13 @@ def _open_coarse(section: WeatherSection) -> _CoarseStore | None:
     except DataError as error:
         raise DataError(f"domain.coarse.path: {error}") from error
     store = Anemoi(real) if is_anemoi(real) else real
-    names = named(store, section.coarse.variables or section.variables)
+    names = predicted_variables(store, section.coarse.variables or section.variables)
     dims = find_dims(store, names)
     return _CoarseStore(store, dims, names, times_of(store, dims.time))
 
 
 def _shared(times: Array, others: Array) -> Array:
-    """Positions of the times that are among others, too."""
+    """Positions of the times that others contain as well."""
     known = np.isin(times, others)
     if not known.any():
         raise DataError(
@@ -302,13 +310,13 @@ def _coarse(
     shape = tuple(coordinate_of(store, dim).size for dim in (dims.y, dims.x))
     assert len(shape) == 2
     if coarse is None:
-        cells, own = areas(store, dims), (dims.y, dims.x)
+        cells, own = grid_areas(store, dims), (dims.y, dims.x)
         factor = section.coarse.factor
         assert factor is not None
-        blocks = Blocks(np.ones(shape) if cells is None else cells, factor)
+        blocks = BlockMeans(np.ones(shape) if cells is None else cells, factor)
         return {f"{COARSE}{n}": Coarse(s, blocks, (own, own), shape) for n, s in fine.items()}
     theirs = coarse.dims
-    between = Between.grids(_latlon(coarse.store, theirs), _latlon(store, dims))
+    regrid = Interpolation.grids(_latlon(coarse.store, theirs), _latlon(store, dims))
     entries = np.searchsorted(coarse.times, times)
     if theirs.time != dims.time:
         raise DataError(
@@ -317,11 +325,11 @@ def _coarse(
         )
     channels = find_channels(coarse.store, theirs, coarse.names, section, entries)
     grid = ((theirs.y, theirs.x), (dims.y, dims.x))
-    return {f"{COARSE}{c.name}": Coarse(c.source, between, grid, shape) for c in channels}
+    return {f"{COARSE}{c.name}": Coarse(c.source, regrid, grid, shape) for c in channels}
 
 
 def _check_covered(coarse: _CoarseStore, store: Readable, dims: Dims, data: Data) -> None:
-    """The cells of the recipe lie within those of the coarse store."""
+    """Check that the cells of the recipe are inside the coarse grid."""
     rows, columns = _latlon(store, dims)
     fine = rows[data.plan.entries[dims.y]], columns[data.plan.entries[dims.x]]
     source = _latlon(coarse.store, coarse.dims)
@@ -335,7 +343,7 @@ def _check_covered(coarse: _CoarseStore, store: Readable, dims: Dims, data: Data
     if beyond:
         raise DataError(
             f"domain.coarse: {coarse.store.path} does not cover the fine grid: {'; '.join(beyond)} "
-            "by more than half a coarse cell; take a part of the fine grid by domain.select"
+            "by more than half a coarse cell; select a part of the fine grid with domain.select"
         )
 
 
@@ -344,6 +352,6 @@ def _latlon(store: Readable, dims: Dims) -> tuple[Array, Array]:
     if rows is None or columns is None:
         raise DataError(
             f"{store.path}: {dims.y} and {dims.x} are not latitude and longitude in degrees, "
-            "between which coarse fields are interpolated"
+            "which the interpolation of coarse fields needs"
         )
     return rows, columns

@@ -1,4 +1,4 @@
-"""What a recipe for weather reads of its stores: which variables, and of them which entries."""
+"""Which variables and entries of its stores a weather recipe reads, for `jitkit fetch`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from jitkit.domains.arrays import positions
+from jitkit.domains.arrays import needed_positions
 from jitkit.domains.weather.anemoi import DATA, DATES, LATITUDES, LONGITUDES, Anemoi
 from jitkit.domains.weather.derived import Need
 from jitkit.domains.weather.open import OpenedWeather
@@ -15,24 +15,23 @@ from jitkit.stores.store import Store
 from jitkit.utils.types import Array
 
 
-def reads(opened: OpenedWeather) -> list[DownloadRequest]:
+def weather_reads(opened: OpenedWeather) -> list[DownloadRequest]:
     """One `DownloadRequest` for each store; a copy of them gives the same items under the recipe.
 
-    Of anemoi-datasets all variables are read: they lie in one array, and are named in its
-    attributes by their place.
+    Of anemoi-datasets all variables are read, as they share one array and are named by index.
     """
     plan, view = opened.data.plan, opened.view
     kept = {dim: np.unique(plan.entries[dim]) for dim in (opened.dims.y, opened.dims.x)}
-    kept[view.time] = np.unique(plan.entries[view.time][positions(opened.data)])
+    kept[view.time] = np.unique(plan.entries[view.time][needed_positions(opened.data)])
     found: dict[int, tuple[Store, dict[str, dict[str, list[Array]]]]] = {}
     for source in view.sources.values():
         for need in source.needs(kept):
             for store, name, entries in _real(need):
                 assert isinstance(store, Store)
                 _, variables = found.setdefault(id(store), (store, {}))
-                asked = variables.setdefault(name, {})
+                wanted = variables.setdefault(name, {})
                 for dim, chosen in entries.items():
-                    asked.setdefault(dim, []).append(chosen)
+                    wanted.setdefault(dim, []).append(chosen)
     first = opened.store.store if isinstance(opened.store, Anemoi) else opened.store
     keys = {key: "path" if key == id(first) else "coarse.path" for key in found}
     return [
@@ -40,8 +39,8 @@ def reads(opened: OpenedWeather) -> list[DownloadRequest]:
             keys[key],
             store,
             {
-                name: {dim: np.unique(np.concatenate(parts)) for dim, parts in asked.items()}
-                for name, asked in variables.items()
+                name: {dim: np.unique(np.concatenate(parts)) for dim, parts in wanted.items()}
+                for name, wanted in variables.items()
             },
             (view.time,),
         )
@@ -50,7 +49,7 @@ def reads(opened: OpenedWeather) -> list[DownloadRequest]:
 
 
 def _real(need: Need) -> Iterator[Need]:
-    """What a need asks of a store on disk or in a bucket."""
+    """A need in terms of the store on disk or in a bucket."""
     store, _, entries = need
     if not isinstance(store, Anemoi):
         yield need

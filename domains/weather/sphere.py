@@ -1,7 +1,7 @@
-"""Cells on the sphere: their edges and areas, coarser cells, values between cells.
+"""Grid cells on the sphere: edges, areas, conservative coarsening, bilinear interpolation.
 
 The area of a cell between latitudes a and b and longitudes l and m is (sin b - sin a)(m - l) on the
-unit sphere, exactly, poles included.
+unit sphere; this is exact, also at the poles.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ ROUNDING = 1e-3  # degrees
 
 
 def latitude_edges(latitudes: Array) -> Array:
-    """Edges of rows whose centres are given, in degrees, (n + 1,), in their order.
+    """Edges of rows from their centres, in degrees, (n + 1,), in the given order.
 
-    Halfway between centres. The outer ones lie half a row further on; where the pole is no more
-    than another half row away, as on Gaussian grids, or nearer than that, as where a row lies on
-    the pole itself, they are the pole.
+    Edges are halfway between centres. The outer edges are half a row further out, or at the pole
+    if it is within another half row (Gaussian grids, rows at the pole).
     """
     rows = np.asarray(latitudes, np.float64)
     if len(rows) == 1:
@@ -41,38 +40,38 @@ def _to_pole(edge: float, half: float) -> float:
 
 
 def longitude_widths(longitudes: Array) -> Array:
-    """Widths of columns whose centres are given, in degrees, (n,); each reaches halfway to its
-    neighbours, and round the globe where they go all the way."""
+    """Widths of columns from their centres, in degrees, (n,). Each reaches halfway to its
+    neighbours; columns that cover all longitudes are periodic."""
     columns = np.asarray(longitudes, np.float64)
     if len(columns) < 2:
         return np.ones(len(columns))
     steps = np.abs((np.diff(columns) + CIRCLE / 2) % CIRCLE - CIRCLE / 2)
     rest = CIRCLE - steps.sum()
-    closes = rest <= 1.5 * steps.max()
-    before = np.concatenate([[rest if closes else steps[0]], steps])
-    after = np.concatenate([steps, [rest if closes else steps[-1]]])
+    periodic = rest <= 1.5 * steps.max()
+    before = np.concatenate([[rest if periodic else steps[0]], steps])
+    after = np.concatenate([steps, [rest if periodic else steps[-1]]])
     return (before + after) / 2
 
 
 def cell_areas(latitudes: Array, longitudes: Array) -> Array:
-    """Areas of the cells of a grid on the unit sphere, (n, m); of a whole one they sum to 4 pi.
+    """Areas of grid cells on the unit sphere, (n, m); a global grid sums to 4 pi.
 
     Args:
-        latitudes: of the rows' centres, in degrees, (n,), either way round.
-        longitudes: of the columns' centres, in degrees, (m,).
+        latitudes: of the row centres, in degrees, (n,), rising or falling.
+        longitudes: of the column centres, in degrees, (m,).
     """
     rows = np.abs(np.diff(np.sin(np.radians(latitude_edges(latitudes)))))
     return rows[:, None] * np.radians(longitude_widths(longitudes))[None]
 
 
-def weights(areas: Array) -> Array:
-    """Areas as weights of mean 1, float32."""
+def area_weights(areas: Array) -> Array:
+    """Areas scaled to a mean of 1, float32."""
     return (areas / areas.mean()).astype(np.float32)
 
 
 @dataclass(frozen=True, eq=False)
-class Blocks:
-    """A grid in blocks of ``factor`` cells along each side; the last ones may be smaller.
+class BlockMeans:
+    """Conservative coarsening to blocks of ``factor`` cells a side; the last may be smaller.
 
     Attributes:
         areas: of the cells, (n, m).
@@ -83,11 +82,11 @@ class Blocks:
     factor: int
 
     def __call__(self, values: Array) -> Array:
-        """Area-weighted means of blocks, as fine as the grid: each cell has its block's.
+        """Area-weighted means of blocks, on the fine grid: each cell has the mean of its block.
 
-        The integral over each block stays what it was (first-order conservative; Jones 1999, Mon.
-        Weather Rev. 127: 2204-2210). Of cells without data only the others count; a block without
-        any has none.
+        The integral over each block is conserved (first-order conservative; Jones 1999, Mon.
+        Weather Rev. 127: 2204-2210). Cells without data are left out; a block without any data is
+        missing.
 
         Args:
             values: (..., n, m), NaN where missing.
@@ -109,17 +108,16 @@ class Blocks:
 
 
 @dataclass(frozen=True, eq=False)
-class Between:
+class Interpolation:
     """Bilinear interpolation from one latitude-longitude grid to another.
 
-    A longitude that goes round the globe has no seam, and one of a region may be counted from
-    elsewhere than the target's. Beyond the first and the last row or column their values are
-    taken; `outside` says where that is further than their cells reach. Of four neighbours those
-    with data count.
+    Global longitudes are periodic; regional ones may have another origin than the target's.
+    Targets beyond the first or last row or column get its value; `outside` finds those beyond the
+    source cells. Only neighbours with data are used.
 
     Attributes:
-        rows, columns: of each target row (column) the two source ones beside it, (n, 2).
-        row_shares, column_shares: how much each of them counts, (n, 2).
+        rows, columns: indices of the two source rows (columns) around each target, (n, 2).
+        row_shares, column_shares: their weights, (n, 2).
     """
 
     rows: Array
@@ -128,12 +126,12 @@ class Between:
     column_shares: Array
 
     @classmethod
-    def grids(cls, source: tuple[Array, Array], target: tuple[Array, Array]) -> Between:
+    def grids(cls, source: tuple[Array, Array], target: tuple[Array, Array]) -> Interpolation:
         """From (latitudes, longitudes) to (latitudes, longitudes), in degrees."""
-        rows = _beside(source[0], target[0], None)
-        if _closes(source[1]):
-            return cls(*rows, *_beside(source[1], target[1], CIRCLE))
-        return cls(*rows, *_beside(*_one_branch(source[1], target[1]), None))
+        rows = _neighbours(source[0], target[0], None)
+        if _is_global(source[1]):
+            return cls(*rows, *_neighbours(source[1], target[1], CIRCLE))
+        return cls(*rows, *_neighbours(*_unwrapped(source[1], target[1]), None))
 
     def __call__(self, values: Array) -> Array:
         """Source (..., n, m) to target (..., N, M), float32, NaN where none of four has data."""
@@ -150,37 +148,37 @@ class Between:
 
 
 def outside(source: tuple[Array, Array], target: tuple[Array, Array]) -> tuple[Array, Array]:
-    """Which rows and columns of a grid lie beyond the cells of another, (n,) and (m,) bool.
+    """Rows and columns of a target grid outside the cells of a source grid, (n,) and (m,) bool.
 
     Args:
-        source: latitudes and longitudes whose cells (half a step to each side, up to a pole that
-            is near) are to cover the others.
+        source: latitudes and longitudes of the source; cells reach half a step to each side, or to
+            a near pole.
         target: latitudes (n,) and longitudes (m,).
     """
     edges, rows = latitude_edges(source[0]), np.asarray(target[0], np.float64)
     beyond = (rows < edges.min() - ROUNDING) | (rows > edges.max() + ROUNDING)
-    if _closes(source[1]):
+    if _is_global(source[1]):
         return beyond, np.zeros(len(target[1]), bool)
-    columns, wanted = _one_branch(source[1], target[1])
+    columns, wanted = _unwrapped(source[1], target[1])
     halves = longitude_widths(columns) / 2
     low, high = (columns - halves).min(), (columns + halves).max()
     return beyond, (wanted < low - ROUNDING) | (wanted > high + ROUNDING)
 
 
-def _closes(longitudes: Array) -> bool:
+def _is_global(longitudes: Array) -> bool:
     return bool(abs(longitude_widths(longitudes).sum() - CIRCLE) < 1e-3)
 
 
-def _one_branch(source: Array, target: Array) -> tuple[Array, Array]:
-    """Longitudes of a region without a jump, and others within half a circle of its middle."""
+def _unwrapped(source: Array, target: Array) -> tuple[Array, Array]:
+    """Regional longitudes unwrapped, and target longitudes within 180 degrees of their middle."""
     columns = np.unwrap(np.asarray(source, np.float64), period=CIRCLE)
     middle = (columns.min() + columns.max()) / 2
     away = (np.asarray(target, np.float64) - middle + CIRCLE / 2) % CIRCLE - CIRCLE / 2
     return columns, middle + away
 
 
-def _beside(source: Array, target: Array, period: float | None) -> tuple[Array, Array]:
-    """The two source entries beside each target, and how much each counts."""
+def _neighbours(source: Array, target: Array, period: float | None) -> tuple[Array, Array]:
+    """The two source entries around each target, and their weights."""
     centres = np.asarray(source, np.float64)
     wanted = np.asarray(target, np.float64)
     if period is not None:

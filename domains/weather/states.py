@@ -1,4 +1,4 @@
-"""States in their order in time: what forecasts begin with and are held against."""
+"""States in order of time: initial states of forecasts and verifying analyses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 
 from jitkit.domain import Split
-from jitkit.domains.arrays import Cut, edges, extent, in_seconds, label, read_channels, runs
+from jitkit.domains.arrays import (
+    Indexer,
+    extent,
+    in_seconds,
+    label,
+    read_channels,
+    segments,
+    value_bounds,
+)
 from jitkit.domains.weather.open import OpenedWeather
 from jitkit.domains.weather.timedelta import duration
 from jitkit.errors import DataError, RecipeError
@@ -18,14 +26,14 @@ from jitkit.utils.types import Array
 
 
 class States:
-    """The states of opened data; positions are their numbers in order.
+    """The states of opened data; a position is the index of a state in order of time.
 
     Attributes:
-        times: of all that the recipe uses, numpy's or cftime's, (n,).
+        times: of all used states, numpy or cftime, (n,).
         train, val: positions of each split.
-        channels: names, C of them.
-        spacing: positions from one state of a forecast to the next.
-        inputs: states that a model is told.
+        channels: names of the C channels.
+        spacing: positions between consecutive states of a forecast.
+        inputs: number of past states that condition a model.
     """
 
     def __init__(self, opened: OpenedWeather, *, inputs: int = 1) -> None:
@@ -35,14 +43,14 @@ class States:
         self.train, self.val = data.splits["train"], data.splits["val"]
         self.channels = tuple(channel.name for channel in opened.channels)
         self.spacing = data.spacing
-        self._run = runs(self.times)
+        self._run = segments(self.times)
 
     def __len__(self) -> int:
         return len(self.times)
 
     @property
     def step_seconds(self) -> float:
-        """Length of a lead."""
+        """Length of one forecast step."""
         return self.spacing * self._opened.step
 
     @cached_property
@@ -54,23 +62,23 @@ class States:
 
     @property
     def latitude(self) -> Array | None:
-        """Of the rows, in degrees, (n,) float64; None where rows are no latitudes."""
+        """Of the rows, in degrees, (n,) float64; None where rows are not latitudes."""
         return self._degrees(0)
 
     @property
     def longitude(self) -> Array | None:
-        """Of the columns, in degrees, (m,) float64; None where columns are no longitudes."""
+        """Of the columns, in degrees, (m,) float64; None where columns are not longitudes."""
         return self._degrees(1)
 
     def _degrees(self, axis: int) -> Array | None:
         if self._opened.areas() is None:
             return None
-        found = self._opened.places()
+        found = self._opened.positions()
         return None if found is None else found[axis].ravel()
 
     @cached_property
     def _seconds(self) -> Array:
-        """The times to the second, as `edges` has them; cftime's as they are."""
+        """Times in seconds, comparable with `value_bounds`; cftime times unchanged."""
         return self.times.astype("M8[s]") if self.times.dtype.kind == "M" else self.times
 
     def read(self, position: int) -> Array:
@@ -78,21 +86,21 @@ class States:
         data = self._opened.data
         plan = data.plan
         others = {dim: int(plan.entries[dim][0]) for dim in plan.sample}
-        cuts: dict[str, Cut] = {**plan.cuts(), **others}
+        cuts: dict[str, Indexer] = {**plan.indexers(), **others}
         cuts[plan.along] = int(plan.entries[plan.along][position])
         return read_channels(data.store, plan.variables, cuts, (), plan.axes)
 
     def after(self, position: int, steps: int) -> int | None:
-        """The position so many leads later (earlier, below 0); None where the data have none, or a
-        gap lies between."""
-        there = position + steps * self.spacing
-        if not 0 <= there < len(self.times) or self._run[there] != self._run[position]:
+        """The position ``steps`` forecast steps later (earlier if negative); None where there is no
+        such state or a gap is between."""
+        later = position + steps * self.spacing
+        if not 0 <= later < len(self.times) or self._run[later] != self._run[position]:
             return None
-        return there
+        return later
 
     def starts(self, split: Split) -> Array:
-        """Positions of a split at which a forecast can begin: what the model is told and the first
-        state to come are in the split as well."""
+        """Positions at which a forecast can start: the past states that condition the model and the
+        first predicted state are in the same split."""
         members = self.val if split == "val" else self.train
         own = np.zeros(len(self.times), bool)
         own[members] = True
@@ -105,10 +113,10 @@ class States:
         return np.array(found, np.int64)
 
     def time(self, position: int, steps: int) -> Any:
-        """When the state so many leads after a position is, also where the data have none."""
-        there = self.after(position, steps)
-        if there is not None:
-            return self.times[there]
+        """Valid time ``steps`` forecast steps after a position, also beyond the data."""
+        later = self.after(position, steps)
+        if later is not None:
+            return self.times[later]
         seconds = round(steps * self.step_seconds)
         if self.times.dtype.kind == "M":
             return self.times[position] + np.timedelta64(seconds, "s")
@@ -116,44 +124,44 @@ class States:
 
         return self.times[position] + timedelta(seconds=seconds)
 
-    # Names of starts
+    # Names of initial times
 
     def name(self, position: int) -> str:
-        """A start's name, as ``2020-01-01T00``."""
+        """Name of an initial time, such as ``2020-01-01T00``."""
         text = label(self.times[position]).replace(" ", "T")
         text = text if "T" in text else f"{text}T00"
         return re.sub(r"(:00)+$", "", text)
 
     def position(self, name: str) -> int:
-        """The state that a start begins with.
+        """Position of an initial time.
 
         Raises:
-            DataError: no state of that time.
+            DataError: there is no state at that time.
         """
-        low, _ = edges(self.times, name, "--init")
+        low, _ = value_bounds(self.times, name, "--init")
         hit = np.flatnonzero(self._seconds == low)
         if not len(hit):
-            raise DataError(f"--init: no state of {name}; {extent(self.times)}")
+            raise DataError(f"--init: no state at {name}; {extent(self.times)}")
         return int(hit[0])
 
     def named(self, words: Sequence[str]) -> list[str]:
-        """Starts, in order: by their time, ``2020-01-01T00``; as first/last/every,
-        ``2020-01/2020-12/24h``; or so many of the held-out ones, ``val:16``.
+        """Initial times in order: one time, ``2020-01-01T00``; a range first/last/every,
+        ``2020-01/2020-12/24h``; or a number of held-out ones, ``val:16``.
 
         Raises:
-            DataError: a time that is not there, or before which the model lacks states.
-            RecipeError: words that cannot be meant.
+            DataError: a time that is not in the data, or without enough states before it.
+            RecipeError: text that cannot be parsed.
         """
-        found = sorted(at for word in words for at in self._asked(word))
+        found = sorted(at for word in words for at in self._parse(word))
         for at in found:
             if any(self.after(at, -k) is None for k in range(1, self.inputs)):
                 raise DataError(
-                    f"--init: before {self.name(at)} the data lack some of the {self.inputs} "
-                    "states that the model is told; begin later"
+                    f"--init: the model needs {self.inputs} states up to {self.name(at)}, and some "
+                    "are not in the data; start later"
                 )
         return [self.name(at) for at in found]
 
-    def _asked(self, word: str) -> list[int]:
+    def _parse(self, word: str) -> list[int]:
         split, colon, count = word.partition(":")
         if colon and split in ("val", "train") and count.isdigit():
             return self._spread(split, int(count))  # type: ignore[arg-type]
@@ -161,13 +169,15 @@ class States:
         if not rest:
             return [self.position(word)]
         if len(rest) != 2:
-            raise RecipeError(f"--init {word!r}: a range is first/last/every, as 2020/2020/24h")
-        begin = edges(self.times, first, "--init")[0]
-        end = edges(self.times, rest[0], "--init")[1]
+            raise RecipeError(
+                f"--init {word!r}: a range is first/last/every, such as 2020/2020/24h"
+            )
+        begin = value_bounds(self.times, first, "--init")[0]
+        end = value_bounds(self.times, rest[0], "--init")[1]
         times = self._seconds
         inside = np.flatnonzero((times >= begin) & (times < end))
         if not len(inside):
-            raise DataError(f"--init {word!r}: no state lies there; {extent(self.times)}")
+            raise DataError(f"--init {word!r}: no state in this range; {extent(self.times)}")
         every = duration(rest[1], f"--init {word!r}")
         if every.unit == "steps":
             return inside[:: every.amount].tolist()

@@ -1,7 +1,7 @@
-"""Where the sun stands over each place, and what it sends to the top of the atmosphere.
+"""Solar forcings: cosine of the solar zenith angle and radiation at the top of the atmosphere.
 
-The formulas of the Astronomical Almanac in their short form (Michalsky 1988, Solar Energy 40:
-227-235), which hold declination and equation of time within 0.01 degrees from 1950 to 2050.
+Low-precision formulas of the Astronomical Almanac (Michalsky 1988, Solar Energy 40: 227-235), with
+declination and equation of time within 0.01 degrees from 1950 to 2050.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ YEAR = 365.2425  # mean days of the Gregorian calendar
 def moments(times: Array) -> tuple[Array, Array]:
     """Days since noon of January 1, 2000, and hours since midnight (UTC), of numpy or cftime times.
 
-    In a calendar with years of another length the seasons are where they are in its year.
+    In calendars with another year length, seasons follow the fraction of the year.
     """
     if times.dtype.kind == "M":
         seconds = (times.astype("M8[s]") - J2000).astype(np.float64)
@@ -43,15 +43,15 @@ def _new_year(time: Any) -> Any:
 
 
 def cos_zenith(times: Array, latitudes: Array, longitudes: Array) -> Array:
-    """Cosine of the sun's zenith angle, without refraction, 0 where it is below the horizon.
+    """Cosine of the solar zenith angle, without refraction, 0 below the horizon.
 
         cos z = sin(lat) sin(dec) + cos(lat) cos(dec) cos(h)
 
     with declination dec and hour angle h.
 
     Args:
-        times: (T,), numpy's or cftime's, UTC.
-        latitudes, longitudes: in degrees, of shapes that broadcast to that of the grid.
+        times: (T,), numpy or cftime, UTC.
+        latitudes, longitudes: in degrees, broadcasting to the grid.
 
     Returns:
         (T, grid), float32.
@@ -69,7 +69,7 @@ def cos_zenith(times: Array, latitudes: Array, longitudes: Array) -> Array:
 
 
 def toa_radiation(times: Array, latitudes: Array, longitudes: Array) -> Array:
-    """Radiation of the sun on a level surface on top of the atmosphere at these times, W/m2.
+    """Solar radiation on a horizontal surface at the top of the atmosphere, W/m2.
 
     Args, returns: as `cos_zenith`.
     """

@@ -1,4 +1,4 @@
-"""Which times of a store a recipe uses, and over how many of them sums go."""
+"""Times of a store that a recipe uses, gaps between them, and accumulation windows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jitkit.domains.arrays import Data, holes, in_seconds, label, runs
+from jitkit.domains.arrays import Data, find_gaps, in_seconds, label, segments
 from jitkit.domains.weather.anemoi import Anemoi
 from jitkit.domains.weather.geography import coordinate_of
 from jitkit.domains.weather.section import WeatherSection
@@ -24,16 +24,16 @@ def times_of(store: Readable, dim: str) -> Array:
     """Times of a store, (n,).
 
     Raises:
-        DataError: they do not rise.
+        DataError: they are not increasing.
     """
     times = coordinate_of(store, dim)
     if len(times) > 1 and not (np.diff(times) > times[0] - times[0]).all():
-        raise DataError(f"{store.path}: {dim} does not rise from entry to entry; sort the data")
+        raise DataError(f"{store.path}: {dim} is not increasing; sort the data")
     return times
 
 
-def used(store: Readable, times: Array, section: WeatherSection) -> Array:
-    """Entries of the times that a recipe uses, but for ``select``."""
+def used_entries(store: Readable, times: Array, section: WeatherSection) -> Array:
+    """Entries along time that a recipe uses, before ``select``."""
     used = np.ones(len(times), bool)
     if isinstance(store, Anemoi):
         used &= ~store.missing
@@ -42,7 +42,7 @@ def used(store: Readable, times: Array, section: WeatherSection) -> Array:
         if every.unit == "steps":
             used &= np.arange(len(times)) % every.amount == 0
         else:
-            every.in_steps(step_of(times), "domain.every")
+            every.in_steps(time_step(times), "domain.every")
             used &= _since_midnight(times) % every.seconds == 0
     if not used.any():
         raise DataError(
@@ -53,41 +53,43 @@ def used(store: Readable, times: Array, section: WeatherSection) -> Array:
 
 
 def _since_midnight(times: Array) -> Array:
-    """Whole seconds since the beginning of the day."""
+    """Whole seconds since midnight."""
     if times.dtype.kind == "M":
         return (times.astype("M8[s]") - times.astype("M8[D]").astype("M8[s]")).astype(np.int64)
     return np.array([t.hour * 3600 + t.minute * 60 + t.second for t in times.tolist()])
 
 
-def step_of(times: Array) -> float:
-    """Seconds from one time to the next, the median of the first thousand."""
+def time_step(times: Array) -> float:
+    """Seconds between times, the median of the first thousand steps."""
     if len(times) < 2:
         return 1.0
     steps = np.diff(times)
     return float(np.median([in_seconds(step) for step in steps[:1000]]))
 
 
-_told: set[str] = set()  # once in a process is enough
+_warned: set[str] = set()  # once per process
 
 
-def tell_gaps(data: Data, time: str, path: str | None) -> None:
-    """Say where times are missing, if items would reach over them."""
+def warn_of_gaps(data: Data, time: str, path: str | None) -> None:
+    """Warn of missing times where items would span them."""
     values = data.plan.values[time]
-    gaps = np.flatnonzero(holes(values))
+    gaps = np.flatnonzero(find_gaps(values))
     if not len(gaps) or data.section.conditions.past == 0:
         return
     text = (
         f"{path}: {len(gaps)} gap{'s' * (len(gaps) > 1)} in {time}, the first after "
-        f"{label(values[gaps[0]])}; items that would reach over one are left out"
+        f"{label(values[gaps[0]])}; items that would span a gap are left out"
     )
-    if text not in _told:
-        _told.add(text)
+    if text not in _warned:
+        _warned.add(text)
         warn(text)
 
 
-def sums_of(times: Array, names: Mapping[str, Any], section: WeatherSection) -> dict[str, int]:
-    """Steps of the data over which variables are summed."""
-    step, found = step_of(times), {}
+def accumulation_steps(
+    times: Array, names: Mapping[str, Any], section: WeatherSection
+) -> dict[str, int]:
+    """Number of steps over which each accumulated variable is summed."""
+    step, found = time_step(times), {}
     for name, text in section.accumulate.items():
         if name not in names:
             raise RecipeError(
@@ -98,20 +100,19 @@ def sums_of(times: Array, names: Mapping[str, Any], section: WeatherSection) -> 
     return found
 
 
-def whole(store: Readable, times: Array, entries: Array, steps: int) -> Array:
-    """Those of some entries that end so many steps without a gap."""
+def with_whole_window(store: Readable, times: Array, entries: Array, steps: int) -> Array:
+    """Entries that end a window of ``steps`` steps without a gap."""
     if steps == 1:
         return entries
     entries = entries[entries >= steps - 1]
     first = entries - steps + 1
-    run = runs(times)
-    whole = run[entries] == run[first]
+    segment = segments(times)
+    complete = segment[entries] == segment[first]
     if isinstance(store, Anemoi):
         absent = np.concatenate([[0], np.cumsum(store.missing)])
-        whole &= absent[entries + 1] == absent[first]
-    if not whole.any():
+        complete &= absent[entries + 1] == absent[first]
+    if not complete.any():
         raise DataError(
-            f"domain.accumulate: nowhere in {store.path} do {steps} steps follow one another "
-            "without a gap"
+            f"domain.accumulate: {store.path} has no {steps} consecutive steps without a gap"
         )
-    return entries[whole]
+    return entries[complete]

@@ -1,6 +1,6 @@
-"""Forecasts of a model against what came: `jitkit evaluate` for ``task: forecast``.
+"""Verification of a forecast model (CRPS, RMSE, spread-skill): `jitkit evaluate` for forecasts.
 
-held-out starts ─ roll out ─▶ ensembles ─ verification ─▶ scores, baselines, pictures, scores.nc
+held-out initial times ─▶ ensembles ─ verification ─▶ scores, baselines, figures, scores.nc
 """
 
 from __future__ import annotations
@@ -13,46 +13,46 @@ import numpy as np
 
 from jitkit.domains.weather.section import VerifySection
 from jitkit.domains.weather.sphere import cell_areas
-from jitkit.domains.weather.timedelta import duration, in_words
+from jitkit.domains.weather.timedelta import duration, format_duration
 from jitkit.errors import DataError
 from jitkit.fields import Layout
 from jitkit.metrics.fields.spectra import bands
-from jitkit.metrics.fields.summaries import spaced
-from jitkit.metrics.forecasts.baselines import System, baselines
+from jitkit.metrics.fields.summaries import linspace_indices
+from jitkit.metrics.forecasts.baselines import ForecastSystem, baselines
 from jitkit.metrics.forecasts.ensemble_scores import ScoreFrame
 from jitkit.metrics.forecasts.forecast_files import ForecastFile
-from jitkit.metrics.forecasts.tables import dataset, table, write_dataset
+from jitkit.metrics.forecasts.tables import verification_dataset, verification_table, write_netcdf
 from jitkit.metrics.forecasts.verify import MODEL, Verification, VerificationPlan
 from jitkit.metrics.forecasts.verify import verify as verified
 from jitkit.plots import forecasts
-from jitkit.plots.forecasts import Shown
-from jitkit.protocols import RollOutFunction
+from jitkit.plots.forecasts import ForecastMaps
+from jitkit.protocols import RolloutFunction
 from jitkit.utils.types import Array
 
 if TYPE_CHECKING:
     from jitkit.domains.weather.states import States
 
 
-FOLDER = "verification"  # in the run's
-SHOWN = 3  # leads on maps
+FOLDER = "verification"  # inside the run
+SHOWN = 3  # lead times on maps
 MASKS = ("land_sea_mask", "lsm", "sftlf", "land_binary_mask")
 
 
-class RolledOut:
-    """The model as a system of forecasts: rolled out from a start as its leads are asked for."""
+class ModelForecasts:
+    """The model as a forecast system; each forecast is extended as its lead times are requested."""
 
     name = MODEL
 
     def __init__(
-        self, states: States, roll_out: RollOutFunction, members: int, longest: int
+        self, states: States, roll_out: RolloutFunction, members: int, longest: int
     ) -> None:
         """Prepare.
 
         Args:
-            states: which names starts.
-            roll_out: from a start, of some members, so many steps.
-            members: of each ensemble.
-            longest: steps that are rolled out.
+            states: names initial times.
+            roll_out: autoregressive forecasts of the model.
+            members: ensemble members.
+            longest: steps of each forecast.
         """
         self.members, self._longest = members, longest
         self._states, self._roll_out = states, roll_out
@@ -61,53 +61,53 @@ class RolledOut:
         self._ahead: Iterator[Sequence[Any]] = iter(())
 
     def forecast(self, start: int, steps: int) -> Array:
-        """(members, C, rows, columns); leads of a start are asked for in rising order."""
+        """(members, C, rows, columns); lead times of one start must be requested in order."""
         if start != self._start:
             name = self._states.name(start)
             self._ahead = iter(self._roll_out(name, range(self.members), self._longest))
             self._start, self._done = start, 0
-        assert self._done < steps, "leads of a start are asked for in rising order"
+        assert self._done < steps, "lead times of one start must be requested in order"
         for _ in range(steps - self._done):
             found = next(self._ahead)
         self._done = steps
         return np.stack([item.values for item in found])
 
 
-class Watched:
-    """A system whose forecasts from the first start that was asked for are kept for maps.
+class RecordingSystem:
+    """Wraps a forecast system and keeps forecasts from the first initial time for maps.
 
     Attributes:
-        shown: those that came by.
+        shown: the kept forecasts.
     """
 
-    def __init__(self, system: System, states: States, kept: Mapping[int, str]) -> None:
+    def __init__(self, system: ForecastSystem, states: States, kept: Mapping[int, str]) -> None:
         """Prepare.
 
         Args:
-            system: which forecasts.
-            states: the truth.
-            kept: labels of the leads that are kept, by steps.
+            system: the forecast system.
+            states: the verifying analyses.
+            kept: labels of the lead times to keep, by steps.
         """
         self.name, self.members = system.name, system.members
         self._system, self._states, self._kept = system, states, kept
         self._first: int | None = None
-        self.shown: list[Shown] = []
+        self.shown: list[ForecastMaps] = []
 
     def forecast(self, start: int, steps: int) -> Array:
-        """(members, C, rows, columns), as `System`."""
+        """(members, C, rows, columns), as `ForecastSystem`."""
         ensemble = self._system.forecast(start, steps)
         self._first = start if self._first is None else self._first
         position = self._states.after(start, steps)
         if start == self._first and steps in self._kept and position is not None:
-            truth = self._states.read(position)
-            self.shown.append(Shown.of(self._kept[steps], ensemble, truth))
+            analysis = self._states.read(position)
+            self.shown.append(ForecastMaps.of(self._kept[steps], ensemble, analysis))
         return ensemble
 
 
-def verify(
+def verify_model(
     states: States,
     section: VerifySection,
-    roll_out: RollOutFunction,
+    roll_out: RolloutFunction,
     folder: Path,
     *,
     layout: Layout,
@@ -115,53 +115,57 @@ def verify(
     metadata: Mapping[str, Any],
     seed: int,
 ) -> dict[str, Any]:
-    """Roll out ensembles over held-out times and score them, as `jitkit.abilities.Verifies` says.
+    """Forecast ensembles from held-out initial times and score them, see `VerifiesForecasts`.
 
     Args:
         states: of the data.
-        section: how many, how far.
-        roll_out: the model.
+        section: number and length of forecasts.
+        roll_out: autoregressive forecasts of the model.
         folder: of the run.
         layout: of the domain.
         weights: areas of the cells, (rows, columns), where the model was trained with them.
         metadata: the domain's metadata.
-        seed: of ties, draws of the climatological ensemble and resamples.
+        seed: of tie-breaking, the climatological ensemble and resampling.
 
     Raises:
-        DataError: the data are not at hand, or the held-out split is too short.
+        DataError: the data are missing, or the held-out split is too short.
     """
     notes = list[str]()
     if section.forecasts is None:
         longest = duration(section.lead, "domain.verify.lead").in_steps(
             states.step_seconds, "domain.verify.lead"
         )
-        starts, leads = held_out(states, longest, section.inits), list(range(1, longest + 1))
-        model: System = RolledOut(states, roll_out, section.members, longest)
+        starts, leads = held_out_starts(states, longest, section.inits), list(range(1, longest + 1))
+        model: ForecastSystem = ModelForecasts(states, roll_out, section.members, longest)
     else:
-        file = ForecastFile(Path(section.forecasts), states, MODEL, grid_of(layout, metadata))
-        starts, leads, model = kept_out(states, file), file.leads, file
+        file = ForecastFile(
+            Path(section.forecasts), states, MODEL, grid_coordinates(layout, metadata)
+        )
+        starts, leads, model = held_out_starts_of(states, file), file.leads, file
         if len(starts) < len(file.starts):
             left = len(file.starts) - len(starts)
-            told = f"{left} of {len(file.starts)} initial times in {section.forecasts} are left out"
-            notes.append(f"{told}: they or what came after are not held out")
-    labels = [in_words(k * states.step_seconds) for k in leads]
+            skipped = f"{left} of {len(file.starts)} initial times in {section.forecasts}"
+            notes.append(f"{skipped} are left out: they or their verifying states are not held out")
+    labels = [format_duration(k * states.step_seconds) for k in leads]
     plan = VerificationPlan(starts, leads, labels, seed)
     axes = [(axis.name, axis.kind) for axis in layout.axes]
-    frame = ScoreFrame(states.channels, axes, areas_of(layout, weights, states))
-    against, lacking = baselines(
+    frame = ScoreFrame(states.channels, axes, cell_weights(layout, weights, states))
+    against, unavailable = baselines(
         states,
         kinds=[kind for _, kind in axes],
         members=model.members,
-        longest=leads[-1],
-        most=section.learn_from,
+        max_steps=leads[-1],
+        max_states=section.learn_from,
         seed=seed,
     )
-    watched = Watched(model, states, {leads[i]: labels[i] for i in spaced(len(leads), SHOWN)})
-    found = verified([watched, *against], states, frame, plan)
+    recording = RecordingSystem(
+        model, states, {leads[i]: labels[i] for i in linspace_indices(len(leads), SHOWN)}
+    )
+    found = verified([recording, *against], states, frame, plan)
     units = dict(states.units)
     rows = found.rows(units)
-    data = dataset(found, states.step_seconds)
-    write_dataset(data, folder / FOLDER / "scores.nc")
+    data = verification_dataset(found, states.step_seconds)
+    write_netcdf(data, folder / FOLDER / "scores.nc")
     return {
         "scores": rows,
         "samples": len(starts) * model.members,
@@ -173,17 +177,17 @@ def verify(
             "members": model.members,
             "block": found.block,
         },
-        "table": table(rows, found, units),
-        "notes": notes + lacking,
-        "pictures": draw(found, watched.shown, states, land_of(metadata), folder),
+        "table": verification_table(rows, found, units),
+        "notes": notes + unavailable,
+        "pictures": draw_figures(found, recording.shown, states, land_fraction(metadata), folder),
     }
 
 
-def held_out(states: States, longest: int, inits: int) -> list[int]:
-    """Starts, evenly spread, whose whole forecast lies in the held-out split.
+def held_out_starts(states: States, longest: int, inits: int) -> list[int]:
+    """Evenly spread initial times whose whole forecast is in the held-out split.
 
     Raises:
-        DataError: there is none.
+        DataError: there are none.
     """
     members = set(states.val.tolist())
     found = [
@@ -192,19 +196,19 @@ def held_out(states: States, longest: int, inits: int) -> list[int]:
         if all(states.after(int(p), k) in members for k in (1, longest))
     ]
     if not found:
-        far = in_words(longest * states.step_seconds)
+        far = format_duration(longest * states.step_seconds)
         raise DataError(
-            f"no forecast of {far} lies in the held-out split of {len(members)} states; lower "
-            "domain.verify.lead, or hold out more by domain.val"
+            f"no forecast of {far} fits into the held-out split of {len(members)} states; lower "
+            "domain.verify.lead, or hold out more with domain.val"
         )
-    return [found[i] for i in spaced(len(found), inits)]
+    return [found[i] for i in linspace_indices(len(found), inits)]
 
 
-def kept_out(states: States, file: ForecastFile) -> list[int]:
-    """Starts of a file that are held out, with all states that their forecasts are scored by.
+def held_out_starts_of(states: States, file: ForecastFile) -> list[int]:
+    """Initial times of a file that are held out, with all their verifying states.
 
     Raises:
-        DataError: there is none.
+        DataError: there are none.
     """
     members = set(states.val.tolist())
     reached = {p: [states.after(p, k) for k in (0, *file.leads)] for p in file.starts}
@@ -213,15 +217,16 @@ def kept_out(states: States, file: ForecastFile) -> list[int]:
         raise DataError(
             f"none of the {len(reached)} initial times of the forecasts "
             f"({states.name(file.starts[0])} to {states.name(file.starts[-1])}) is held out "
-            f"with what came after; the held-out split is {states.name(int(states.val[0]))} to "
-            f"{states.name(int(states.val[-1]))} (domain.val or domain.splits)"
+            f"with its verifying states; the held-out split is "
+            f"{states.name(int(states.val[0]))} to {states.name(int(states.val[-1]))} "
+            "(domain.val or domain.splits)"
         )
     return found
 
 
-def areas_of(layout: Layout, weights: Array | None, states: States) -> Array:
-    """Weights of the cells, (rows, columns): their areas where latitudes are known, also if the
-    model was trained without ``area_weights``."""
+def cell_weights(layout: Layout, weights: Array | None, states: States) -> Array:
+    """Area weights of the cells, (rows, columns), where latitudes are known, also if the model was
+    trained without ``area_weights``."""
     if weights is not None:
         return np.asarray(weights, np.float64)
     if states.latitude is None or states.longitude is None:
@@ -229,8 +234,8 @@ def areas_of(layout: Layout, weights: Array | None, states: States) -> Array:
     return cell_areas(states.latitude, states.longitude)
 
 
-def grid_of(layout: Layout, metadata: Mapping[str, Any]) -> dict[str, Array | None]:
-    """The grid's dimensions by name, with their coordinates where the data have some."""
+def grid_coordinates(layout: Layout, metadata: Mapping[str, Any]) -> dict[str, Array | None]:
+    """Dimensions of the grid by name, with their coordinates where the data have them."""
     known = metadata["arrays"]["output"]["coords"]
     found: dict[str, Array | None] = {}
     for axis in layout.axes:
@@ -239,14 +244,14 @@ def grid_of(layout: Layout, metadata: Mapping[str, Any]) -> dict[str, Array | No
     return found
 
 
-def draw(
+def draw_figures(
     found: Verification,
-    shown: Sequence[Shown],
+    shown: Sequence[ForecastMaps],
     states: States,
     land: Array | None,
     folder: Path,
 ) -> list[str]:
-    """All pictures; their paths in ``folder``."""
+    """Draw all figures; returns their paths in ``folder``."""
     frame = found.frame
     units = dict(states.units)
     hours = [k * states.step_seconds / 3600 for k in found.plan.leads]
@@ -273,8 +278,8 @@ def draw(
     return names
 
 
-def land_of(metadata: Mapping[str, Any]) -> Array | None:
-    """Share of land of each cell where the data's static maps have it, (rows, columns)."""
+def land_fraction(metadata: Mapping[str, Any]) -> Array | None:
+    """Land fraction of each cell from the static maps, (rows, columns); None without one."""
     static = metadata["arrays"]["static"]
     if static is None:
         return None

@@ -16,14 +16,14 @@ from jitkit.recipe.load import Recipe
 
 
 def assemble(recipe: Recipe, domain: Domain) -> Denoiser:
-    """The model that a recipe describes for a domain's data, with fresh weights."""
+    """Build the denoiser that a recipe describes for a domain, with newly initialised weights."""
     layout = layout_for(recipe, domain)
-    numbers = recipe.diffusion
+    section = recipe.diffusion
     diffusion = Diffusion(
-        prediction=numbers.prediction,
-        loss=numbers.loss,
+        prediction=section.prediction,
+        loss=section.loss,
         noise_scale=choose_noise_scale(recipe, domain),
-        t_eps=numbers.t_eps,
+        t_eps=section.t_eps,
     )
     denoiser = Denoiser(layout, domain.conditions, Sizes(**recipe.model.resolved()), diffusion)
     denoiser.domain = domain
@@ -33,40 +33,40 @@ def assemble(recipe: Recipe, domain: Domain) -> Denoiser:
 
 
 def layout_for(recipe: Recipe, domain: Domain) -> Layout:
-    """A domain's layout with the recipe's patch, where it gives one."""
+    """A domain's layout, with the recipe's patch if it gives one."""
     patch = recipe.model.patch
     return domain.layout.with_patch(tuple(patch) if isinstance(patch, list) else patch)
 
 
 def choose_noise_scale(recipe: Recipe, domain: Domain) -> float:
-    """The recipe's noise scale, or the paper's rule for the domain's grid; sets do not count."""
-    asked = recipe.diffusion.noise_scale
+    """The recipe's noise scale, or `auto_noise_scale` of the domain's grid without `set` axes."""
+    requested = recipe.diffusion.noise_scale
     cells = prod(axis.size for axis in domain.layout.axes if axis.kind != "set")
-    return auto_noise_scale(cells) if asked == "auto" else asked
+    return auto_noise_scale(cells) if requested == "auto" else requested
 
 
-def choose_precision(asked: str, device: torch.device) -> tuple[torch.dtype | None, str]:
-    """The type of arithmetic inside the network (None for float32), and why it was chosen."""
-    if asked == "float32":
-        return None, "float32, as asked"
-    if asked == "bfloat16":
-        return torch.bfloat16, "bfloat16, as asked"
-    if asked == "float16":
-        return torch.float16, "float16, as asked"
+def choose_precision(requested: str, device: torch.device) -> tuple[torch.dtype | None, str]:
+    """The autocast dtype of mixed precision (None for float32), and the reason for the choice."""
+    if requested == "float32":
+        return None, "float32, as requested"
+    if requested == "bfloat16":
+        return torch.bfloat16, "bfloat16, as requested"
+    if requested == "float16":
+        return torch.float16, "float16, as requested"
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return torch.bfloat16, "bfloat16: the GPU has it in hardware"
         return None, "float32: the GPU has no bfloat16 in hardware"
-    if _processor_has_bfloat16():
-        return torch.bfloat16, "bfloat16: the processor has it in hardware"
-    return None, "float32: bfloat16 is emulated on this processor, many times slower"
+    if _cpu_has_bfloat16():
+        return torch.bfloat16, "bfloat16: the CPU has it in hardware"
+    return None, "float32: bfloat16 is emulated on this CPU, many times slower"
 
 
-def _processor_has_bfloat16() -> bool:
+def _cpu_has_bfloat16() -> bool:
     capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def choose_device() -> torch.device:
-    """A GPU where there is one, else the CPU."""
+    """The GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

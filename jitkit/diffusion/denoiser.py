@@ -1,4 +1,4 @@
-"""A network and how it was trained: noisy data in, clean data out."""
+"""The denoiser: network, x/eps/v-prediction and loss, noise scale, mixed precision (autocast)."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Diffusion:
-    """What the network says, how its error was measured, and on which noise.
+    """Prediction and loss of a model, and the noise it was trained on.
 
     Attributes:
-        prediction: what the network says: clean data, noise or velocity.
-        loss: the space in which its error is measured.
+        prediction: what the network predicts: clean data (x), noise (eps) or velocity (v).
+        loss: the space of the loss.
         noise_scale: standard deviation of the noise, s.
-        t_eps: the least value of 1 - t and of t in a division.
+        t_eps: lower bound of the divisors 1 - t and t.
     """
 
     prediction: Space = "x"
@@ -40,22 +40,22 @@ class Diffusion:
     def __post_init__(self) -> None:
         spaces = {"x", "eps", "v"}
         if not {self.prediction, self.loss} <= spaces:
-            raise JitkitError(f"prediction and loss are x, eps or v, not {self}")
+            raise JitkitError(f"prediction and loss must be x, eps or v, not {self}")
         if not (0 < self.noise_scale < inf and 0 < self.t_eps < 1):
-            raise JitkitError(f"noise_scale is above 0 and t_eps between 0 and 1, not {self}")
+            raise JitkitError(f"noise_scale must be above 0 and t_eps between 0 and 1, not {self}")
 
 
 class Denoiser(nn.Module):
-    """``denoiser(z, t, cond)`` is the guess of the clean data, float32, in the shape of z.
+    """``denoiser(z, t, cond)`` is the prediction of the clean data, float32, in the shape of z.
 
     Attributes:
         network: the transformer.
         layout: axes and channels of the data.
-        conditions: what the model may be told, by name.
+        conditions: what the model can be conditioned on, by name.
         diffusion: prediction, loss, noise.
-        autocast: the type of arithmetic inside the network; None for float32.
-        weights: how much each cell counts in the loss, (X1..Xn), of mean 1; None: all alike.
-        open_domain: opens the adapter when `domain` is first asked for; None where there is none.
+        autocast: dtype of mixed precision inside the network; None for float32.
+        weights: loss weight of each cell, (X1..Xn), of mean 1; None: uniform.
+        open_domain: opens the adapter when `domain` is first accessed; None if there is none.
     """
 
     groups: Tensor | None
@@ -84,25 +84,25 @@ class Denoiser(nn.Module):
 
     @property
     def conditions(self) -> dict[str, Condition]:
-        """What the model may be told, by name."""
+        """What the model can be conditioned on, by name."""
         return self.network.conditions
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the parameters."""
         return next(self.parameters()).device
 
     @property
     def domain(self) -> Domain:
-        """The adapter of the data it was trained on, which decodes and writes samples.
+        """The adapter of the training data, which decodes and writes samples.
 
         Raises:
-            JitkitError: the model was made without one.
+            JitkitError: the model has none.
         """
         if self._domain is None:
             if self.open_domain is None:
                 raise JitkitError(
-                    "this model has no domain; give the one that it was trained with: "
+                    "this model has no domain; give the one it was trained with: "
                     "jitkit.load(run, domain=...), or set denoiser.domain"
                 )
             self._domain = self.open_domain()
@@ -120,10 +120,9 @@ class Denoiser(nn.Module):
         mask: Tensor | None = None,
         coords: Tensor | None = None,
     ) -> Tensor:
-        """What the network says, in its own space; conditions complete and checked.
+        """The network's prediction in its own space (x, eps or v); conditions already checked.
 
-        It obeys the layout's linear constraint, and with a ``z`` that does, so do all its
-        conversions.
+        It obeys the layout's linear constraint; if ``z`` does too, so do all conversions of it.
         """
         kind, dtype = z.device.type, self.autocast
         with torch.autocast(kind, dtype or torch.bfloat16, enabled=dtype is not None):
@@ -131,7 +130,7 @@ class Denoiser(nn.Module):
         return self.centred(prediction, mask)
 
     def centred(self, values: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The nearest values that obey `Layout.centred`; the same ones where it asks nothing."""
+        """Project values onto the constraint of `Layout.centred`; unchanged if there is none."""
         return centre(values, self.groups, mask)
 
     def forward(
@@ -142,15 +141,15 @@ class Denoiser(nn.Module):
         mask: Tensor | None = None,
         coords: Tensor | None = None,
     ) -> Tensor:
-        """The guess of the clean data.
+        """Predict the clean data.
 
         Args:
             z: noisy data, (B, C, X1..Xn).
             t: times in [0, 1]; 0 is noise, 1 is data. (B,).
-            cond: by name, (B, ...) or one value for all; what is left out is "not told".
-            mask: (B, C or 1, X1..Xn) bool, True where there are data; where not given, where z is
-                finite if the layout knows missing data, else everywhere.
-            coords: positions of the cells, (B, X1..Xn, n), counted in cells.
+            cond: by name, (B, ...) or one value for all; conditions left out are null.
+            mask: (B, C or 1, X1..Xn) bool, True where there are data; default: where z is finite
+                if the layout has missing data, else everywhere.
+            coords: coordinates of the cells, (B, X1..Xn, n), in cells.
 
         Raises:
             ConditionError: an unknown condition, or a value of the wrong shape or out of range.
@@ -164,12 +163,12 @@ class Denoiser(nn.Module):
             )
         if mask is None and not bool(z.isfinite().all()):
             if not self.layout.missing:
-                raise JitkitError("z has cells that are no finite numbers; give a mask of the data")
+                raise JitkitError("z has cells that are not finite; give a mask of the data")
             mask = z.isfinite()
         z = self.centred(z, mask)
         ready = prepare(self.conditions, cond, n=len(z), grid=tuple(z.shape[2:]), device=z.device)
-        guess = self.predict(z, t, ready, mask, coords)
-        return self._convert(guess, z, t, "x")
+        prediction = self.predict(z, t, ready, mask, coords)
+        return self._convert(prediction, z, t, "x")
 
     def velocity(
         self,
@@ -181,7 +180,7 @@ class Denoiser(nn.Module):
         *,
         t_eps: float | None = None,
     ) -> Tensor:
-        """v_hat = dz/dt, from what the network says; conditions complete and checked."""
+        """v_hat = dz/dt, from the network's prediction; conditions already checked."""
         return self._convert(self.predict(z, t, cond, mask, coords), z, t, "v", t_eps)
 
     def losses(
@@ -195,33 +194,32 @@ class Denoiser(nn.Module):
         *,
         loss: Space | None = None,
     ) -> Tensor:
-        """Mean squared error over each sample's observed cells, by their weights, (B,).
+        """Weighted mean squared error over each sample's observed cells, (B,).
 
         Args:
             x: clean data, (B, C, X1..Xn).
             eps: noise, already scaled by ``diffusion.noise_scale``, same shape; it is projected
                 onto the layout's linear constraint here.
             t: times, (B,).
-            cond: every condition, complete and checked.
+            cond: all conditions, already checked.
             mask, coords: as in `forward`.
-            loss: the space of the error; the one the model is trained in where not given.
+            loss: the space of the error; default: the one of training.
         """
         eps = self.centred(eps, mask)
         prediction = self.predict(interpolate(x, eps, t), t, cond, mask, coords)
-        numbers = self.diffusion
         squares = squared_errors(
             prediction,
             x,
             eps,
             t,
-            prediction=numbers.prediction,
-            loss=loss or numbers.loss,
-            t_eps=numbers.t_eps,
+            prediction=self.diffusion.prediction,
+            loss=loss or self.diffusion.loss,
+            t_eps=self.diffusion.t_eps,
         )
         return mean_over_data(squares, mask, self.weights)
 
     def describe(self) -> dict[str, Any]:
-        """All that `build` needs to make this model again, as plain data for JSON."""
+        """Description of the model for `build`, as plain data for JSON."""
         return describe(self.layout, self.conditions) | {
             "sizes": asdict(self.network.sizes),
             "diffusion": asdict(self.diffusion),
@@ -236,7 +234,7 @@ class Denoiser(nn.Module):
 
 
 def build(description: Mapping[str, Any]) -> Denoiser:
-    """A model with fresh weights from what `Denoiser.describe` gave."""
+    """Build a model with newly initialised weights from the output of `Denoiser.describe`."""
     layout, conditions = described(description)
     sizes, diffusion = Sizes(**description["sizes"]), Diffusion(**description["diffusion"])
     return Denoiser(layout, conditions, sizes, diffusion)

@@ -1,9 +1,9 @@
-"""The path from noise to data, and the three ways to say where it leads.
+"""Flow matching: the linear (rectified-flow) path, its x-, eps- and v-parameterizations, losses.
 
-z = t x + (1 - t) eps with t = 0 noise and t = 1 data, eps ~ N(0, s^2); the velocity of that path is
-v = x - eps = (x - z) / (1 - t). A network may say x, eps or v, and its error may be measured in x,
-eps or v: nine pairs (Li & He 2025, arXiv:2511.13720, table 1), and one table of conversions. Where
-a conversion divides by 1 - t or by t, the divisor is held at ``t_eps``.
+The path is z = t x + (1 - t) eps with t = 0 noise and t = 1 data, eps ~ N(0, s^2); its velocity is
+v = x - eps = (x - z) / (1 - t). Prediction and loss may each be in x, eps or v: nine pairs (Li & He
+2025, arXiv:2511.13720, table 1) and one table of conversions. Divisors 1 - t and t are clamped at
+``t_eps``. Times t are drawn from a logit-normal or a uniform distribution.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def _like(t: Tensor, z: Tensor) -> Tensor:
 
 
 def interpolate(x: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-    """The point of the path at time ``t``: z = t x + (1 - t) eps.
+    """Noisy data at time ``t`` of the path: z = t x + (1 - t) eps.
 
     Args:
         x: clean data, (B, C, X1..Xn).
@@ -35,12 +35,12 @@ def interpolate(x: Tensor, eps: Tensor, t: Tensor) -> Tensor:
 
 
 def velocity(x: Tensor, z: Tensor, t: Tensor, *, t_eps: float = 0.05) -> Tensor:
-    """Velocity that carries ``z`` at time ``t`` to ``x`` at time 1: v = (x - z) / (1 - t)."""
+    """Velocity from ``z`` at time ``t`` to ``x`` at time 1: v = (x - z) / (1 - t)."""
     return convert(x, z, t, source="x", target="v", t_eps=t_eps)
 
 
-# From what is said to what is asked, at z; a = max(1 - t, t_eps) and b = max(t, t_eps) divide.
-_TABLE: dict[tuple[Space, Space], Callable[..., Tensor]] = {
+# (source, target) -> conversion at z; divisors a = max(1 - t, t_eps) and b = max(t, t_eps)
+_CONVERSIONS: dict[tuple[Space, Space], Callable[..., Tensor]] = {
     ("x", "eps"): lambda x, z, t, a, b: (z - t * x) / a,
     ("x", "v"): lambda x, z, t, a, b: (x - z) / a,
     ("eps", "x"): lambda eps, z, t, a, b: (z - (1 - t) * eps) / b,
@@ -53,19 +53,19 @@ _TABLE: dict[tuple[Space, Space], Callable[..., Tensor]] = {
 def convert(
     value: Tensor, z: Tensor, t: Tensor, *, source: Space, target: Space, t_eps: float = 0.05
 ) -> Tensor:
-    """The same guess in another space: x, eps or v at the point ``z`` of time ``t``.
+    """Convert a prediction at ``z`` and time ``t`` between x, eps and v.
 
     Args:
-        value: what is said, in space ``source``, (B, C, X1..Xn).
+        value: prediction in space ``source``, (B, C, X1..Xn).
         z: noisy data, same shape.
         t: times in [0, 1], (B,).
-        t_eps: the least value of 1 - t and of t in a division.
+        t_eps: lower bound of the divisors 1 - t and t.
     """
     if source == target:
         return value
     t = _like(t, z)
     a, b = (1 - t).clamp_min(t_eps), t.clamp_min(t_eps)
-    return _TABLE[source, target](value, z, t, a, b)
+    return _CONVERSIONS[source, target](value, z, t, a, b)
 
 
 def squared_errors(
@@ -80,26 +80,26 @@ def squared_errors(
 ) -> Tensor:
     """Squared error of each cell in the space of the loss, (B, C, X1..Xn).
 
-    The target goes through the same conversion as the prediction, so that a perfect network has
-    no error even where the divisor is clamped: for x-prediction with v-loss the target is
+    The target goes through the same conversion as the prediction, so a perfect prediction has zero
+    error even where the divisor is clamped: for x-prediction with v-loss the target is
     (x - z) / max(1 - t, t_eps), as in the official code.
     """
     z = interpolate(x, eps, t)
-    truth = {"x": x, "eps": eps, "v": x - eps}[prediction]
-    difference = [
+    true = {"x": x, "eps": eps, "v": x - eps}[prediction]
+    output, target = (
         convert(value, z, t, source=prediction, target=loss, t_eps=t_eps)
-        for value in (predicted, truth)
-    ]
-    return (difference[0] - difference[1]).square()
+        for value in (predicted, true)
+    )
+    return (output - target).square()
 
 
 def mean_over_data(values: Tensor, mask: Tensor | None, weights: Tensor | None = None) -> Tensor:
     """Mean over each sample's observed cells: (B, C, X1..Xn) -> (B,).
 
     Args:
-        values: a number for each cell.
+        values: per-cell values, such as squared errors.
         mask: (B, C or 1, X1..Xn) bool, True where there are data; None means everywhere.
-        weights: how much each cell counts, (X1..Xn), of mean 1; None: all alike.
+        weights: weight of each cell, (X1..Xn), of mean 1; None: uniform.
     """
     if weights is not None:
         values = values * weights
@@ -115,21 +115,21 @@ def mean_over_data(values: Tensor, mask: Tensor | None, weights: Tensor | None =
 def logit_normal_t(
     n: int, *, P_mean: float, P_std: float, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Times whose logit is N(P_mean, P_std^2), (n,) float32 on the generator's device."""
+    """Logit-normal times: logit t ~ N(P_mean, P_std^2), (n,) float32 on the generator's device."""
     device = generator.device if generator else None
     return (torch.randn(n, generator=generator, device=device) * P_std + P_mean).sigmoid()
 
 
 def uniform_t(n: int, *, generator: torch.Generator | None = None) -> Tensor:
-    """Times even over [0, 1), (n,) float32 on the generator's device."""
+    """Uniform times on [0, 1), (n,) float32 on the generator's device."""
     device = generator.device if generator else None
     return torch.rand(n, generator=generator, device=device)
 
 
 def auto_noise_scale(num_cells: int) -> float:
-    """The paper's noise for a grid of this many cells: side / 256 of a square, at least 1.
+    """The paper's noise scale for a grid of ``num_cells``: side of a square / 256, at least 1.
 
-    It holds the signal-to-noise ratio of what a fixed number of tokens sees as grids grow.
+    For a fixed number of tokens it keeps their signal-to-noise ratio constant as grids grow.
 
     >>> [auto_noise_scale(side * side) for side in (64, 256, 512, 1024)]
     [1.0, 1.0, 2.0, 4.0]

@@ -1,10 +1,9 @@
-"""The two kinds of guidance, each a velocity made of two: by conditions, and by a weaker model.
+"""Classifier-free guidance (CFG) and autoguidance: the guided velocity for the sampler.
 
-Classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598) goes from what the model says
-without the condition past what it says with it. Autoguidance (Karras et al. 2024, arXiv:2406.02507)
-goes from what a weaker model says past what the model says: both err in the same places, the
-weaker one more, so that the way leads out of the error. It needs no condition, and so any data can
-have it.
+CFG (Ho & Salimans 2022, arXiv:2207.12598) extrapolates from the unconditional prediction beyond
+the conditional one. Autoguidance (Karras et al. 2024, arXiv:2406.02507) extrapolates from the
+prediction of a weaker model beyond that of the model: both make similar errors, the weaker model
+larger ones, so the extrapolation reduces them. It needs no condition and works for any data.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ from jitkit.errors import JitkitError, listed
 from jitkit.nn.conditioning import null_condition
 
 
-def inside(t: Tensor, interval: tuple[float, float]) -> bool:
-    """Whether a time (a float32 scalar, compared as float32) lies between the ends, or is 0 where
-    the interval starts there."""
+def in_interval(t: Tensor, interval: tuple[float, float]) -> bool:
+    """Whether a time (a float32 scalar, compared as float32) is inside the open interval; an
+    interval that starts at 0 includes t = 0."""
     low, high = interval
     return bool(t < high) and (low == 0 or bool(t > low))
 
@@ -37,24 +36,25 @@ def masked_velocity(
     coords: Tensor | None,
     t_eps: float | None,
 ) -> Tensor:
-    """A model's dz/dt, zero where there are no data; t (B,), the rest as in `Denoiser.forward`."""
+    """A model's dz/dt, zero outside the mask; t (B,), the rest as in `Denoiser.forward`."""
     v = denoiser.velocity(z, t, cond, mask, coords, t_eps=t_eps)
     return v if mask is None else torch.where(mask, v, 0.0)
 
 
 @dataclass(frozen=True)
 class Guided:
-    """Velocity of a model under classifier-free guidance: v = v_null + w (v_cond - v_null).
+    """Classifier-free guidance (CFG): v = v_null + w (v_cond - v_null).
 
-    Guidance acts at times strictly inside the interval (and from 0 where it starts there). There
-    the two passes are one batch of twice the size; elsewhere, and with w = 1, no null pass is made.
+    Inside the guidance interval (open; 0 is included if it starts there) the conditional and the
+    unconditional pass are one batch of twice the size. Outside, and with w = 1, only the
+    conditional pass is evaluated.
 
     Attributes:
         denoiser: the model.
-        cond: every condition, complete and checked.
-        guidance: w; 1 is the conditional model alone.
-        interval: times between which guidance acts.
-        t_eps: the least value of 1 - t in the division.
+        cond: all conditions, already checked.
+        guidance: guidance scale w; 1 is the conditional model without guidance.
+        interval: guidance interval (t_low, t_high).
+        t_eps: lower bound of the divisor 1 - t.
         mask, coords: as in `Denoiser.forward`.
     """
 
@@ -67,12 +67,12 @@ class Guided:
     coords: Tensor | None = None
 
     def acts(self, t: Tensor) -> bool:
-        """Whether guidance acts at a time (a float32 scalar, compared as float32)."""
-        return self.guidance != 1 and inside(t, self.interval) and self._told_something
+        """Whether guidance is applied at a time (a float32 scalar, compared as float32)."""
+        return self.guidance != 1 and in_interval(t, self.interval) and self._is_conditional
 
     @cached_property
-    def _untold(self) -> dict[str, Tensor]:
-        """The conditions of the null pass; what was never dropped in training is told to both."""
+    def _null_cond(self) -> dict[str, Tensor]:
+        """Null conditions of the unconditional pass; those never dropped in training are kept."""
         return {
             name: null_condition(condition, self.cond[name])
             if condition.drop > 0
@@ -81,17 +81,19 @@ class Guided:
         }
 
     @cached_property
-    def _told_something(self) -> bool:
-        """Whether the two passes differ at all."""
+    def _is_conditional(self) -> bool:
+        """Whether the conditions differ from the null conditions."""
         return any(
             not torch.equal(self.cond[name].nan_to_num(nan=torch.inf), value.nan_to_num(torch.inf))
-            for name, value in self._untold.items()
+            for name, value in self._null_cond.items()
         )
 
     @cached_property
     def _doubled(self) -> tuple[dict[str, Tensor], Tensor | None, Tensor | None]:
-        """Conditions, mask and coords of both passes in one batch."""
-        both = {name: torch.cat((self.cond[name], value)) for name, value in self._untold.items()}
+        """Conditions, mask and coords of both passes as one batch."""
+        both = {
+            name: torch.cat((self.cond[name], value)) for name, value in self._null_cond.items()
+        }
         mask, coords = (
             None if x is None else x.repeat(2, *[1] * (x.ndim - 1))
             for x in (self.mask, self.coords)
@@ -102,30 +104,30 @@ class Guided:
         """dz/dt at (z, t), float32, in the shape of ``z``."""
         times = t.to(z.device).expand(len(z))
         if not self.acts(t):
-            place = (self.mask, self.coords, self.t_eps)
-            return masked_velocity(self.denoiser, z, times, self.cond, *place)
+            rest = (self.mask, self.coords, self.t_eps)
+            return masked_velocity(self.denoiser, z, times, self.cond, *rest)
         both, mask, coords = self._doubled
-        twice, place = z.repeat(2, *[1] * (z.ndim - 1)), (mask, coords, self.t_eps)
-        v = masked_velocity(self.denoiser, twice, times.repeat(2), both, *place)
-        told, untold = v.chunk(2)
-        return untold + self.guidance * (told - untold)
+        twice, rest = z.repeat(2, *[1] * (z.ndim - 1)), (mask, coords, self.t_eps)
+        v = masked_velocity(self.denoiser, twice, times.repeat(2), both, *rest)
+        conditional, unconditional = v.chunk(2)
+        return unconditional + self.guidance * (conditional - unconditional)
 
 
 @dataclass(frozen=True)
 class Autoguided:
-    """Velocity of a model guided by a weaker one: v = v_guide + w (v - v_guide).
+    """Autoguidance by a weaker model: v = v_guide + w (v - v_guide).
 
-    The equation is that of Karras et al. for denoised data, D = D_0 + w (D_1 - D_0): at one z and t
-    velocity is linear in them. It acts at times strictly inside the interval (and from 0 where it
-    starts there); elsewhere the guide is not asked.
+    This is the equation of Karras et al. for denoised data, D = D_0 + w (D_1 - D_0), because the
+    velocity at given z and t is linear in D. Outside the guidance interval (open; 0 is included if
+    it starts there) the guide is not evaluated.
 
     Attributes:
         denoiser: the model.
-        guide: the weaker one, which `check_guide` let pass.
-        cond: every condition of the model, complete and checked; the guide is told those it knows.
-        scale: w; 1 is the model alone.
-        interval: times between which the guide acts.
-        t_eps: the least value of 1 - t in the division, for both; the model's own where not given.
+        guide: the weaker model, accepted by `check_guide`.
+        cond: all conditions of the model, already checked; the guide gets those it has.
+        scale: guidance scale w; 1 is the model without guidance.
+        interval: guidance interval (t_low, t_high).
+        t_eps: lower bound of the divisor 1 - t for both models; default: the model's.
         mask, coords: as in `Denoiser.forward`.
     """
 
@@ -139,47 +141,47 @@ class Autoguided:
     coords: Tensor | None = None
 
     def acts(self, t: Tensor) -> bool:
-        """Whether the guide acts at a time (a float32 scalar)."""
-        return self.scale != 1 and inside(t, self.interval)
+        """Whether guidance is applied at a time (a float32 scalar)."""
+        return self.scale != 1 and in_interval(t, self.interval)
 
     def __call__(self, z: Tensor, t: Tensor) -> Tensor:
         """dz/dt at (z, t), float32, in the shape of ``z``."""
         times = t.to(z.device).expand(len(z))
         t_eps = self.denoiser.diffusion.t_eps if self.t_eps is None else self.t_eps
-        place = (self.mask, self.coords, t_eps)
-        v = masked_velocity(self.denoiser, z, times, self.cond, *place)
+        rest = (self.mask, self.coords, t_eps)
+        v = masked_velocity(self.denoiser, z, times, self.cond, *rest)
         if not self.acts(t):
             return v
-        known = {name: self.cond[name] for name in self.guide.conditions}
-        weak = masked_velocity(self.guide, z, times, known, *place)
-        return weak + self.scale * (v - weak)
+        guide_cond = {name: self.cond[name] for name in self.guide.conditions}
+        v_guide = masked_velocity(self.guide, z, times, guide_cond, *rest)
+        return v_guide + self.scale * (v - v_guide)
 
 
 def check_guide(denoiser: Denoiser, guide: Denoiser) -> None:
-    """Whether a model can guide another: of the same data, on the same path from noise.
+    """Check that a model can guide another: same data, conditions and noise scale.
 
-    Patch, places, size, prediction and the shares of dropped conditions may differ, and it may know
-    fewer conditions.
+    Patch, `Layout.positions`, size, prediction and condition dropout may differ, and the guide may
+    have fewer conditions.
 
     Raises:
-        JitkitError: it cannot; the text says what differs.
+        JitkitError: it cannot; the text lists the differences.
     """
-    differ = []
+    differences = []
     if denoiser.layout.of_samples != guide.layout.of_samples:
-        differ.append(f"its samples are {_shape(guide)}, the model's {_shape(denoiser)}")
+        differences.append(f"its samples are {_shape(guide)}, the model's {_shape(denoiser)}")
     scales = [model.diffusion.noise_scale for model in (denoiser, guide)]
     if scales[0] != scales[1]:
-        differ.append(f"its noise scale is {scales[1]:g}, the model's {scales[0]:g}")
-    known = {name: replace(c, drop=0.0) for name, c in denoiser.conditions.items()}
-    strange = [
-        name for name, c in guide.conditions.items() if replace(c, drop=0.0) != known.get(name)
-    ]
-    if strange:
-        differ.append(f"it is told {listed(strange)}, which the model is not, or not so")
-    if differ:
+        differences.append(f"its noise scale is {scales[1]:g}, the model's {scales[0]:g}")
+    own = {name: replace(c, drop=0.0) for name, c in denoiser.conditions.items()}
+    extra = [name for name, c in guide.conditions.items() if replace(c, drop=0.0) != own.get(name)]
+    if extra:
+        differences.append(
+            f"it is conditioned on {listed(extra)}, which the model lacks or has in another form"
+        )
+    if differences:
         raise JitkitError(
-            f"this guide is no weaker model of the same data: {'; '.join(differ)}. Train one on "
-            "the same data with a smaller network or fewer steps, or take an early checkpoint"
+            f"this guide is not a weaker model of the same data: {'; '.join(differences)}. Train "
+            "one on the same data with a smaller network or fewer steps, or use an early checkpoint"
         )
 
 

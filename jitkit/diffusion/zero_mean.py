@@ -1,8 +1,9 @@
-"""The linear constraint of `Layout.centred`: groups of channels whose mean over a sample is zero.
+"""Zero-mean (translation-invariance) constraint of `Layout.centred` on groups of channels.
 
-It stands for data that mean the same wherever they lie: without the mean, there is nothing left to
-learn of the place. All that a sampler adds up must obey it then, noise included, or samples drift
-into a space that the network has never seen (Hoogeboom et al. 2022, arXiv:2203.17003, section 3).
+The mean of each group over a sample is zero. This suits data whose meaning does not depend on
+absolute position: without the mean there is no position to learn. Everything a sampler adds must
+obey the constraint, noise included, or samples drift out of the subspace that the network was
+trained on (Hoogeboom et al. 2022, arXiv:2203.17003, section 3).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from jitkit.fields import Layout
 
 
 def membership(layout: Layout) -> Tensor | None:
-    """Which channels are centred together, (groups, C) of 0 and 1; None without a constraint."""
+    """Membership of channels in groups, (groups, C) of 0 and 1; None without a constraint."""
     if not layout.centred:
         return None
     rows = [[float(name in group) for name in layout.channels] for group in layout.centred]
@@ -22,13 +23,13 @@ def membership(layout: Layout) -> Tensor | None:
 
 
 def centre(values: Tensor, groups: Tensor | None, mask: Tensor | None = None) -> Tensor:
-    """The nearest values that obey the constraint: each group without its mean over a sample.
+    """Project onto the constraint: subtract each group's mean over a sample.
 
-    It is an orthogonal projection of the observed cells; others are left as they are.
+    An orthogonal projection of the observed cells; others are unchanged.
 
     Args:
         values: (B, C, X1..Xn).
-        groups: from `membership`; None leaves values alone.
+        groups: from `membership`; None returns ``values``.
         mask: (B, C or 1, X1..Xn) bool, True where there are data; None means everywhere.
     """
     if groups is None:
@@ -36,8 +37,8 @@ def centre(values: Tensor, groups: Tensor | None, mask: Tensor | None = None) ->
     cells = values.flatten(2)  # (B, C, X)
     seen = torch.ones_like(cells) if mask is None else mask.expand_as(values).flatten(2).to(cells)
     kept = cells if mask is None else torch.where(seen > 0, cells, 0.0)
-    # not by products of matrices, which a GPU may round to 10 bits
+    # no matrix products, which a GPU may round to 10 bits
     sums, counts = ((x.sum(dim=2).unsqueeze(1) * groups).sum(dim=2) for x in (kept, seen))
     means = sums / counts.clamp_min(1)  # (B, groups)
-    shift = (means.unsqueeze(2) * groups).sum(dim=1)  # (B, C), zero for channels of no group
+    shift = (means.unsqueeze(2) * groups).sum(dim=1)  # (B, C), zero for channels without a group
     return values - (shift.unsqueeze(2) * seen).reshape(values.shape)

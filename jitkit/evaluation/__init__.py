@@ -1,1 +1,1 @@
-"""Scores of samples with confidence intervals, and sweeps of sampling settings."""
+"""Evaluation: scores of samples with confidence intervals; sweeps of sampling settings."""

@@ -1,4 +1,4 @@
-"""Samples of a model against real items: drawn, scored, and told in one table and one file."""
+"""Evaluate a model: draw samples, score them against real items, write a table and a JSON file."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from jitkit.errors import JitkitError
 from jitkit.evaluation.scoring import DrawnSamples, Scoring, row
 from jitkit.protocols import EvaluationProtocol, ScoresFeatures, VerifiesForecasts
 from jitkit.runs.run_dir import write_text
-from jitkit.sampling.generate import generate, guide_of, summarised
+from jitkit.sampling.generate import generate, generate_features, load_guide
 from jitkit.sampling.requests import conditioning_for
-from jitkit.sampling.rollout import RollOut
+from jitkit.sampling.rollout import Rollout
 from jitkit.sections import EvaluateSection, SampleSection
 from jitkit.utils.distributed import ALONE, Team
 
 EVALUATION_FORMAT = 2
-LARGEST_BATCH = 256  # so that machines with more memory than that need draw the same samples
+LARGEST_BATCH = 256  # a limit, so that all machines with enough memory draw the same samples
 
 
-def evaluate(
+def evaluate_model(
     denoiser: Denoiser,
     sampling: SampleSection,
     section: EvaluateSection,
@@ -39,56 +39,56 @@ def evaluate(
 ) -> dict[str, Any]:
     """Draw samples, score them and write ``evaluation.json`` into the run.
 
-    Each score stands beside the same score of held-out real items, which is its floor, and with an
-    interval in which another seed's value falls 95 times in 100 (`scoring.row`). The file's keys
-    are described in docs/evaluate.md. A domain of items that follow one another is asked to score
-    roll-outs itself (`domain.VerifiesForecasts`).
+    Each score comes with the score of real held-out items (its floor) and a 95 % prediction
+    interval for the value of another seed (`scoring.row`). docs/evaluate.md describes the keys of
+    the file. A domain that is a sequence of states scores autoregressive forecasts itself
+    (`protocols.VerifiesForecasts`).
 
-    Processes of a team draw the samples together; rank 0 scores them, and all get the result.
+    All ranks draw samples; rank 0 scores them, and all get the result.
 
     Args:
         denoiser: a model with its domain.
         sampling, section: sections ``sample`` and ``evaluate`` of a recipe.
-        folder: the run's.
-        model: which step and which mean of the weights is scored, and its ``means`` in order.
-        samples: how many, in place of the section's and its protocol's.
+        folder: of the run.
+        model: for the record, step and EMA of the model, and all its EMAs under ``means``.
+        samples: replaces the number of samples of the section and its protocol.
         team: the processes that share the work.
 
     Raises:
-        JitkitError: the domain has no measures, or what the section asks for is not there.
+        JitkitError: the domain has no metrics, or data that the section needs are missing.
     """
     began = time.monotonic()
     protocol = protocol_of(denoiser.domain)
     sampling, section = under_protocol(protocol, sampling, section, samples)
-    judge = open_evaluator(denoiser, section, folder, team)
-    sampling = steady(denoiser, sampling, team)
-    judged = judge(denoiser, sampling, guide_of(denoiser, sampling))
-    result: dict[str, Any] = {}
+    evaluator = open_evaluator(denoiser, section, folder, team)
+    sampling = with_fixed_batch_size(denoiser, sampling, team)
+    result = evaluator(denoiser, sampling, load_guide(denoiser, sampling))
+    record: dict[str, Any] = {}
     if team.is_main:
-        result = {"format": EVALUATION_FORMAT, "model": dict(model or {}), **judged.record}
-        result |= {
-            "scores": judged.scores,
+        record = {"format": EVALUATION_FORMAT, "model": dict(model or {}), **result.record}
+        record |= {
+            "scores": result.scores,
             "seconds": round(time.monotonic() - began, 1),
             "sample": sampling.model_copy(update={"seed": section.seed}).model_dump(mode="json"),
             "evaluate": section.model_dump(mode="json"),
             "protocol": None,
         }
         if protocol:
-            departed = protocol.departures(result, denoiser.conditions)
-            result["protocol"] = {"name": protocol.name, "departures": departed}
-        write_text(folder / "evaluation.json", json.dumps(result, indent=1))
-    return dict(team.all_gather(result)[0])
+            departures = protocol.departures(record, denoiser.conditions)
+            record["protocol"] = {"name": protocol.name, "departures": departures}
+        write_text(folder / "evaluation.json", json.dumps(record, indent=1))
+    return dict(team.all_gather(record)[0])
 
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """What was found out about a model; empty in other processes than rank 0.
+    """Scores of a model; empty on ranks other than 0.
 
     Attributes:
-        scores: rows by name, as the record has them.
-        resampled: the values of each score on random halves of the first seed's samples, the same
-            halves for every model; none where a score has no such.
-        record: what else belongs into the record.
+        scores: by name, from `scoring.row`.
+        resampled: values of each score on random halves of the first seed's samples, the same
+            halves for every model; empty if a score has none.
+        record: other entries of the record.
     """
 
     scores: Mapping[str, Any] = field(default_factory=dict)
@@ -97,53 +97,53 @@ class EvaluationResult:
 
 
 class Evaluator(Protocol):
-    """Scores models of one domain, under settings for samples, with real items looked at once."""
+    """Scores models of one domain under sampling settings; real items are read once."""
 
     @property
     def key(self) -> str:
-        """Tells what samples are held against from anything else; rank 0 alone knows it."""
+        """Identifies the real items that samples are compared with; set on rank 0 only."""
 
     def __call__(
         self, denoiser: Denoiser, sampling: SampleSection, guide: Denoiser | None
     ) -> EvaluationResult:
-        """All processes must ask."""
+        """Score a model; all ranks must call this."""
 
 
 def open_evaluator(
     denoiser: Denoiser, section: EvaluateSection, folder: Path, team: Team
 ) -> Evaluator:
-    """What scores models of this domain; all that is wrong with the real items is found here."""
+    """The evaluator of this domain's models; errors in the real items are raised here."""
     domain = denoiser.domain
     if isinstance(domain, VerifiesForecasts) and domain.is_sequence:
-        return _RollOuts(domain, section, folder, team)
-    failed: JitkitError | OSError | None = None
+        return _ForecastEvaluator(domain, section, folder, team)
+    failure: JitkitError | OSError | None = None
     try:
         scoring = Scoring(domain, is_main=team.is_main)
     except (JitkitError, OSError) as error:
-        failed = error
-    team.raise_together(failed)
-    return _Samples(scoring, section, team)
+        failure = error
+    team.raise_together(failure)
+    return _SampleEvaluator(scoring, section, team)
 
 
-def check_ready(domain: Domain) -> None:
-    """Whether samples could be scored once a model is trained, but for what takes long to find out.
+def check_scorer(domain: Domain) -> None:
+    """Check early, and quickly, that samples can be scored after training.
 
     Raises:
-        RecipeError: the domain does not know what is asked for.
-        DataError: weights of a network or a reference are not there.
+        RecipeError: the domain does not know the requested scores.
+        DataError: a feature network's parameters or a reference are missing.
     """
     if isinstance(domain, ScoresFeatures):
         domain.scorer()
 
 
 def protocol_of(domain: Domain) -> EvaluationProtocol | None:
-    """The published way of scoring that a domain's recipe asks for, if any."""
+    """The published evaluation protocol that a domain's recipe selects, if any."""
     return domain.evaluation_protocol() if isinstance(domain, ScoresFeatures) else None
 
 
 @dataclass(frozen=True)
-class _Samples:
-    """Samples against real items."""
+class _SampleEvaluator:
+    """Scores samples against real items."""
 
     scoring: Scoring
     section: EvaluateSection
@@ -151,7 +151,7 @@ class _Samples:
 
     @property
     def key(self) -> str:
-        """What the real items are, and how those that are held out score."""
+        """The reference and the scores of held-out items."""
         scoring = self.scoring
         return json.dumps([scoring.reference, list(scoring.best), scoring.floors])
 
@@ -160,17 +160,17 @@ class _Samples:
     ) -> EvaluationResult:
         section, scoring = self.section, self.scoring
         seeds = list(range(section.seed, section.seed + section.seeds))
-        found, seconds = [], 0.0
+        by_seed, seconds = [], 0.0
         for seed in seeds:
-            drawn = self._drawn(denoiser, sampling.model_copy(update={"seed": seed}), guide)
+            drawn = self._draw(denoiser, sampling.model_copy(update={"seed": seed}), guide)
             if self.team.is_main:
                 start = time.monotonic()
-                found.append(scoring.scores(drawn))
+                by_seed.append(scoring.scores(drawn))
                 seconds += time.monotonic() - start
         if not self.team.is_main:
             return EvaluationResult()
         scores = {
-            name: row([each[name] for each in found], scoring.floors.get(name), best)
+            name: row([each[name] for each in by_seed], scoring.floors.get(name), best)
             for name, best in scoring.best.items()
         }
         record = {
@@ -181,35 +181,37 @@ class _Samples:
             "reference": scoring.reference,
             "notes": scoring.notes,
         }
-        return EvaluationResult(scores, {name: found[0][name].resampled for name in scores}, record)
+        resampled = {name: by_seed[0][name].resampled for name in scores}
+        return EvaluationResult(scores, resampled, record)
 
-    def _drawn(
+    def _draw(
         self, denoiser: Denoiser, sampling: SampleSection, guide: Denoiser | None
     ) -> DrawnSamples:
-        """One seed's samples, as far as the scores look at them."""
+        """One seed's samples: the items and features that the scores need."""
         n, scorer, team = self.section.samples, self.scoring.scorer, self.team
-        told = conditioning_for(denoiser, n, seed=sampling.seed)
+        conditioning = conditioning_for(denoiser, n, seed=sampling.seed)
         if scorer is None:
-            made = generate(denoiser, n, told, sampling, guide=guide, progress=True, team=team)
-            return DrawnSamples(n, list(made))
-        kept = frozenset(self.scoring.kept(n))
-        rows, items = summarised(
+            items = generate(
+                denoiser, n, conditioning, sampling, guide=guide, progress=True, team=team
+            )
+            return DrawnSamples(n, list(items))
+        features, kept = generate_features(
             denoiser,
             n,
-            told,
+            conditioning,
             sampling,
             scorer.features,
-            kept,
+            frozenset(self.scoring.kept(n)),
             guide=guide,
             progress=True,
             team=team,
         )
-        return DrawnSamples(n, items, rows)
+        return DrawnSamples(n, kept, features)
 
 
 @dataclass(frozen=True)
-class _RollOuts:
-    """Roll-outs against what came, by the domain's own scores."""
+class _ForecastEvaluator:
+    """Scores autoregressive forecasts against verifying observations, by the domain's metrics."""
 
     domain: VerifiesForecasts
     section: EvaluateSection
@@ -218,7 +220,7 @@ class _RollOuts:
 
     @property
     def key(self) -> str:
-        """What the domain was made from."""
+        """The domain's section of the recipe."""
         section = section_of(self.domain)
         return "" if section is None else section.model_dump_json()
 
@@ -226,19 +228,19 @@ class _RollOuts:
         self, denoiser: Denoiser, sampling: SampleSection, guide: Denoiser | None
     ) -> EvaluationResult:
         seed = self.section.seed
-        roll_out = RollOut(denoiser, sampling.model_copy(update={"seed": seed}), guide=guide)
-        # all call the network, whose parts they may hold; rank 0 alone writes into the run
-        with TemporaryDirectory(prefix="jitkit-") as aside:
-            folder = self.folder if self.team.is_main else Path(aside)
-            found = dict(self.domain.verify(roll_out, folder, seed=seed))
-        return EvaluationResult(found.pop("scores"), {}, found | {"seeds": [seed]})
+        rollout = Rollout(denoiser, sampling.model_copy(update={"seed": seed}), guide=guide)
+        # all ranks forecast, since they may hold shards of the model; only rank 0 writes to the run
+        with TemporaryDirectory(prefix="jitkit-") as temporary:
+            folder = self.folder if self.team.is_main else Path(temporary)
+            record = dict(self.domain.verify(rollout, folder, seed=seed))
+        return EvaluationResult(record.pop("scores"), {}, record | {"seeds": [seed]})
 
 
-def steady(denoiser: Denoiser, sampling: SampleSection, team: Team) -> SampleSection:
-    """With a batch size that does not hang on what else the machine does.
+def with_fixed_batch_size(denoiser: Denoiser, sampling: SampleSection, team: Team) -> SampleSection:
+    """Section ``sample`` with a batch size that does not depend on machine load.
 
-    The last digits of a sample hang on the size of the batch that it is made in, so that scores of
-    one seed would differ from day to day.
+    The last digits of a sample depend on the batch size; otherwise scores of one seed would vary
+    with free memory.
     """
     if sampling.batch_size is not None:
         return sampling
@@ -253,7 +255,7 @@ def under_protocol(
     section: EvaluateSection,
     samples: int | None = None,
 ) -> tuple[SampleSection, EvaluateSection]:
-    """Both sections with what a protocol fixes; ``samples`` has the last word."""
+    """Both sections with the keys that a protocol fixes; ``samples`` overrides its number."""
     if protocol is not None:
         sampling = sampling.model_copy(update=dict(protocol.sampling))
         section = section.model_copy(update={"samples": protocol.samples})
@@ -263,11 +265,11 @@ def under_protocol(
 
 
 def score_table(result: Mapping[str, Any]) -> str:
-    """What `evaluate` found, a line for each score."""
-    if "table" in result:  # a domain's own
+    """The result of `evaluate_model` as text, one line per score."""
+    if "table" in result:  # made by the domain
         return "\n".join([str(result["table"]), *(f"note: {text}" for text in _notes(result))])
     rows = [("", "value", "95 % interval", "held out")]
-    rows += [(name, *cells(score)) for name, score in result["scores"].items()]
+    rows += [(name, *formatted_score(score)) for name, score in result["scores"].items()]
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     lines = [
         "  " + "  ".join((row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])))
@@ -283,18 +285,18 @@ def _head(result: Mapping[str, Any]) -> str:
     return f"{result['samples']} samples{of_seeds} in {result['seconds']:.0f} s{held_out}"
 
 
-def cells(score: Mapping[str, Any]) -> tuple[str, str, str]:
-    """Value, interval and floor in words."""
+def formatted_score(score: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Value, interval and floor as text."""
     low, high = score["interval"]
-    value = "says nothing" if score["value"] is None else f"{score['value']:.4g}"
-    reach = "" if low is None or high is None else f"{low:.4g} to {high:.4g}"
-    return value, reach, "" if score["floor"] is None else f"{score['floor']:.4g}"
+    value = "undefined" if score["value"] is None else f"{score['value']:.4g}"
+    interval = "" if low is None or high is None else f"{low:.4g} to {high:.4g}"
+    return value, interval, "" if score["floor"] is None else f"{score['floor']:.4g}"
 
 
 def _notes(result: Mapping[str, Any]) -> list[str]:
     protocol = result.get("protocol")
     if not protocol:
         return list(result.get("notes", []))
-    departed = "; ".join(protocol["departures"])
-    how = f"but for: {departed}" if departed else "kept"
-    return [*result.get("notes", []), f"protocol {protocol['name']}, {how}"]
+    departures = "; ".join(protocol["departures"])
+    status = f"except: {departures}" if departures else "followed"
+    return [*result.get("notes", []), f"protocol {protocol['name']}, {status}"]

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from jitkit.domain import Domain, check_instance
-from jitkit.evaluation.evaluate import evaluate as score
-from jitkit.runs.checkpoint import mean_named
+from jitkit.evaluation.evaluate import evaluate_model
+from jitkit.runs.checkpoint import ema_name
 from jitkit.runs.defaults import Overrides
-from jitkit.runs.load import asked, ready
+from jitkit.runs.load import load_for_sampling, resolve_run
 from jitkit.utils.distributed import team
 
 
@@ -21,31 +21,30 @@ def evaluate(
     samples: int | None = None,
     domain: Domain | None = None,
 ) -> dict[str, Any]:
-    """Draw samples of a trained model, score them with its domain's measures, and return the
-    scores, which are also in the run's ``evaluation.json``.
+    """Draw samples of a trained model, score them with its domain's metrics, and return the
+    scores, which are also written to the run's ``evaluation.json``.
 
-    Started by torchrun, all processes draw the samples together, and all get the scores.
+    Under torchrun all ranks draw samples, and all get the scores.
 
     Args:
         run: a run's folder, or one of its ``checkpoints/step-N``.
-        overrides: ``{"evaluate.samples": 500}`` or ``["sample.guidance=2"]``, laid over the run's
-            recipe and the best setting that a sweep of it found: keys of sample, evaluate and
-            domain.
-        ema: the running mean of the weights, as in `checkpoint.load`.
-        samples: how many, in place of ``evaluate.samples`` and its protocol's.
-        domain: the adapter, where the model was trained with one that was given in Python.
+        overrides: ``{"evaluate.samples": 500}`` or ``["sample.guidance=2"]``, keys of sample,
+            evaluate and domain; they replace those of the run's recipe and of `best.yaml`.
+        ema: the EMA of the parameters, as in `checkpoint.load`.
+        samples: replaces ``evaluate.samples`` and the protocol's number.
+        domain: the adapter, if the model was trained with an adapter given in Python.
 
     Raises:
-        CheckpointError: there is no whole checkpoint or no such mean, or ``domain`` does not fit.
-        RecipeError: an override of something else, or one that cannot be meant.
+        CheckpointError: there is no whole checkpoint or no such EMA, or ``domain`` does not fit.
+        RecipeError: an override of another section, or an invalid one.
         DataError: the real items to compare with are missing.
-        JitkitError: the domain has no measures.
+        JitkitError: the domain has no metrics.
     """
     check_instance(domain)
-    found, folder, recipe, ema = asked(run, overrides, ema, domain)
-    mean = mean_named(found, None) if ema is None else str(ema)
-    model = {"step": found.step, "ema": mean, "means": found.means}
+    checkpoint, folder, recipe, ema = resolve_run(run, overrides, ema, domain)
+    used = ema_name(checkpoint, None) if ema is None else str(ema)
+    model = {"step": checkpoint.step, "ema": used, "means": checkpoint.ema_names}
     with team() as ours:
-        denoiser = ready(recipe, found, ema, domain)
+        denoiser = load_for_sampling(recipe, checkpoint, ema, domain)
         sections = (recipe.sample, recipe.evaluate)
-        return score(denoiser, *sections, folder, model=model, samples=samples, team=ours)
+        return evaluate_model(denoiser, *sections, folder, model=model, samples=samples, team=ours)

@@ -1,10 +1,9 @@
-"""From drawn samples to scores: each with its interval, beside the same score of real items.
+"""Scores of samples with confidence intervals by subsampling, and of real held-out items.
 
-Of a set of samples the score's standard deviation is estimated from random halves of it, drawn
-without replacement: the variance of a score over subsets of m of n samples is (n - m) / m times
-that over sets of n (Politis, Romano & Wolf 1999, Subsampling, section 2). A bootstrap with
-replacement would not do: samples repeat in it, and a Fréchet distance, a distance to nearest
-neighbours or a share of copies is another thing then.
+The standard deviation of a score is estimated from random halves of the samples, drawn without
+replacement: the variance over subsets of m of n samples is (n - m) / m times that over sets of n
+(Politis, Romano & Wolf 1999, Subsampling, section 2). A bootstrap with replacement would repeat
+samples, which biases Fréchet distances, nearest-neighbour distances and fractions of copies.
 """
 
 from __future__ import annotations
@@ -26,24 +25,24 @@ from jitkit.utils.types import Array
 
 RESAMPLES = 40
 LARGEST_RESAMPLE = 5_000  # samples, so that intervals of 50,000 do not take hours
-REFERENCE = 10_000  # real items that measures compare with, at most
-KEPT = 10_000  # samples that are kept for measures, where a scorer needs none, at most
+REFERENCE = 10_000  # most real items that metrics compare with
+KEPT = 10_000  # most samples that are kept as items for metrics if a scorer takes features
 ROWS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
 class DrawnSamples:
-    """One seed's samples, as far as they are needed.
+    """One seed's samples, reduced to what the scores need.
 
     Attributes:
-        n: how many were drawn.
-        items: those that measures look at.
-        rows: (n, D) numbers for the domain's scorer; None where it has none.
+        n: number of samples drawn.
+        items: those that metrics use.
+        features: (n, D) for the domain's scorer; None if it has none.
     """
 
     n: int
     items: Sequence[Any]
-    rows: Array | None = None
+    features: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -51,10 +50,10 @@ class Score:
     """A score of one seed's samples.
 
     Attributes:
-        value: NaN where it says nothing.
+        value: NaN if undefined.
         resampled: the same score of random halves.
-        std: standard deviation of the value over seeds, estimated from those.
-        samples: how many it was taken on.
+        std: standard deviation of the value over seeds, estimated from the halves.
+        samples: number of samples.
     """
 
     value: float
@@ -64,21 +63,21 @@ class Score:
 
 
 class Scoring:
-    """All scores of a domain, and the real items that samples are held against, found out once.
+    """All scores of a domain, and the real items that samples are compared with, read once.
 
     Args:
         domain: the data.
-        is_main: whether this process scores; others only make the rows of their samples.
+        is_main: whether this process scores; other ranks only compute features of their samples.
 
     Attributes:
-        scorer: the domain's scores on rows of numbers, if it has any.
-        best: names of all scores in order, and which value of each is the best.
-        notes: what people should know about the scores.
-        reference: what samples are compared with, for the record.
-        held_out: real items behind each floor.
+        scorer: the domain's scores on features, if it has any.
+        best: names of all scores in order, and which value of each is best.
+        notes: remarks on the scores, for the reader.
+        reference: description of the real items, for the record.
+        held_out: number of held-out items of the floors.
 
     Raises:
-        JitkitError: the domain has no measures, or real items are missing.
+        JitkitError: the domain has no metrics, or real items are missing.
     """
 
     def __init__(self, domain: Domain, *, is_main: bool = True) -> None:
@@ -88,60 +87,60 @@ class Scoring:
             self.scorer, notes = domain.scorer()
             self.notes += notes
         replaced = self.scorer.replaces if self.scorer else frozenset[str]()
-        measures = domain.scores()
-        self.measures = {k: measure for k, measure in measures.items() if k not in replaced}
-        if not self.measures and self.scorer is None:
+        metrics = domain.scores()
+        self.metrics = {name: m for name, m in metrics.items() if name not in replaced}
+        if not self.metrics and self.scorer is None:
             raise JitkitError(
-                f"domain {type(domain).__name__} has no measures to score samples with"
+                f"domain {type(domain).__name__} has no metrics to score samples with"
             )
         self.best: dict[str, Best] = {}
         self.floors: dict[str, float] = {}
         self.reference: dict[str, Any] = {}
         self.held_out = 0
         if is_main:
-            self._look_at_real(domain)
+            self._read_real(domain)
 
     def kept(self, n: int) -> Sequence[int]:
-        """Which of ``n`` samples are kept as items: those that measures look at."""
-        if not self.measures:
+        """Indices of the samples, of ``n``, that are kept as items for the metrics."""
+        if not self.metrics:
             return range(0)
         count = min(n, KEPT) if self.scorer else n
         return [i * n // count for i in range(count)]
 
     def scores(self, drawn: DrawnSamples) -> dict[str, Score]:
         """Every score of one seed's samples."""
-        found = {}
-        if self.scorer and drawn.rows is not None:
-            found = _scored(self.scorer.scores, self.scorer.resampled, drawn.rows)
-        if self.measures:
-            found |= _scored(self._measured, self._measured, drawn.items)
-        return {name: found[name] for name in self.best}
+        scores = {}
+        if self.scorer and drawn.features is not None:
+            scores = _scored(self.scorer.scores, self.scorer.resampled, drawn.features)
+        if self.metrics:
+            scores |= _scored(self._metric_values, self._metric_values, drawn.items)
+        return {name: scores[name] for name in self.best}
 
-    def _measured(self, items: Sequence[Any]) -> dict[str, float]:
-        return {name: measure(items, self._real) for name, measure in self.measures.items()}
+    def _metric_values(self, items: Sequence[Any]) -> dict[str, float]:
+        return {name: metric(items, self._real) for name, metric in self.metrics.items()}
 
-    def _look_at_real(self, domain: Domain) -> None:
-        """The reference, and the scores of held-out items against it."""
+    def _read_real(self, domain: Domain) -> None:
+        """Read the reference, and score held-out items against it."""
         if self.scorer:
             self.reference = dict(self.scorer.prepare())
             self.notes += self.reference.pop("notes", [])
             self.best |= self.scorer.best
-        self.best |= {name: _best(measure) for name, measure in self.measures.items()}
-        self._real = list(real_items(domain, "train")) if self.measures else []
-        self.reference |= {"items_measured": len(self._real)} if self.measures else {}
-        kept, rows = [], []
-        for part in _in_parts(real_items(domain, "val")):
+        self.best |= {name: _best(metric) for name, metric in self.metrics.items()}
+        self._real = list(real_items(domain, "train")) if self.metrics else []
+        self.reference |= {"items_measured": len(self._real)} if self.metrics else {}
+        held_out, features = [], []
+        for part in _batched(real_items(domain, "val")):
             self.held_out += len(part)
-            kept += part if self.measures else []
-            rows += [self.scorer.features(part)] if self.scorer else []
-        if self.scorer and rows:
-            self.floors |= self.scorer.scores(np.concatenate(rows))
-        if kept:
-            self.floors |= self._measured(kept)
+            held_out += part if self.metrics else []
+            features += [self.scorer.features(part)] if self.scorer else []
+        if self.scorer and features:
+            self.floors |= self.scorer.scores(np.concatenate(features))
+        if held_out:
+            self.floors |= self._metric_values(held_out)
 
 
 def real_items(domain: Domain, split: Split) -> Iterator[Any]:
-    """Items of a split that samples are compared with, those that cannot be read left out."""
+    """Items of a split that samples are compared with; unreadable ones are skipped."""
     items = domain.items(split)
     for i in range(min(len(items), REFERENCE)):
         with suppress(BadItem):
@@ -149,36 +148,36 @@ def real_items(domain: Domain, split: Split) -> Iterator[Any]:
 
 
 def row(scores: Sequence[Score], floor: float | None, best: Best) -> dict[str, Any]:
-    """A score over several seeds as the record has it (docs/evaluate.md).
+    """A score over several seeds, as an entry of the record (docs/evaluate.md).
 
-    With S seeds a further one's value differs from their mean with variance (1 + 1 / S) times that
-    of one; the interval is 1.96 such deviations to each side. The one over seeds has Student's t
-    and the scatter of the values in place of 1.96 and the resamples.
+    With S seeds, the value of a further seed differs from their mean with variance (1 + 1 / S)
+    times that of one seed; the interval is 1.96 such deviations to each side. The interval over
+    seeds uses Student's t and the standard deviation of the values over seeds instead.
     """
     values = [score.value for score in scores]
     value, further = float(np.mean(values)), sqrt(1 + 1 / len(scores))
     std = sqrt(float(np.mean([score.std**2 for score in scores])))
-    found: dict[str, Any] = {
-        "value": number(value),
-        "interval": _around(value, 1.96 * further * std),
-        "std": number(std),
-        "by_seed": [number(v) for v in values],
-        "floor": None if floor is None else number(floor),
+    result: dict[str, Any] = {
+        "value": finite_or_none(value),
+        "interval": _interval(value, 1.96 * further * std),
+        "std": finite_or_none(std),
+        "by_seed": [finite_or_none(v) for v in values],
+        "floor": None if floor is None else finite_or_none(floor),
         "best": best,
         "samples": scores[0].samples,
     }
     if len(scores) > 1:
-        reach = _student(len(scores) - 1) * further * float(np.std(values, ddof=1))
-        found["interval_over_seeds"] = _around(value, reach)
-    return found
+        half_width = _student(len(scores) - 1) * further * float(np.std(values, ddof=1))
+        result["interval_over_seeds"] = _interval(value, half_width)
+    return result
 
 
 def cost(score: Mapping[str, Any], value: float | None) -> float:
-    """How bad a value of a score is, by what its row says is best; infinite where it says nothing.
+    """Cost of a value of a score (less is better) by the score's ``best``; inf if undefined.
 
     Args:
-        score: a row of the record, from `row`.
-        value: of this score, taken on any samples.
+        score: from `row`.
+        value: of this score, on any samples.
     """
     if value is None or not isfinite(value):
         return inf
@@ -190,13 +189,13 @@ def cost(score: Mapping[str, Any], value: float | None) -> float:
     return value
 
 
-def number(value: float) -> float | None:
-    """A number as JSON knows it; None where the measure says nothing."""
+def finite_or_none(value: float) -> float | None:
+    """The value, or None (null in JSON) if it is not finite."""
     return value if isfinite(value) else None
 
 
 def resamples(n: int) -> list[Array]:
-    """Indices of random halves of ``n`` samples, at most 5,000 each; the same every time.
+    """Indices of random halves of ``n`` samples, at most 5,000 each; the same on every call.
 
     >>> [len(half) for half in resamples(7)] == [3] * RESAMPLES
     True
@@ -207,49 +206,49 @@ def resamples(n: int) -> list[Array]:
 
 
 def _scored(
-    exactly: Callable[[Any], Mapping[str, float]],
-    quickly: Callable[[Any], Mapping[str, float]],
+    exact: Callable[[Any], Mapping[str, float]],
+    fast: Callable[[Any], Mapping[str, float]],
     samples: Sequence[Any] | Array,
 ) -> dict[str, Score]:
-    """Scores of samples, and how much each scatters."""
-    n, values = len(samples), exactly(samples)
-    again: list[Mapping[str, float]] = []
-    if n >= 4:  # of fewer, halves say nothing
+    """Scores of samples, and the standard deviation of each."""
+    n, values = len(samples), exact(samples)
+    by_half: list[Mapping[str, float]] = []
+    if n >= 4:  # halves of fewer samples are too small
         halves = resamples(n)
         with bar("intervals", len(halves), unit="resamples") as show:
             for i, half in enumerate(halves):
                 part = (
                     samples[half] if isinstance(samples, np.ndarray) else [samples[j] for j in half]
                 )
-                again.append(quickly(part))
+                by_half.append(fast(part))
                 show(i + 1)
-    found = {}
+    scores = {}
     for name, value in values.items():
-        resampled = tuple(float(each[name]) for each in again)
+        resampled = tuple(float(each[name]) for each in by_half)
         std = float("nan")
-        if again:
+        if by_half:
             size = min(n // 2, LARGEST_RESAMPLE)
             std = float(np.std(resampled, ddof=1)) * sqrt(size / (n - size))
-        found[name] = Score(float(value), resampled, std, n)
-    return found
+        scores[name] = Score(float(value), resampled, std, n)
+    return scores
 
 
-def _in_parts(items: Iterator[Any]) -> Iterator[list[Any]]:
+def _batched(items: Iterator[Any]) -> Iterator[list[Any]]:
     while part := list(islice(items, ROWS_AT_ONCE)):
         yield part
 
 
-def _around(value: float, reach: float) -> list[float | None]:
-    return [number(value - reach), number(value + reach)]
+def _interval(value: float, half_width: float) -> list[float | None]:
+    return [finite_or_none(value - half_width), finite_or_none(value + half_width)]
 
 
 def _student(freedom: int) -> float:
-    """How many standard deviations hold 95 in 100 values of Student's t to both sides."""
+    """The 97.5 % quantile of Student's t with so many degrees of freedom."""
     from scipy.stats import t
 
     return float(t.ppf(0.975, freedom))
 
 
-def _best(measure: Metric) -> Best:
-    found: Best = getattr(measure, "best", "real")
-    return found
+def _best(metric: Metric) -> Best:
+    best: Best = getattr(metric, "best", "real")
+    return best

@@ -1,7 +1,7 @@
-"""Which of many settings is the best by a score, and how sure that is.
+"""Select the best of many sampling settings by a score, with the uncertainty of that choice.
 
-Settings are compared on the same random halves of samples from the same noise. What they have in
-common cancels in a difference, so that two scores can be told apart whose intervals overlap.
+Settings are compared on the same random halves of samples from the same noise. Common variation
+cancels in differences, so that scores can differ significantly although their intervals overlap.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from jitkit.utils.types import Array
 def select_best(
     points: Sequence[Mapping[str, Any]], by: str, axes: SweepAxes, n: int
 ) -> dict[str, Any]:
-    """The points with how often each is the best, and the best of them.
+    """The points with the fraction of halves in which each is best, and the best point.
 
-    Settings are compared on the same halves of samples from the same noise. One is tied with the
-    best where their difference is less than 1.96 of its standard deviations.
+    A setting is tied with the best one if their difference is less than 1.96 of its standard
+    deviations over the halves.
 
     Raises:
-        RecipeError: the score says nothing of any setting.
+        RecipeError: the score is undefined for every setting.
     """
     costs = np.array([cost(point["scores"][by], point["scores"][by]["value"]) for point in points])
     if not np.isfinite(costs).any():
-        raise RecipeError(f"--by {by}: it says nothing of any setting")
+        raise RecipeError(f"--by {by}: the score is undefined for every setting")
     first = int(np.argmin(costs))
     wins, tied = _compared(points, by, costs, first, n)
     shown = [
@@ -59,9 +59,9 @@ def select_best(
 def _compared(
     points: Sequence[Mapping[str, Any]], by: str, costs: Array, first: int, n: int
 ) -> tuple[Array | None, Array]:
-    """How often each point has the least cost on a half, and which are tied with the best.
+    """Fraction of halves in which each point has the least cost; which points tie with the best.
 
-    None and no ties where a score has no resamples.
+    None and no ties if the score has no resamples.
     """
     resampled = [point["resampled"].get(by, []) for point in points]
     if not all(len(values) == len(resampled[first]) > 1 for values in resampled):
@@ -73,17 +73,17 @@ def _compared(
         ]
     )
     least = halves == halves.min(axis=0)
-    wins = (least / least.sum(axis=0)).mean(axis=1)  # equals share
+    wins = (least / least.sum(axis=0)).mean(axis=1)  # equal costs share a win
     n = points[first]["scores"][by].get("samples", n)
     size = min(n // 2, LARGEST_RESAMPLE)
     with np.errstate(invalid="ignore"):
-        apart = np.std(halves - halves[first], axis=1, ddof=1) * np.sqrt(size / (n - size))
-        tied = costs - costs[first] <= 1.96 * apart
+        deviation = np.std(halves - halves[first], axis=1, ddof=1) * np.sqrt(size / (n - size))
+        tied = costs - costs[first] <= 1.96 * deviation
     tied[first] = False
     return wins, tied
 
 
 def _at_edge(value: Any, values: Sequence[Any]) -> bool:
-    """Whether a number is the least or the largest of several that were tried."""
+    """Whether a number is the smallest or largest of at least three that were tried."""
     numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
     return len(numbers) == len(values) > 2 and value in (min(numbers), max(numbers))

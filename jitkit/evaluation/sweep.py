@@ -1,9 +1,8 @@
-"""Scores of a run under many settings for samples, the best of them, and how sure that is.
+"""Sweeps: score a run under many sampling settings and select the best, with its uncertainty.
 
-Every setting is scored on samples from the same noise and on the same random halves of them, so
-that the difference of two settings scatters less than either score. What was scored is kept, a file
-for each setting, under the contents of all that it hangs on: a sweep that was killed goes on with
-the settings that are left, and a finer one takes over what an earlier one found.
+All settings are scored on samples from the same noise and on the same random halves of them, so
+that differences vary less than scores. Each scored setting is cached in a file named by a hash of
+its model, data and settings: a killed sweep resumes, and a finer one reuses earlier results.
 """
 
 from __future__ import annotations
@@ -25,22 +24,22 @@ from jitkit.errors import RecipeError, listed, nearest
 from jitkit.evaluation import sweep_axes
 from jitkit.evaluation.evaluate import (
     Evaluator,
-    cells,
+    formatted_score,
     open_evaluator,
     protocol_of,
-    steady,
     under_protocol,
+    with_fixed_batch_size,
 )
-from jitkit.evaluation.scoring import number
+from jitkit.evaluation.scoring import finite_or_none
 from jitkit.evaluation.select import select_best
-from jitkit.evaluation.sweep_plot import draw
+from jitkit.evaluation.sweep_plot import draw_sweep
 from jitkit.recipe.load import Recipe
 from jitkit.runs import defaults
-from jitkit.runs.checkpoint import Checkpoint, mean_named
+from jitkit.runs.checkpoint import Checkpoint, ema_name
 from jitkit.runs.defaults import Overrides
-from jitkit.runs.load import folder_of, found_in, ready, settings
+from jitkit.runs.load import checkpoint_with_domain, load_for_sampling, run_folder, run_recipe
 from jitkit.runs.run_dir import write_text
-from jitkit.sampling.generate import guide_of
+from jitkit.sampling.generate import load_guide
 from jitkit.sections import EvaluateSection, SampleSection
 from jitkit.utils.distributed import Team, team
 
@@ -56,43 +55,43 @@ def sweep(
     samples: int | None = None,
     by: str | None = None,
     domain: Domain | None = None,
-    tell: Callable[[str], None] = lambda line: None,
+    show: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Score every setting, choose the best, and make it the run's default (`best.yaml`).
+    """Score every setting, select the best, and make it the run's default (`best.yaml`).
 
-    Table and picture are in the returned ``folder``, ``sweeps/NAME`` of the run (docs/evaluate.md).
-    The base is the run's recipe with ``overrides``; what an earlier sweep chose does not count.
+    Results and plot are in the returned ``folder``, ``sweeps/NAME`` of the run (docs/evaluate.md).
+    Other settings are those of the run's recipe with ``overrides``, without an earlier `best.yaml`.
 
     Args:
         run: a run's folder, or one of its ``checkpoints/step-N``.
-        words: swept keys with their values, as `sweep_axes.axes_of` reads them.
-        overrides: keys of sample, evaluate and domain, laid over the run's recipe.
-        ema: the mean of the weights, where it is not swept.
-        samples: how many for each setting, in place of ``evaluate.samples``.
-        by: the score that chooses; the first whose lowest value is the best where not given.
-        domain: the adapter, where the model was trained with one that was given in Python.
-        tell: called with a line for each setting.
+        words: swept keys with their values, as `sweep_axes.axes_of` parses them.
+        overrides: of the run's recipe, keys of sample, evaluate and domain.
+        ema: the EMA of the parameters, if it is not swept.
+        samples: for each setting, instead of ``evaluate.samples``.
+        by: the score to select by; by default the first whose lowest value is best.
+        domain: the adapter, if the model was trained with an adapter given in Python.
+        show: called with a line for each setting.
 
     Raises:
-        RecipeError: a key or value that cannot be meant, or no such score.
-        JitkitError: as `trained.evaluate`.
+        RecipeError: an invalid key or value, or no such score.
+        JitkitError: as `evaluation.run.evaluate`.
     """
     axes = sweep_axes.axes_of(words)
-    found = found_in(run, domain)
-    recipes = _recipes(found, axes, overrides, ema, domain)
+    checkpoint = checkpoint_with_domain(run, domain)
+    recipes = _recipes(checkpoint, axes, overrides, ema, domain)
     with team() as ours:
-        made = _Sweep(found, axes, recipes, samples, by, ours, domain)
-        result = made.run(tell)
+        job = _Sweep(checkpoint, axes, recipes, samples, by, ours, domain)
+        result = job.run(show)
         if ours.is_main:
-            kept = made.asked(overrides)
-            about = {"by": result["by"], "step": found.step, "from": f"sweeps/{made.name}"}
-            default = defaults.write_best(made.folder, kept | result["best"]["set"], about)
-            result |= {"folder": str(made.place), "default": str(default)}
+            overridden = job.overridden(overrides)
+            about = {"by": result["by"], "step": checkpoint.step, "from": f"sweeps/{job.name}"}
+            default = defaults.write_best(job.run_dir, overridden | result["best"]["set"], about)
+            result |= {"folder": str(job.folder), "default": str(default)}
         return dict(ours.all_gather(result)[0])
 
 
 def sweep_table(result: Mapping[str, Any]) -> str:
-    """What `sweep` found: a line for each setting, and the best in words."""
+    """The result of `sweep` as text: a line for each setting, and the best one."""
     by, best_set = result["by"], result["best"]["set"]
     heads = [
         *(key.removeprefix("sample.") for key in result["axes"]),
@@ -103,10 +102,10 @@ def sweep_table(result: Mapping[str, Any]) -> str:
     rows = [heads]
     for point in result["points"]:
         score = point["scores"][by]
-        value, reach, _ = cells(score)
+        value, interval, _ = formatted_score(score)
         wins = "" if point["wins"] is None else f"{100 * point['wins']:.0f} %"
         mark = " <- best" if point["set"] == best_set else " ~" if point["tied"] else ""
-        rows.append([*map(str, point["set"].values()), value, reach, wins + mark])
+        rows.append([*map(str, point["set"].values()), value, interval, wins + mark])
     widths = [max(len(row[i]) for row in rows) for i in range(len(heads))]
     lines = ["  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     return "\n".join([f"{len(result['points'])} settings, {result['samples']} samples each:",
@@ -115,50 +114,51 @@ def sweep_table(result: Mapping[str, Any]) -> str:
 
 def _verdict(result: Mapping[str, Any]) -> list[str]:
     best = result["best"]
-    lines = [f"best by {result['by']}: {sweep_axes.in_words(best['set'])}"]
+    lines = [f"best by {result['by']}: {sweep_axes.format_setting(best['set'])}"]
     if best["tied_with"]:
-        others = "; ".join(sweep_axes.in_words(each) for each in best["tied_with"][:6])
+        others = "; ".join(sweep_axes.format_setting(each) for each in best["tied_with"][:6])
         more = len(best["tied_with"]) - 6
         lines.append(f"no worse within the noise (~): {others}" + (f"; {more} more" * (more > 0)))
     if best["at_edge"]:
-        lines.append(f"the best lies at an end of {', '.join(best['at_edge'])}: sweep further")
+        lines.append(f"the best is at an end of {', '.join(best['at_edge'])}: sweep further")
     return lines
 
 
 def _recipes(
-    found: Checkpoint,
+    checkpoint: Checkpoint,
     axes: sweep_axes.SweepAxes,
     overrides: Overrides,
     ema: float | str | None,
     domain: Domain | None,
 ) -> list[tuple[dict[str, Any], Recipe, str]]:
-    """Each setting with its recipe and its mean of the weights; all mistakes are found here."""
+    """Each setting with its recipe and EMA; all errors in settings are raised here."""
     if ema is not None and "ema" in axes:
         raise RecipeError("--ema and --sweep ema: give one of them")
-    folder, plain = folder_of(found.path), [overrides] if isinstance(overrides, str) else overrides
-    named = defaults.named(overrides)
-    if twice := [key for key in axes if key in named]:
+    folder = run_folder(checkpoint.path)
+    base = [overrides] if isinstance(overrides, str) else overrides
+    overridden = defaults.override_keys(overrides)
+    if twice := [key for key in axes if key in overridden]:
         raise RecipeError(f"{twice[0]} is swept and overridden; give one of them")
     recipes = []
     for setting in sweep_axes.points(axes):
         keys = {key: value for key, value in setting.items() if key != "ema"}
-        if isinstance(plain, Mapping):
-            recipe = settings(folder, {**plain, **keys}, domain)
+        if isinstance(base, Mapping):
+            recipe = run_recipe(folder, {**base, **keys}, domain)
         else:
             more = [f"{key}={json.dumps(value)}" for key, value in keys.items()]
-            recipe = settings(folder, [*plain, *more], domain)
-        recipes.append((setting, recipe, mean_named(found, setting.get("ema", ema))))
+            recipe = run_recipe(folder, [*base, *more], domain)
+        recipes.append((setting, recipe, ema_name(checkpoint, setting.get("ema", ema))))
     return recipes
 
 
 @dataclass
-class _Opened:
-    """A model that is ready.
+class _LoadedModel:
+    """A loaded model.
 
     Attributes:
-        name: the mean of the weights, or where a guide is to be found.
+        name: of the EMA, or the path of a guide.
         denoiser: the model.
-        key: what tells it from all others.
+        key: a hash of its parameters.
     """
 
     name: str
@@ -167,11 +167,11 @@ class _Opened:
 
 
 class _Sweep:
-    """One sweep of a run; every process of a team goes through it, and rank 0 writes."""
+    """One sweep of a run, executed by all ranks; rank 0 writes."""
 
     def __init__(
         self,
-        found: Checkpoint,
+        checkpoint: Checkpoint,
         axes: sweep_axes.SweepAxes,
         recipes: Sequence[tuple[dict[str, Any], Recipe, str]],
         samples: int | None,
@@ -179,98 +179,101 @@ class _Sweep:
         ours: Team,
         domain: Domain | None,
     ) -> None:
-        self.found, self.axes, self.recipes, self.by = found, axes, recipes, by
+        self.checkpoint, self.axes, self.recipes, self.by = checkpoint, axes, recipes, by
         self.team, self.domain, self.samples = ours, domain, samples
-        self.folder = folder_of(found.path)
+        self.run_dir = run_folder(checkpoint.path)
         short = "-".join(re.sub(r"\W+", "_", key.removeprefix("sample.")) for key in axes)
         base = recipes[0][1].model_dump(mode="json")
-        asked = [base["sample"], base["evaluate"], axes, samples, recipes[0][2]]
-        self.name = f"step-{found.step}-{short}-{_hash(asked)[:6]}"
-        self.place = self.folder / "sweeps" / self.name
-        self._opened: _Opened | None = None
-        self._guiding: _Opened | None = None
+        settings = [base["sample"], base["evaluate"], axes, samples, recipes[0][2]]
+        self.name = f"step-{checkpoint.step}-{short}-{_hash(settings)[:6]}"
+        self.folder = self.run_dir / "sweeps" / self.name
+        self._loaded: _LoadedModel | None = None
+        self._loaded_guide: _LoadedModel | None = None
         self._batch_size: int | None = None
         self._began = time.monotonic()
 
-    def asked(self, overrides: Overrides) -> dict[str, Any]:
+    def overridden(self, overrides: Overrides) -> dict[str, Any]:
         """Overridden keys of section ``sample`` that change samples, with their values."""
         section = self.recipes[0][1].sample.model_dump(mode="json")
-        keys = defaults.named(overrides)
+        keys = defaults.override_keys(overrides)
         names = [key.removeprefix("sample.") for key in keys if key.startswith("sample.")]
         return {f"sample.{name}": section[name] for name in names if name not in sweep_axes.FIXED}
 
-    def run(self, tell: Callable[[str], None]) -> dict[str, Any]:
-        """Every point, from its file or scored now, and the best of them."""
+    def run(self, show: Callable[[str], None]) -> dict[str, Any]:
+        """All points, cached or scored now, and the best of them."""
         points: list[dict[str, Any]] = []
-        judge: Evaluator | None = None
-        self._batch_size = self._begun_with()
-        for setting, recipe, mean in self.recipes:
-            model = self._ready(recipe, mean)
+        evaluator: Evaluator | None = None
+        self._batch_size = self._recorded_batch_size()
+        for setting, recipe, ema in self.recipes:
+            model = self._load(recipe, ema)
             sampling, section = under_protocol(
                 protocol_of(model.denoiser.domain), recipe.sample, recipe.evaluate, self.samples
             )
             section = section.model_copy(update={"seeds": 1})
-            judge = judge or open_evaluator(model.denoiser, section, self.folder, self.team)
-            sampling = self._steady(model.denoiser, sampling)
-            points.append(self._point(judge, model, setting, sampling, section))
-            del model  # or it would be held while the next one is loaded
+            if evaluator is None:
+                evaluator = open_evaluator(model.denoiser, section, self.run_dir, self.team)
+            sampling = self._with_batch_size(model.denoiser, sampling)
+            points.append(self._point(evaluator, model, setting, sampling, section))
+            del model  # frees its memory before the next one is loaded
             if self.team.is_main:
                 self._check_by(points[-1])
                 self._write(self._result(points, section))
-                tell(f"{len(points)}/{len(self.recipes)} {self._line(points[-1])}")
+                show(f"{len(points)}/{len(self.recipes)} {self._line(points[-1])}")
         result = self._result(points, section)
         if self.team.is_main:
             result |= select_best(points, str(self.by), self.axes, section.samples)
             self._write(result)
-            draw(result, self.place / "sweep.png")
+            draw_sweep(result, self.folder / "sweep.png")
         return result
 
-    def _ready(self, recipe: Recipe, mean: str) -> _Opened:
-        """The model with a mean of the weights; loaded once for all settings that have it."""
-        if self._opened is None or self._opened.name != mean:
-            domain = self.domain or (self._opened.denoiser.domain if self._opened else None)
-            self._opened = None  # so that two are never held
-            denoiser = ready(recipe, self.found, mean, domain)
-            self._opened = _Opened(mean, denoiser, _weights(denoiser))
-        return self._opened
+    def _load(self, recipe: Recipe, ema: str) -> _LoadedModel:
+        """The model with an EMA, loaded once for consecutive settings with that EMA."""
+        if self._loaded is None or self._loaded.name != ema:
+            domain = self.domain or (self._loaded.denoiser.domain if self._loaded else None)
+            self._loaded = None  # so that memory never holds two models
+            denoiser = load_for_sampling(recipe, self.checkpoint, ema, domain)
+            self._loaded = _LoadedModel(ema, denoiser, _parameter_hash(denoiser))
+        return self._loaded
 
-    def _begun_with(self) -> int | None:
-        """The batch size that the sweep began with, if it did before."""
-        path = self.place / "sweep.json"
-        began = json.loads(path.read_text()) if self.team.is_main and path.is_file() else {}
-        size: int | None = self.team.all_gather(began.get("batch_size"))[0]
+    def _recorded_batch_size(self) -> int | None:
+        """The batch size of an earlier, unfinished run of this sweep."""
+        path = self.folder / "sweep.json"
+        record = json.loads(path.read_text()) if self.team.is_main and path.is_file() else {}
+        size: int | None = self.team.all_gather(record.get("batch_size"))[0]
         return size
 
-    def _steady(self, denoiser: Denoiser, sampling: SampleSection) -> SampleSection:
-        """With one batch size for all settings, as it changes the last digits of samples."""
+    def _with_batch_size(self, denoiser: Denoiser, sampling: SampleSection) -> SampleSection:
+        """One batch size for all settings, since it changes the last digits of samples."""
         if sampling.batch_size is None and self._batch_size is not None:
             return sampling.model_copy(update={"batch_size": self._batch_size})
-        sampling = steady(denoiser, sampling, self.team)
+        sampling = with_fixed_batch_size(denoiser, sampling, self.team)
         self._batch_size = sampling.batch_size
         return sampling
 
     def _point(
         self,
-        judge: Evaluator,
-        model: _Opened,
+        evaluator: Evaluator,
+        model: _LoadedModel,
         setting: Mapping[str, Any],
         sampling: SampleSection,
         section: EvaluateSection,
     ) -> dict[str, Any]:
         guide = self._guide(model.denoiser, sampling)
         guide_key = None if guide is None else guide.key
-        about = [SWEEP_FORMAT, model.key, guide_key, judge.key, sampling.model_dump(mode="json")]
-        about.append(section.model_dump(mode="json", exclude={"after_training", "seeds"}))
-        path = self.folder / "sweeps" / "points" / f"{_hash(about)}.json"
-        known = path.is_file() if self.team.is_main else False
-        if self.team.all_gather(known)[0]:
+        sample = sampling.model_dump(mode="json")
+        identity = [SWEEP_FORMAT, model.key, guide_key, evaluator.key, sample]
+        identity.append(section.model_dump(mode="json", exclude={"after_training", "seeds"}))
+        path = self.run_dir / "sweeps" / "points" / f"{_hash(identity)}.json"
+        cached = path.is_file() if self.team.is_main else False
+        if self.team.all_gather(cached)[0]:
             point = json.loads(path.read_text()) if self.team.is_main else {}
         else:
             began = time.monotonic()
-            judged = judge(model.denoiser, sampling, None if guide is None else guide.denoiser)
+            guide_model = None if guide is None else guide.denoiser
+            result = evaluator(model.denoiser, sampling, guide_model)
             point = {
-                "scores": judged.scores,
-                "resampled": {k: list(map(number, v)) for k, v in judged.resampled.items()},
+                "scores": result.scores,
+                "resampled": {k: list(map(finite_or_none, v)) for k, v in result.resampled.items()},
                 "batch_size": sampling.batch_size,
                 "seconds": round(time.monotonic() - began, 1),
             }
@@ -278,19 +281,20 @@ class _Sweep:
                 write_text(path, json.dumps(point))
         return {"set": dict(setting)} | point
 
-    def _guide(self, denoiser: Denoiser, sampling: SampleSection) -> _Opened | None:
-        """The guide of a setting; loaded once for all settings in a row that have it."""
-        if sampling.autoguidance is None:
+    def _guide(self, denoiser: Denoiser, sampling: SampleSection) -> _LoadedModel | None:
+        """The autoguidance model of a setting, loaded once for consecutive settings with it."""
+        name = sampling.autoguidance
+        if name is None:
             return None
-        if self._guiding is None or self._guiding.name != sampling.autoguidance:
-            self._guiding = None
-            guide = guide_of(denoiser, sampling)
+        if self._loaded_guide is None or self._loaded_guide.name != name:
+            self._loaded_guide = None
+            guide = load_guide(denoiser, sampling)
             assert guide is not None
-            self._guiding = _Opened(sampling.autoguidance, guide, _weights(guide))
-        return self._guiding
+            self._loaded_guide = _LoadedModel(name, guide, _parameter_hash(guide))
+        return self._loaded_guide
 
     def _check_by(self, point: Mapping[str, Any]) -> None:
-        """Whether there is a score to choose by; the first distance where none is asked for."""
+        """Check the score to select by; by default it is the first distance."""
         names = list(point["scores"])
         distances = [name for name in names if point["scores"][name].get("best") == "low"]
         self.by = self.by or [*distances, *names][0]
@@ -300,13 +304,13 @@ class _Sweep:
         score = point["scores"][self.by]
         if score.get("best", "low") == "real" and score["floor"] is None:
             raise RecipeError(
-                f"--by {self.by}: its best value is that of held-out items, and none are held out; "
-                "choose by another score"
+                f"--by {self.by}: its best value is that of held-out items, and there are none; "
+                "select by another score"
             )
 
     def _line(self, point: Mapping[str, Any]) -> str:
-        value, *_ = cells(point["scores"][self.by])
-        return f"{sweep_axes.in_words(point['set'])}: {self.by} {value}"
+        value, *_ = formatted_score(point["scores"][self.by])
+        return f"{sweep_axes.format_setting(point['set'])}: {self.by} {value}"
 
     def _result(
         self, points: Sequence[Mapping[str, Any]], section: EvaluateSection
@@ -314,7 +318,7 @@ class _Sweep:
         shown = [{k: v for k, v in point.items() if k != "resampled"} for point in points]
         return {
             "format": SWEEP_FORMAT,
-            "model": {"step": self.found.step},
+            "model": {"step": self.checkpoint.step},
             "axes": self.axes,
             "samples": section.samples,
             "seed": section.seed,
@@ -326,17 +330,17 @@ class _Sweep:
         }
 
     def _write(self, result: Mapping[str, Any]) -> None:
-        write_text(self.place / "sweep.json", json.dumps(result, indent=1))
+        write_text(self.folder / "sweep.json", json.dumps(result, indent=1))
 
 
-def _weights(denoiser: Denoiser) -> str:
-    """A hash of a model's weights."""
-    found = hashlib.blake2b(digest_size=20)
+def _parameter_hash(denoiser: Denoiser) -> str:
+    """A hash of a model's parameters and precision."""
+    digest = hashlib.blake2b(digest_size=20)
     for name, value in sorted(denoiser.state_dict().items()):
         flat = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        found.update(name.encode())
-        found.update(flat.numpy())
-    return found.hexdigest() + str(denoiser.autocast)
+        digest.update(name.encode())
+        digest.update(flat.numpy())
+    return digest.hexdigest() + str(denoiser.autocast)
 
 
 def _hash(value: Any) -> str:

@@ -1,1 +1,1 @@
-"""Metrics of samples that several domains share."""
+"""Metrics shared by several domains: fields, FID, forecast verification."""

@@ -1,7 +1,8 @@
-"""How each kind of condition enters the network, and what stands for "not told".
+"""Conditioning: embeddings of each kind of condition, null conditions, condition dropout.
 
-`Category` and `Scalars` become one vector for the sample: it is added to the time and repeated as
-in-context tokens. `Grid` and `PerToken` become further input channels beside the noisy data.
+`Category` and `Scalars` become one vector per sample, which is added to the time embedding and
+repeated as in-context tokens. `Grid` and `PerToken` become extra input channels beside the noisy
+data.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from jitkit.nn.layers import linear
 PER_TOKEN_CHANNELS = 16
 
 
-class CategoryVector(nn.Module):
-    """A learned vector for each class and one for no class."""
+class CategoryEmbedding(nn.Module):
+    """Class embedding: a learned vector for each class and one for the null class."""
 
     def __init__(self, condition: Category, width: int) -> None:
         super().__init__()
@@ -33,8 +34,8 @@ class CategoryVector(nn.Module):
         return self.table(value)
 
 
-class ScalarsVector(nn.Module):
-    """Numbers, each beside whether it is known, through two layers."""
+class ScalarsEmbedding(nn.Module):
+    """Scalars and their mask (1 where known) through a two-layer MLP."""
 
     def __init__(self, condition: Scalars, width: int) -> None:
         super().__init__()
@@ -47,8 +48,8 @@ class ScalarsVector(nn.Module):
         return self.layer2(F.silu(self.layer1(with_mask(value))))
 
 
-class PerTokenChannels(nn.Module):
-    """A short learned vector for the category of each cell, and one for none."""
+class PerTokenEmbedding(nn.Module):
+    """A learned vector of `PER_TOKEN_CHANNELS` for the category of each cell, and a null vector."""
 
     def __init__(self, condition: PerToken) -> None:
         super().__init__()
@@ -62,31 +63,31 @@ class PerTokenChannels(nn.Module):
 def with_mask(value: Tensor) -> Tensor:
     """(B, C, ...) with NaN -> (B, 2 C, ...): values with zeros for NaN, then 1 where known.
 
-    The weights of the second half are the learned fill: a linear map that sees both can put any
-    value in the place of a missing one.
+    The weights of the second half are a learned fill value: a linear map of both halves can
+    replace a missing value by any other.
     """
     known = torch.isfinite(value)
     return torch.cat((torch.where(known, value, 0.0), known.to(value.dtype)), dim=1)
 
 
-def vector_module(condition: Condition, width: int) -> nn.Module | None:
-    """The network's part that makes a condition one vector; None where it is channels."""
+def embedding_module(condition: Condition, width: int) -> nn.Module | None:
+    """The module that embeds a condition as one vector; None for `Grid` and `PerToken`."""
     if isinstance(condition, Category):
-        return CategoryVector(condition, width)
+        return CategoryEmbedding(condition, width)
     if isinstance(condition, Scalars):
-        return ScalarsVector(condition, width)
+        return ScalarsEmbedding(condition, width)
     return None
 
 
 def num_channels(condition: Condition) -> int:
-    """Input channels that a condition takes."""
+    """Number of input channels of a condition; 0 for `Category` and `Scalars`."""
     if isinstance(condition, Grid):
         return 2 * len(condition.channels)
     return PER_TOKEN_CHANNELS if isinstance(condition, PerToken) else 0
 
 
 def null_condition(condition: Condition, value: Tensor) -> Tensor:
-    """What stands for "not told", in the shape of ``value``."""
+    """The null condition in the shape of ``value``: class n, or NaN for scalars and grids."""
     if isinstance(condition, Category | PerToken):
         return torch.full_like(value, condition.n)
     return torch.full_like(value, torch.nan)
@@ -95,20 +96,20 @@ def null_condition(condition: Condition, value: Tensor) -> Tensor:
 def drop(
     conditions: Mapping[str, Condition], cond: Mapping[str, Tensor], draws: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Forget each condition of each sample with its own probability, for guidance.
+    """Condition dropout for classifier-free guidance (CFG), independent per sample and condition.
 
     Args:
         conditions: of the model.
-        cond: every one of them, (B, ...).
-        draws: numbers even over [0, 1) for each, (B,); below ``drop`` the condition is forgotten.
+        cond: a value for each of them, (B, ...).
+        draws: uniform on [0, 1) for each, (B,); below ``drop`` the condition becomes null.
     """
     dropped = {}
     for name, condition in conditions.items():
         value = cond[name]
-        forget = (draws[name].to(value.device) < condition.drop).reshape(
+        is_null = (draws[name].to(value.device) < condition.drop).reshape(
             -1, *[1] * (value.ndim - 1)
         )
-        dropped[name] = torch.where(forget, null_condition(condition, value), value)
+        dropped[name] = torch.where(is_null, null_condition(condition, value), value)
     return dropped
 
 
@@ -120,14 +121,14 @@ def prepare(
     grid: tuple[int, ...],
     device: torch.device,
 ) -> dict[str, Tensor]:
-    """Conditions as a user gives them, checked and brought to (n, ...) on a device.
+    """Check a user's conditions and expand them to (n, ...) on a device.
 
-    A number or an item without batch stands for all samples. One that is left out is "not told",
-    where the model was trained with that.
+    A value without batch axis is used for all samples. A condition that is left out becomes the
+    null condition if the model was trained with condition dropout.
 
     Raises:
-        ConditionError: an unknown name, a wrong shape, a class out of range, or one left out that
-            the model cannot do without.
+        ConditionError: an unknown name, a wrong shape, a class out of range, or a missing
+            condition that was never dropped in training.
     """
     cond = cond or {}
     for name in cond:
@@ -169,7 +170,7 @@ def _tensor(name: str, value: Any) -> Tensor:
     try:
         return torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError):
-        raise ConditionError(f"condition {name!r} is not numbers: {value!r}") from None
+        raise ConditionError(f"condition {name!r} is not numeric: {value!r}") from None
 
 
 def _shape(condition: Condition, grid: tuple[int, ...]) -> tuple[int, ...]:

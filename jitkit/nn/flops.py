@@ -1,4 +1,4 @@
-"""Multiply-accumulate operations of one forward pass, counted on the meta device."""
+"""FLOPs: multiply-accumulate operations (MACs) of a forward pass, counted on the meta device."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from jitkit.nn.transformer import Transformer
 
 
 def macs(network: Transformer) -> int:
-    """Multiply-accumulate operations of one forward pass on one sample.
+    """Multiply-accumulate operations (MACs) of one forward pass on one sample.
 
-    They are counted on a copy on the meta device, as torch does not count its CPU attention.
+    Counted on a copy on the meta device because torch does not count its CPU attention.
     """
     grid, device = network.layout.grid, torch.device("meta")
     z = torch.empty(1, len(network.layout.channels), *grid, device=device)
@@ -30,8 +30,8 @@ def macs(network: Transformer) -> int:
                 value = torch.empty(1, *grid, dtype=torch.long, device=device)
         cond[name] = null_condition(condition, value)
     with device:
-        twin = Transformer(network.layout, network.conditions, network.sizes).eval()
+        meta_copy = Transformer(network.layout, network.conditions, network.sizes).eval()
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
-        twin(z, torch.empty(1, device=device), cond)
+        meta_copy(z, torch.empty(1, device=device), cond)
     return counter.get_total_flops() // 2

@@ -1,7 +1,7 @@
-"""Parts of the transformer: norm, attention, SwiGLU, block, embeddings of time and condition.
+"""Transformer layers: RMSNorm, attention, SwiGLU, adaLN-Zero block, patch and time embeddings.
 
-The residual stream is float32 throughout; under bfloat16 autocast only the products of matrices
-and attention run in bfloat16 (the norms, the rotary code and the sums stay float32).
+The residual stream is float32 throughout; under bfloat16 autocast only matrix products and
+attention run in bfloat16 (norms, rotary embedding and residual sums stay float32).
 Shapes: B batch, L tokens, W width, H heads.
 """
 
@@ -18,15 +18,15 @@ from jitkit.nn.rope import rotate
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` by `cpu_kernels.linear`."""
+    """`nn.Linear` computed by `cpu_kernels.fast_linear`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., inputs) -> (..., outputs)."""
-        return cpu_kernels.linear(x, self.weight, self.bias)
+        return cpu_kernels.fast_linear(x, self.weight, self.bias)
 
 
 def linear(inputs: int, outputs: int, *, bias: bool = True, zero: bool = False) -> nn.Linear:
-    """A linear map as JiT starts it: Xavier-uniform weights, or all zero; zero bias."""
+    """A linear layer with JiT's initialisation: Xavier-uniform or zero weights; zero bias."""
     layer = Linear(inputs, outputs, bias=bias)
     if zero:
         nn.init.zeros_(layer.weight)
@@ -38,7 +38,7 @@ def linear(inputs: int, outputs: int, *, bias: bool = True, zero: bool = False) 
 
 
 class RMSNorm(nn.Module):
-    """Divide by the root mean square, times a learned weight (Zhang & Sennrich, 1910.07467)."""
+    """RMS normalisation with a learned weight (Zhang & Sennrich 2019, arXiv:1910.07467)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class RMSNorm(nn.Module):
     def modulated(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
         """norm(x) (1 + scale) + shift, one shift and scale, (B, width), for all tokens of a sample.
 
-        The weight joins the scale, which has no tokens, before either meets x: (B, L, width).
+        The weight is multiplied into the per-sample scale before x: (B, L, width).
         """
         return cpu_kernels.modulated_rms(x, self.weight * (1 + scale), shift)
 
@@ -60,7 +60,7 @@ class Attention(nn.Module):
     """Self-attention with RMS-normed, rotated queries and keys.
 
     With ``relative``, values are rotated as well, and the attention output is rotated back by the
-    query's angle, so that it too depends on relative position (but for in-context tokens, which are
+    query's angle, so it too depends on relative position (except for in-context tokens, which are
     at the origin).
     """
 
@@ -76,29 +76,29 @@ class Attention(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, rotary: Tensor, mask: Tensor | None) -> Tensor:
-        """Mix the tokens.
+        """Self-attention, (B, L, W) -> (B, L, W).
 
         Args:
             x: (B, L, W).
-            rotary: rotary code, (L, W / H / 2, 2) or (B, 1 or H, L, W / H / 2, 2).
-            mask: (B, 1, 1, L) bool, True for tokens that may be looked at; None for all.
+            rotary: rotary embedding, (L, W / H / 2, 2) or (B, 1 or H, L, W / H / 2, 2).
+            mask: (B, 1, 1, L) bool, True for tokens that may be attended to; None for all.
         """
         q, k, v = self.queries_keys_values(x, rotary)
-        mixed = cpu_kernels.attention(q.to(v.dtype), k.to(v.dtype), v, mask)
+        out = cpu_kernels.attention(q.to(v.dtype), k.to(v.dtype), v, mask)
         if self.relative:
-            mixed = rotate(mixed, rotary, back=True).to(v.dtype)
-        return self.dropout(self.proj(mixed.transpose(1, 2).flatten(2)))
+            out = rotate(out, rotary, back=True).to(v.dtype)
+        return self.dropout(self.proj(out.transpose(1, 2).flatten(2)))
 
     def queries_keys_values(self, x: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of each head, (B, H, L, W / H); queries are divided by the root of W / H."""
+        """Queries, keys and values, (B, H, L, W / H) each; queries are divided by sqrt(W / H)."""
         qkv = self.qkv(x)
         scale = (qkv.shape[-1] // 3 // self.heads) ** -0.5
         weights = torch.stack((self.q_norm.weight * scale, self.k_norm.weight))
-        return cpu_kernels.heads(qkv, weights, rotary, self.heads, rotate_values=self.relative)
+        return cpu_kernels.qkv_heads(qkv, weights, rotary, self.heads, rotate_values=self.relative)
 
 
 class SwiGLU(nn.Module):
-    """Gated unit: w3(silu(gate) value) (Shazeer 2020, arXiv:2002.05202)."""
+    """SwiGLU feed-forward layer: w3(silu(gate) value) (Shazeer 2020, arXiv:2002.05202)."""
 
     def __init__(self, width: int, hidden: int, *, dropout: float = 0.0) -> None:
         super().__init__()
@@ -112,7 +112,10 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and SwiGLU, each modulated and gated by the condition (adaLN-Zero, 2212.09748)."""
+    """Transformer block with adaLN-Zero (Peebles & Xie 2023, arXiv:2212.09748).
+
+    Attention and SwiGLU are each modulated and gated by the conditioning vector.
+    """
 
     def __init__(
         self, width: int, heads: int, hidden: int, *, dropout: float = 0.0, relative: bool = False
@@ -125,15 +128,15 @@ class Block(nn.Module):
         self.adaLN = linear(width, 6 * width, zero=True)
 
     def forward(self, x: Tensor, c: Tensor, rotary: Tensor, mask: Tensor | None) -> Tensor:
-        """(B, L, W) -> (B, L, W); ``c`` is SiLU of the condition, (B, W)."""
+        """(B, L, W) -> (B, L, W); ``c`` is SiLU of the conditioning vector, (B, W)."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN(c).chunk(6, dim=-1)
-        mixed = self.attn(self.norm1.modulated(x, shift1, scale1), rotary, mask)
-        x = x + gate1.unsqueeze(1) * mixed
+        attended = self.attn(self.norm1.modulated(x, shift1, scale1), rotary, mask)
+        x = x + gate1.unsqueeze(1) * attended
         return x + gate2.unsqueeze(1) * self.mlp(self.norm2.modulated(x, shift2, scale2))
 
 
 class PatchEmbedding(nn.Module):
-    """A patch to a token through a bottleneck (Li & He 2025, section 4.3)."""
+    """Bottleneck patch embedding (Li & He 2025, section 4.3)."""
 
     def __init__(self, features: int, bottleneck: int, width: int) -> None:
         super().__init__()
@@ -146,7 +149,7 @@ class PatchEmbedding(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """Time in [0, 1] to a vector: 256 cosines and sines, then two layers."""
+    """Time embedding of t in [0, 1]: 256 cosines and sines, then a two-layer MLP."""
 
     features = 256
 
@@ -160,14 +163,14 @@ class TimeEmbedding(nn.Module):
     def forward(self, t: Tensor) -> Tensor:
         """(B,) -> (B, W)."""
         half = self.features // 2
-        rates = torch.exp(-log(10_000) * torch.arange(half, device=t.device).float() / half)
-        angle = t.float()[:, None] * rates
-        code = torch.cat((angle.cos(), angle.sin()), dim=-1)
-        return self.layer2(F.silu(self.layer1(code)))
+        frequencies = torch.exp(-log(10_000) * torch.arange(half, device=t.device).float() / half)
+        angle = t.float()[:, None] * frequencies
+        embedding = torch.cat((angle.cos(), angle.sin()), dim=-1)
+        return self.layer2(F.silu(self.layer1(embedding)))
 
 
 class FinalLayer(nn.Module):
-    """Tokens to patches, starting at zero."""
+    """Output layer from tokens to patches, zero-initialised."""
 
     def __init__(self, width: int, features: int) -> None:
         super().__init__()
@@ -176,6 +179,6 @@ class FinalLayer(nn.Module):
         self.adaLN = linear(width, 2 * width, zero=True)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        """(B, L, W) -> (B, L, D); ``c`` is SiLU of the condition, (B, W)."""
+        """(B, L, W) -> (B, L, D); ``c`` is SiLU of the conditioning vector, (B, W)."""
         shift, scale = self.adaLN(c).chunk(2, dim=-1)
         return self.linear(self.norm.modulated(x, shift, scale))

@@ -1,7 +1,7 @@
-"""How much memory a step takes, counted from the network's sizes, and how much there is.
+"""Memory estimate of training and sampling (activations, checkpointing); free and peak memory.
 
-The count follows the operations of `layers.Block` one by one: what each of them keeps for the
-backward pass, in which type, and which of it they share. Against it stand the tensors that autograd
+The estimate follows the operations of `layers.Block` one by one: the tensors that each saves for
+the backward pass, their dtype, and which are shared. It is tested against the tensors that autograd
 saves (`tests/test_memory.py`) and the peak of real steps (`python -m benchmarks.memory`).
 """
 
@@ -21,21 +21,21 @@ from typing import Any
 import torch
 
 from jitkit.errors import JitkitError
-from jitkit.nn.cpu_kernels import FEW
+from jitkit.nn.cpu_kernels import SHORT_SEQUENCE
 from jitkit.nn.layers import Block
 from jitkit.nn.transformer import Transformer
 
 GIB = 2**30
-FLOAT = 4  # bytes; weights, gradients, means and the residual stream are float32
-RESERVE = 0.1  # of an estimate, kept free: no measured step took that much more than it
-MAPPED = 32 * 2**20  # bytes from which glibc gives a tensor pages of its own, and gives them back
-HOLES = 7
-"""Tensors of the residual stream's size whose places are lost for each block in the CPU's heap.
+FLOAT_BYTES = 4  # parameters, gradients, optimizer state, EMA and the residual stream are float32
+RESERVE = 0.1  # share of an estimate kept free; no measured step exceeded its estimate by more
+MMAP_BYTES = 32 * 2**20  # size from which glibc maps a tensor separately and unmaps it when freed
+HEAP_HOLES = 7
+"""Heap fragmentation on the CPU: lost tensors of the residual stream's size per block (measured).
 
-glibc cannot give a freed place to an aligned tensor of just the same size (its bug 14581, in
-version 2.36 as measured). A short-lived tensor that is freed between two that stay is such a place:
-what a norm makes on its way, the product with the gate, parts of turned queries and keys, which
-even together are too small for the next products of matrices. How many there are was measured.
+glibc cannot reuse a freed chunk for an aligned tensor of exactly the same size (its bug 14581;
+measured with version 2.36). A short-lived tensor that is freed between two long-lived ones leaves
+such a hole: intermediates of a norm, the product with the gate, parts of rotated queries and keys.
+Even adjacent holes are too small for the next matrix products.
 """
 UNITS = {"B": 1} | {
     f"{prefix}{end}": base**power
@@ -52,143 +52,144 @@ def training_bytes(
     *,
     emas: int,
     checkpointing: bool = False,
-    compute_bytes: int = FLOAT,
+    compute_bytes: int = FLOAT_BYTES,
     accumulate: int = 1,
     world: int = 1,
     sharded: bool = False,
     optimizer: str = "adamw",
     device: torch.device | None = None,
 ) -> dict[str, int]:
-    """Bytes that one process takes at the peak of training, by what holds them.
+    """Peak memory of training in one process, in bytes by part.
 
-    All parts are taken as held at once: gradients stay from one part of a step to the next (in a
-    step of one part they come while activations go, so that this is a little too much). Not
-    counted: data, the loader's buffers, and what `torch.compile` saves.
+    All parts are assumed to exist at the same time: gradients are kept between the micro-batches
+    of gradient accumulation (without accumulation they replace activations gradually, so this is a
+    slight overestimate). Not counted: data, the loader's buffers, savings by `torch.compile`.
 
     Args:
-        network: its sizes are read; it may be on the device `meta`.
-        batch_size: samples that go through the network at once, in one process.
-        emas: running means of the weights that are kept on this device.
-        checkpointing: whether blocks are computed again in the backward pass.
-        compute_bytes: bytes of a number inside the network; 2 under autocast.
-        accumulate: parts of a step that a process takes one after the other.
-        world: processes that share the model.
-        sharded: whether each of them holds a part of it (FSDP2), not all of it.
-        optimizer: ``adamw`` (two means of each weight), or ``muon`` (one of each weight of a
-            matrix, two of the others).
-        device: where training runs; where the network is if not given (`meta` is counted as CPU).
+        network: only its sizes are used; it may be on the meta device.
+        batch_size: samples per forward pass of one process (micro-batch).
+        emas: number of EMAs of the weights kept on this device.
+        checkpointing: activation checkpointing: recompute blocks in the backward pass.
+        compute_bytes: bytes per element inside the network; 2 under autocast.
+        accumulate: micro-batches per step (gradient accumulation).
+        world: number of processes.
+        sharded: whether parameters are sharded over the processes (FSDP2).
+        optimizer: ``adamw`` (two moments per parameter), or ``muon`` (one per matrix parameter,
+            two for the others).
+        device: where training runs; default: the network's device (`meta` counts as CPU).
 
     Returns:
         ``weights``, ``gradients``, ``optimizer``, ``ema``, ``activations`` (linear in the batch)
         and ``framework``; ``half_weights`` under autocast, ``gathered`` under FSDP2, and on the CPU
-        ``holes``, unless tensors are so large that they get pages of their own.
+        ``holes`` (fragmentation), unless tensors are large enough to be mapped separately.
     """
     on_gpu = (device or next(network.parameters()).device).type == "cuda"
-    among = world if sharded else 1
-    weights = FLOAT * sum(p.numel() for p in network.parameters())
-    matrices = FLOAT * sum(p.numel() for p in network.parameters() if p.ndim == 2)
-    means = 2 * weights - (matrices if optimizer == "muon" else 0)
-    # FSDP2 without a meeting of the processes after each part keeps each gradient whole
-    gradients = weights if accumulate > 1 else ceil(weights / among)
-    activations, lost = _sample_bytes(network, compute_bytes, checkpointing, on_gpu)
+    num_shards = world if sharded else 1
+    weights = FLOAT_BYTES * sum(p.numel() for p in network.parameters())
+    matrices = FLOAT_BYTES * sum(p.numel() for p in network.parameters() if p.ndim == 2)
+    moments = 2 * weights - (matrices if optimizer == "muon" else 0)
+    # FSDP2 keeps full gradients when it does not reduce them after each micro-batch
+    gradients = weights if accumulate > 1 else ceil(weights / num_shards)
+    activations, holes = _sample_bytes(network, compute_bytes, checkpointing, on_gpu)
     parts = {
-        "weights": ceil(weights / among),
+        "weights": ceil(weights / num_shards),
         "gradients": gradients,
-        "optimizer": ceil(means / among),
-        "ema": ceil(emas * weights / among),
+        "optimizer": ceil(moments / num_shards),
+        "ema": ceil(emas * weights / num_shards),
         "activations": batch_size * activations,
     }
-    if compute_bytes < FLOAT:
+    if compute_bytes < FLOAT_BYTES:
         parts["half_weights"] = _half_weights(network, compute_bytes)
-    if among > 1:
+    if num_shards > 1:
         parts["gathered"] = _gathered(network)
-    if not on_gpu and batch_size * _stream_bytes(network) < MAPPED:
-        parts["holes"] = batch_size * lost
-    return parts | {"framework": _framework_bytes(on_gpu, half=compute_bytes < FLOAT)}
+    if not on_gpu and batch_size * _stream_bytes(network) < MMAP_BYTES:
+        parts["holes"] = batch_size * holes
+    return parts | {"framework": _framework_bytes(on_gpu, half=compute_bytes < FLOAT_BYTES)}
 
 
 def largest_batch(network: Transformer, memory: int, **settings: Any) -> int:
-    """The most samples at once whose `training_bytes` fit, a tenth more kept free; 0 if none do.
+    """Largest micro-batch whose `training_bytes` plus a tenth fit into memory; 0 if none does.
 
     Args:
         network: as in `training_bytes`.
-        memory: bytes there are.
+        memory: available bytes.
         settings: the other arguments of `training_bytes`.
     """
     budget = int(memory / (1 + RESERVE))
     fixed, one = (training_bytes(network, n, **settings) for n in (0, 1))
-    room = budget - sum(fixed.values())
-    lean = one["activations"]
-    for sample in (lean, lean + one.get("holes", 0)):  # large batches may leave no holes
-        most = max(0, room // sample)
-        if sum(training_bytes(network, most, **settings).values()) <= budget:
-            return most
+    available = budget - sum(fixed.values())
+    activations = one["activations"]
+    # large batches may leave no holes
+    for per_sample in (activations, activations + one.get("holes", 0)):
+        largest = max(0, available // per_sample)
+        if sum(training_bytes(network, largest, **settings).values()) <= budget:
+            return largest
     return 0
 
 
-def held_before_training(device: torch.device) -> int:
-    """Bytes that a process holds before it has a model; they are not in `training_bytes`.
+def baseline_bytes(device: torch.device) -> int:
+    """Bytes of a process before it builds a model; not included in `training_bytes`.
 
-    Measured, not counted. On the CPU: Python with torch loaded (0.5 GiB with torch 2.14). On a GPU:
-    the context and the kernels, of which nobody but the driver knows (0.3 to 0.6 GiB).
+    Measured. On the CPU: Python with torch loaded (0.5 GiB with torch 2.14). On a GPU: the context
+    and the kernels, which torch does not report (0.3 to 0.6 GiB).
     """
     return 512 * _MIB
 
 
 def sampling_bytes(network: Transformer) -> int:
-    """Bytes that one sample takes in the sampler at the peak of a guided pass, in float32."""
+    """Peak bytes per sample in the sampler under classifier-free guidance (CFG), in float32."""
     sizes = network.sizes
     block = 2 * sizes.width + max(8 * sizes.width, 4 * sizes.mlp_hidden)
     cells = prod(network.layout.patch) * len(network.layout.channels)
     tokens = network.layout.num_tokens + network.num_context
-    return 2 * FLOAT * tokens * (block + 6 * cells)
+    return 2 * FLOAT_BYTES * tokens * (block + 6 * cells)
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that is free now on a device (on the machine, for the CPU)."""
+    """Free memory of a device in bytes (of the machine, for the CPU)."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    free = _told_by_kernel("/proc/meminfo", "MemAvailable")  # what files only cache is free
-    return free or 4 * 2**30  # not Linux: a guess that small machines have
+    free = _read_proc("/proc/meminfo", "MemAvailable")  # includes the page cache
+    return free or 4 * 2**30  # not Linux: what a small machine has
 
 
 @dataclass
-class Peak:
-    """What `peak_of` measured.
+class PeakMemory:
+    """Result of `measure_peak`.
 
     Attributes:
-        bytes: the most that was held inside the block, less what was held before it.
+        bytes: peak memory inside the block minus the memory before it.
     """
 
     bytes: int = 0
 
 
 @contextmanager
-def peak_of(device: torch.device) -> Iterator[Peak]:
-    """Measure the memory that the block takes at its peak, to set beside `training_bytes`.
+def measure_peak(device: torch.device) -> Iterator[PeakMemory]:
+    """Measure the peak memory of the block, to compare with `training_bytes`.
 
-    On the CPU this is the growth of the process's resident set, on a GPU that of what torch has
-    allocated there. Make the model inside, and take two steps: the first one makes the optimizer's
-    means, so that only the second has everything at once.
+    On the CPU this is the growth of the resident set, on a GPU that of torch's allocations. Build
+    the model inside and take two steps: the first creates the optimizer state, so only the second
+    holds everything.
     """
-    found = Peak()
+    peak = PeakMemory()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        yield found
-        found.bytes = torch.cuda.max_memory_allocated(device) - before
+        yield peak
+        peak.bytes = torch.cuda.max_memory_allocated(device) - before
         return
-    _forget_highest()
-    before = _told_by_kernel("/proc/self/status", "VmRSS") or _highest()
-    yield found
-    found.bytes = _highest() - before
+    _reset_peak_resident()
+    before = _read_proc("/proc/self/status", "VmRSS") or _peak_resident()
+    yield peak
+    peak.bytes = _peak_resident() - before
 
 
 def parse_bytes(text: str) -> int:
-    """A size of memory in bytes: a number with a unit, B, KB or KiB to TB or TiB.
+    """Parse a memory size into bytes: a number with a unit, B, KB or KiB to TB or TiB.
 
     Raises:
-        JitkitError: no number above zero, no unit, or an unknown one.
+        JitkitError: not a positive number, no unit, or an unknown one.
 
     >>> parse_bytes("24GiB"), parse_bytes("24 GB"), parse_bytes("1.5 MiB")
     (25769803776, 24000000000, 1572864)
@@ -201,142 +202,142 @@ def parse_bytes(text: str) -> int:
     if match and not match[2]:
         why = f"the unit is missing (did you mean {text.strip()}GiB?)"
     elif match and match[2].lower() not in units:
-        why = f"{match[2]!r} is no unit; there are {', '.join(UNITS)}"
+        why = f"{match[2]!r} is not a unit; units are {', '.join(UNITS)}"
     else:
-        why = "not a number above zero with a unit"
+        why = "not a positive number with a unit"
     raise JitkitError(f"memory {text!r}: {why}; write it as 24GiB, 24GB or 800 MiB")
 
 
 def _sample_bytes(
     network: Transformer, compute: int, checkpointing: bool, on_gpu: bool
 ) -> tuple[int, int]:
-    """Bytes of activations for one sample, and of the holes that they leave in the CPU's heap."""
+    """Bytes of activations per sample, and of the holes that they leave in the CPU's heap."""
     sizes, width, tokens = network.sizes, network.sizes.width, network.layout.num_tokens
     longest = tokens + network.num_context
     lengths = [tokens if i < sizes.in_context_start else longest for i in range(sizes.depth)]
     kept = [
         length * _token_bytes(network, length, compute, drop=drop, on_gpu=on_gpu)
         + 8 * compute * width
-        for length, drop in zip(lengths, _dropping(network), strict=True)
-    ]  # for a whole sample: the six vectors of adaLN, and two of them plus one
-    # gradients on their way back: of the residual stream and a sum in it, and in SwiGLU those that
-    # find no place left by what they are made of
-    backward = longest * (2 * FLOAT * width + 2 * compute * sizes.mlp_hidden)
+        for length, drop in zip(lengths, _has_dropout(network), strict=True)
+    ]  # 8 vectors per sample: the six of adaLN, and 1 + scale of both norms
+    # gradients in the backward pass: of the residual stream and of a sum in it, and those in SwiGLU
+    # that cannot reuse the memory of their inputs
+    backward = longest * (2 * FLOAT_BYTES * width + 2 * compute * sizes.mlp_hidden)
     always, top = (tokens * size for size in _end_bytes(network, compute))
-    holes = HOLES * FLOAT * width * sum(lengths)
+    holes = HEAP_HOLES * FLOAT_BYTES * width * sum(lengths)
     if not checkpointing:
         return always + sum(kept) + max(top, backward), holes
-    # the input of each block; then the loss, or the largest block in full, whichever is more
-    inputs, block = FLOAT * width * sum(lengths), max(kept) + backward
-    # the inputs stay in the midst of what the forward pass leaves, so that a block that is made
-    # again finds no room for its largest tensors there: the places of one block are lost
+    # the input of each block, plus the larger of the loss and the largest block
+    inputs, block = FLOAT_BYTES * width * sum(lengths), max(kept) + backward
+    # the saved inputs fragment the memory that the forward pass frees, so the largest tensors of a
+    # recomputed block do not fit there: one block is lost to fragmentation
     return always + inputs + max(top, block), holes + max(kept)
 
 
-def _dropping(network: Transformer) -> list[bool]:
-    """Which blocks have dropout."""
+def _has_dropout(network: Transformer) -> list[bool]:
+    """Whether each block has dropout."""
     return [isinstance(block, Block) and block.attn.dropout.p > 0 for block in network.blocks]
 
 
 def _token_bytes(
     network: Transformer, length: int, compute: int, *, drop: bool, on_gpu: bool
 ) -> int:
-    """Bytes for each of ``length`` tokens that a block keeps for its backward pass."""
+    """Bytes per token that a block of ``length`` tokens saves for its backward pass."""
     width, hidden = network.sizes.width, network.sizes.mlp_hidden
-    # float32, whatever the arithmetic: what the norms of the stream (2), of queries and of keys
-    # give before their weights
+    # always float32: outputs of the residual-stream norms (2), of the query norm and of the key
+    # norm, before their weights
     float32 = 2 + 2
-    # in the type of the arithmetic: modulated inputs of attention and SwiGLU (2); queries, keys
-    # and values (3), the former two turned (2); what attention mixed, by head and by token (2);
-    # what attention and SwiGLU say, for the gradient of their gates (2)
+    # in the compute dtype: modulated inputs of attention and SwiGLU (2); queries, keys and values
+    # (3), the former two rotated (2); the attention output by head and by token (2); the outputs
+    # of attention and SwiGLU, for the gradient of their gates (2)
     narrow = 2 + 3 + 2 + 2 + 2
-    if network.layout.positions:  # turned values (1) in place of all three
+    if network.layout.positions:  # rotated values (1) instead of queries, keys and values (3)
         narrow -= 2
     mlp = 4  # gate and value, SiLU of the gate, and the product
-    roots = 3 * network.sizes.heads  # of squares of queries and keys; attention's normaliser
-    if length <= FEW and compute == FLOAT and not on_gpu:  # attention's weights, values alone
+    per_head = 3 * network.sizes.heads  # RMS of queries and keys; log-sum-exp of attention
+    if length <= SHORT_SEQUENCE and compute == FLOAT_BYTES and not on_gpu:  # attention weights
         narrow -= 1 if network.layout.positions else 3
-        roots += (length - 1) * network.sizes.heads
-    kept = FLOAT * (float32 * width + roots) + compute * (narrow * width + mlp * hidden)
-    if drop:  # what the product is multiplied with: on a GPU a byte for each, whether it stays
+        per_head += (length - 1) * network.sizes.heads
+    kept = FLOAT_BYTES * (float32 * width + per_head) + compute * (narrow * width + mlp * hidden)
+    if drop:  # the dropout mask; on a GPU one byte per element
         kept += (1 if on_gpu else compute) * (width + hidden)
     return kept
 
 
 def _end_bytes(network: Transformer, compute: int) -> tuple[int, int]:
-    """Bytes for each token outside the blocks: held throughout, and around the loss alone."""
-    sizes, said = network.sizes, network.layout.patch_features
-    told = network.embed.proj1.in_features  # of data, masks and conditioning channels
+    """Bytes per token outside the blocks: for the whole step, and only around the loss."""
+    sizes, outputs = network.sizes, network.layout.patch_features
+    inputs = network.embed.proj1.in_features  # of data, masks and conditioning channels
     # the batch with its conditions and the noise; patches and bottleneck, kept for their gradients
-    always = FLOAT * (told + said) + compute * (told + sizes.bottleneck)
-    if network.layout.positions:  # what each token of each head turns by
-        always += FLOAT * sizes.width
-    # what the last norm gives before its weight; then modulated
-    last = (FLOAT + compute) * sizes.width
-    # z; the guess; guess and truth in the space of the loss, their difference and its square
-    return always, last + 6 * FLOAT * said
+    always = FLOAT_BYTES * (inputs + outputs) + compute * (inputs + sizes.bottleneck)
+    if network.layout.positions:  # rotary embedding per token and head
+        always += FLOAT_BYTES * sizes.width
+    # output of the last norm before its weight; then modulated
+    last = (FLOAT_BYTES + compute) * sizes.width
+    # z; prediction; prediction and target in the loss space, their difference and its square
+    return always, last + 6 * FLOAT_BYTES * outputs
 
 
 def _stream_bytes(network: Transformer) -> int:
     """Bytes of the residual stream of one sample, the size of most tensors of a block."""
-    return FLOAT * (network.layout.num_tokens + network.num_context) * network.sizes.width
+    return FLOAT_BYTES * (network.layout.num_tokens + network.num_context) * network.sizes.width
 
 
 def _half_weights(network: Transformer, compute: int) -> int:
-    """Bytes of the narrow copies that autocast makes of linear maps, kept for the backward pass.
+    """Bytes of autocast's half-precision copies of linear layers, kept for the backward pass.
 
-    With checkpointing it forgets them at the end of the forward pass, but then all are there with
-    all gradients if a step has several parts. Under FSDP2 they are not spread: each is a copy of
-    weights that were gathered for the moment.
+    With activation checkpointing they are freed at the end of the forward pass, but with gradient
+    accumulation all of them exist beside all gradients. Under FSDP2 they are not sharded: each is
+    a copy of gathered parameters.
     """
     linear = (m for m in network.modules() if isinstance(m, torch.nn.Linear))
     return compute * sum(p.numel() for m in linear for p in m.parameters())
 
 
 def _gathered(network: Transformer) -> int:
-    """Bytes of weights that FSDP2 has whole for the moment, and of their gradients.
+    """Bytes of parameters that FSDP2 has gathered at the peak, and of their gradients.
 
-    The block at work and the one that is fetched ahead; gradients of a block, and the buffer from
-    which they are sent; what belongs to no block is whole from the first forward to the last
-    backward operation.
+    The current block and the prefetched one; gradients of a block and their communication buffer;
+    parameters outside the blocks stay gathered from the first forward to the last backward
+    operation.
     """
     block = sum(p.numel() for p in network.blocks[0].parameters())
     rest = sum(p.numel() for p in network.parameters()) - block * len(network.blocks)
-    return FLOAT * (4 * block + 2 * rest)
+    return FLOAT_BYTES * (4 * block + 2 * rest)
 
 
 def _framework_bytes(on_gpu: bool, *, half: bool) -> int:
-    """Bytes of what torch itself loads and makes at a first step: measured, not counted.
+    """Bytes that torch itself loads and allocates in the first step: measured.
 
-    On the CPU these are libraries that it opens when they are first called, whatever the model: 124
-    to 163 MiB in float32 and 138 to 195 in bfloat16 (torch 2.14 on x86; it depends on which pages
-    of them the machine has at hand). On a GPU it is cuBLAS's workspace, by its documentation.
+    On the CPU these are lazily loaded libraries, independent of the model: 124 to 163 MiB in
+    float32 and 138 to 195 in bfloat16 (torch 2.14 on x86; depends on which of their pages are
+    already in memory). On a GPU it is cuBLAS's workspace, by its documentation.
     """
     if on_gpu:
         return 32 * _MIB
     return (165 if half else 140) * _MIB
 
 
-def _told_by_kernel(path: str, key: str) -> int:
-    """A size in bytes from a file of Linux's /proc; 0 where there is none."""
+def _read_proc(path: str, key: str) -> int:
+    """A size in bytes from a file of Linux's /proc; 0 if not available."""
     try:
         lines = Path(path).read_text().splitlines()
-        found = {name: value for name, _, value in (line.partition(":") for line in lines)}
-        return int(found[key].split()[0]) * 1024
+        values = {name: value for name, _, value in (line.partition(":") for line in lines)}
+        return int(values[key].split()[0]) * 1024
     except (OSError, KeyError):
         return 0
 
 
-def _highest() -> int:
-    """The largest resident set of this process since it was last forgotten, in bytes."""
+def _peak_resident() -> int:
+    """Peak resident set of this process since the last reset, in bytes."""
     unit = 1 if sys.platform == "darwin" else 1024
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return _told_by_kernel("/proc/self/status", "VmHWM") or most
+    overall = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return _read_proc("/proc/self/status", "VmHWM") or overall
 
 
-def _forget_highest() -> None:
-    """Let the kernel count the peak from now on, where it can."""
+def _reset_peak_resident() -> None:
+    """Reset the kernel's peak counter, where possible."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
-        pass  # the peak of the whole process is then at least not too small
+        pass  # then the peak of the whole process is an upper bound

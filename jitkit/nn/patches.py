@@ -1,8 +1,8 @@
-"""Arrays into tokens and back, for any number of axes; where each token lies, and which count.
+"""Patchify and unpatchify for any number of axes, padding, token coordinates and token masks.
 
-A token is one patch of the grid. The order of tokens and of the numbers in one is row-major,
+A token is one patch of the grid. Tokens and the features of a token are in row-major order,
 channels first: token (i1..in) holds (C, P1..Pn). Grids that the patch does not tile are padded at
-the end of each axis, and what comes out is cropped.
+the end of each axis, and the output is cropped.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jitkit.errors import JitkitError
 
 
 def _pattern(num_axes: int) -> tuple[str, str]:
-    """The two sides of patchify for einops: b c (x1 p1) (x2 p2) -> b (x1 x2) (c p1 p2)."""
+    """Both sides of the einops pattern: b c (x1 p1) (x2 p2) -> b (x1 x2) (c p1 p2)."""
     axes = range(num_axes)
     grid = " ".join(f"(x{i} p{i})" for i in axes)
     tokens, cells = " ".join(f"x{i}" for i in axes), " ".join(f"p{i}" for i in axes)
@@ -41,12 +41,12 @@ def _check_tiles(grid: tuple[int, ...], patch: tuple[int, ...]) -> None:
 
 
 def padded_size(size: int, patch: int) -> int:
-    """Cells of an axis once it is padded to whole patches."""
+    """Size of an axis padded to whole patches."""
     return -(-size // patch) * patch
 
 
 def padded_grid(grid: tuple[int, ...], patch: tuple[int, ...]) -> tuple[int, ...]:
-    """Cells along each axis once the grid is padded to whole patches."""
+    """Grid padded to whole patches."""
     return tuple(padded_size(size, p) for size, p in zip(grid, patch, strict=True))
 
 
@@ -63,7 +63,7 @@ def patchify(x: Tensor, patch: tuple[int, ...]) -> Tensor:
 
 
 def unpatchify(tokens: Tensor, patch: tuple[int, ...], grid: tuple[int, ...]) -> Tensor:
-    """Undo `patchify`: (B, L, D) -> (B, C, X1..Xn).
+    """Inverse of `patchify`: (B, L, D) -> (B, C, X1..Xn).
 
     Raises:
         JitkitError: the patch does not tile the grid, or the tokens do not fill it.
@@ -82,7 +82,7 @@ def unpatchify(tokens: Tensor, patch: tuple[int, ...], grid: tuple[int, ...]) ->
 
 
 def pad(x: Tensor, patch: tuple[int, ...]) -> Tensor:
-    """Zeros (False for masks) at the end of each axis of (B, C, X1..Xn) up to whole patches."""
+    """Zero-pad (masks: False) each axis of (B, C, X1..Xn) at its end to whole patches."""
     grid = tuple(x.shape[2:])
     target = padded_grid(grid, patch)
     if grid == target:
@@ -92,7 +92,7 @@ def pad(x: Tensor, patch: tuple[int, ...]) -> Tensor:
 
 
 def crop(x: Tensor, grid: tuple[int, ...]) -> Tensor:
-    """The first cells of each axis of (B, C, X1..Xn): undo `pad`."""
+    """Crop (B, C, X1..Xn) to the first cells of each axis: the inverse of `pad`."""
     if tuple(x.shape[2:]) == tuple(grid):
         return x
     for axis, size in enumerate(grid, start=2):
@@ -101,25 +101,25 @@ def crop(x: Tensor, grid: tuple[int, ...]) -> Tensor:
 
 
 def token_mask(mask: Tensor, patch: tuple[int, ...]) -> Tensor:
-    """(B, C or 1, X1..Xn) bool, on whole patches -> (B, L), True where a token has any data."""
+    """(B, C or 1, X1..Xn) bool on whole patches -> (B, L), True where a token has any data."""
     return patchify(mask, patch).any(dim=-1)
 
 
 def token_coords(grid: tuple[int, ...], patch: tuple[int, ...]) -> Tensor:
-    """Where each token lies, counted in patches: (L, n) float64.
+    """Coordinates of tokens in units of patches: (L, n) float64.
 
     >>> token_coords((4, 6), (2, 3)).tolist()
     [[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]
     """
     sizes = [s // p for s, p in zip(padded_grid(grid, patch), patch, strict=True)]
-    lines = [torch.arange(size, dtype=torch.float64) for size in sizes]
-    return torch.stack(torch.meshgrid(*lines, indexing="ij"), dim=-1).reshape(-1, len(sizes))
+    ranges = [torch.arange(size, dtype=torch.float64) for size in sizes]
+    return torch.stack(torch.meshgrid(*ranges, indexing="ij"), dim=-1).reshape(-1, len(sizes))
 
 
 def extend_coords(coords: Tensor, grid: tuple[int, ...]) -> Tensor:
-    """Positions of cells, (n, X1..Xn) or (B, n, X1..Xn), on a larger grid.
+    """Extend coordinates of cells, (n, X1..Xn) or (B, n, X1..Xn), to a larger grid.
 
-    Cells past the end of an axis go on by the step of the last two, or by 1 from a single one.
+    Cells past the end of an axis continue by the step of the last two, or by 1 from a single cell.
     """
     num_axes = len(grid)
     for i, size in enumerate(grid):
@@ -137,18 +137,18 @@ def extend_coords(coords: Tensor, grid: tuple[int, ...]) -> Tensor:
     return coords
 
 
-def coords_of_cells(
+def token_coords_from_cells(
     coords: Tensor, patch: tuple[int, ...], lengths: tuple[int | None, ...] | None = None
 ) -> Tensor:
-    """Given positions of cells, (B, X1..Xn, n) counted in cells -> of tokens, (B, L, n) in patches.
+    """Coordinates of cells, (B, X1..Xn, n) in cells -> of tokens, (B, L, n) in patches.
 
-    A token lies at the mean of its cells; cells at 0, 1, 2, ... give what `token_coords` gives.
+    A token is at the mean of its cells; cells at 0, 1, 2, ... give `token_coords`.
 
     Args:
-        coords: positions of the cells.
+        coords: coordinates of the cells.
         patch: cells of a token along each axis.
-        lengths: cells round each axis that is a circle, None for the others. A token across the
-            seam lies between its cells, not at the mean of both ends.
+        lengths: circumference in cells of each `circle` axis, None for the others. The mean of a
+            token across the seam is taken along the circle.
     """
     x = coords.movedim(-1, 1).double()
     x = extend_coords(x, padded_grid(tuple(x.shape[2:]), patch))

@@ -2,8 +2,8 @@
 
 ```
 z (B, C, X1..Xn) ─ with masks and conditioning channels ─ pad ─ patchify ─▶ (B, L, D)
-  bottleneck embedding, fixed code ─▶ (B, L, W)
-  blocks: adaLN-Zero on time and condition; in-context tokens join before one of them
+  bottleneck patch embedding + fixed sine-cosine embedding ─▶ (B, L, W)
+  blocks: adaLN-Zero on time and condition; in-context tokens are prepended before one of them
   final layer ─▶ (B, L, D_out) ─ unpatchify ─ crop ─▶ (B, C, X1..Xn)
 ```
 """
@@ -23,23 +23,28 @@ from torch.utils.checkpoint import checkpoint
 from jitkit.errors import JitkitError
 from jitkit.fields import Condition, Grid, Layout, PerToken
 from jitkit.nn import patches
-from jitkit.nn.conditioning import PerTokenChannels, num_channels, vector_module, with_mask
+from jitkit.nn.conditioning import PerTokenEmbedding, embedding_module, num_channels, with_mask
 from jitkit.nn.layers import Block, FinalLayer, PatchEmbedding, TimeEmbedding
-from jitkit.nn.rope import position_frequencies, rotary_embedding, rotary_of_positions, sincos
+from jitkit.nn.rope import (
+    position_frequencies,
+    rotary_embedding,
+    rotary_of_positions,
+    sincos_embedding,
+)
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """The numbers of a network; `ModelSection.resolved` gives them for a recipe.
+    """Hyperparameters of a transformer; `ModelSection.resolved` gives them for a recipe.
 
     Attributes:
-        width: numbers in a token inside the network, W.
-        depth: blocks.
+        width: features of a token inside the network, W.
+        depth: number of blocks.
         heads: attention heads, H.
-        bottleneck: width between a patch and its token.
-        in_context_tokens: tokens that carry the condition through the blocks.
-        in_context_start: the block before which they join, counted from 0.
-        mlp_hidden: hidden numbers of SwiGLU.
+        bottleneck: width of the bottleneck of the patch embedding.
+        in_context_tokens: number of in-context conditioning tokens.
+        in_context_start: the block before which they are prepended, counted from 0.
+        mlp_hidden: hidden features of SwiGLU.
         dropout: dropout in the middle half of the blocks.
     """
 
@@ -62,8 +67,8 @@ class Sizes:
             )
 
 
-def _key(name: str) -> str:
-    """A condition's name as a module's name, which must not hold a dot or be one of torch's own.
+def _module_name(name: str) -> str:
+    """A condition's name as a submodule name without dots that is no attribute of `nn.Module`.
 
     Different names stay different.
     """
@@ -71,14 +76,14 @@ def _key(name: str) -> str:
 
 
 class Transformer(nn.Module):
-    """Noisy data, time and condition to a guess in the shape of the data.
+    """Noisy data, time and conditions to a prediction in the shape of the data.
 
-    Parameters start as in the authors' code; the last layer is zero, and so is the first guess.
+    Initialised as in the official code; the last layer is zero, so the first prediction is too.
     """
 
     rotary: Tensor
-    code: Tensor
-    waves: Tensor
+    pos_embed: Tensor
+    frequencies: Tensor
 
     def __init__(self, layout: Layout, conditions: Mapping[str, Condition], sizes: Sizes) -> None:
         super().__init__()
@@ -93,10 +98,10 @@ class Transformer(nn.Module):
         self.vectors = nn.ModuleDict()
         self.channels = nn.ModuleDict()
         for name, condition in conditions.items():
-            if (module := vector_module(condition, width)) is not None:
-                self.vectors[_key(name)] = module
+            if (module := embedding_module(condition, width)) is not None:
+                self.vectors[_module_name(name)] = module
             if isinstance(condition, PerToken):
-                self.channels[_key(name)] = PerTokenChannels(condition)
+                self.channels[_module_name(name)] = PerTokenEmbedding(condition)
         self.num_context = sizes.in_context_tokens if self.vectors else 0
         if self.num_context:
             self.context = nn.Parameter(torch.empty(self.num_context, width).normal_(std=0.02))
@@ -112,12 +117,12 @@ class Transformer(nn.Module):
             for i in range(sizes.depth)
         )
         self.final = FinalLayer(width, layout.patch_features)
-        for name, table in zip(("rotary", "code"), self._position(), strict=True):
+        for name, table in zip(("rotary", "pos_embed"), self._embed_positions(), strict=True):
             self.register_buffer(name, table, persistent=False)
         if layout.positions:
             pairs = width // sizes.heads // 2 - self.rotary.shape[-2]
-            own = position_frequencies(sizes.heads, pairs, len(layout.positions))
-            self.register_buffer("waves", own, persistent=False)
+            vectors = position_frequencies(sizes.heads, pairs, len(layout.positions))
+            self.register_buffer("frequencies", vectors, persistent=False)
 
     def forward(
         self,
@@ -127,30 +132,30 @@ class Transformer(nn.Module):
         mask: Tensor | None = None,
         coords: Tensor | None = None,
     ) -> Tensor:
-        """The network's guess, float32, in the shape of ``z``.
+        """The network's prediction, float32, in the shape of ``z``.
 
         Args:
-            z: noisy data, (B, C, X1..Xn); the grid may be another than the layout's.
+            z: noisy data, (B, C, X1..Xn); the grid may differ from the layout's.
             t: times in [0, 1], (B,).
-            cond: every condition of the model, (B, ...).
+            cond: all conditions of the model, (B, ...).
             mask: (B, C or 1, X1..Xn) bool, True where there are data; None means everywhere.
-            coords: positions of the cells, (B, X1..Xn, n), counted in cells.
+            coords: coordinates of the cells, (B, X1..Xn, n), in cells.
         """
         grid, patch = tuple(z.shape[2:]), self.layout.patch
-        rotary, code = self._tables(grid, coords)
+        rotary, pos_embed = self._position_embeddings(grid, coords)
         if self.layout.positions:
-            rotary = self._with_own_positions(rotary, z, mask)
-        attend = None if mask is None else self._attend(mask)
+            rotary = self._with_data_positions(rotary, z, mask)
+        attend = None if mask is None else self._attention_mask(mask)
         tokens = patches.patchify(self._inputs(z, cond, mask), patch)
 
-        x = self.embed(tokens).float() + code
+        x = self.embed(tokens).float() + pos_embed
         y = self._vector(cond)
         c = self.time(t).float()
         c = F.silu(c if y is None else c + y)
         for i, block in enumerate(self.blocks):
             if y is not None and self.num_context and i == self.sizes.in_context_start:
                 x = torch.cat((y.unsqueeze(1) + self.context, x), dim=1)
-                rotary, attend = self._join(rotary, attend)
+                rotary, attend = self._prepend_context(rotary, attend)
             x = self._run(block, x, c, rotary, attend)
         x = self.final(x[:, self.num_context :], c).float()
         return patches.crop(patches.unpatchify(x, patch, patches.padded_grid(grid, patch)), grid)
@@ -158,100 +163,108 @@ class Transformer(nn.Module):
     def compile_blocks(self) -> None:
         """Compile each block with `torch.compile`, at its first use.
 
-        All blocks share one graph; those after in-context tokens have joined share another.
+        The blocks before the in-context tokens share one graph, those after them another.
         """
-        limits = torch._dynamo.config  # one graph for each shape, mask or none, training or not
-        limits.recompile_limit = max(limits.recompile_limit, 64)
+        config = torch._dynamo.config  # one graph per shape, with or without mask, train or eval
+        config.recompile_limit = max(config.recompile_limit, 64)
         for block in self.blocks:
             block.compile()
 
     def _inputs(self, z: Tensor, cond: Mapping[str, Tensor], mask: Tensor | None) -> Tensor:
-        """Data, masks and conditioning channels side by side on whole patches.
+        """Concatenate data, masks and conditioning channels, padded to whole patches.
 
-        Past the end of the grid nothing is known, as where samples are padded to one size.
+        Padding is marked as missing, as for samples that are padded to a common size.
         """
         patch = self.layout.patch
         parts = [z if mask is None else torch.where(mask, z, 0.0)]
-        if self.layout.missing:  # the weights of this mask are the learned fill
+        if self.layout.missing:  # the weights of this mask are a learned fill value
             parts.append(torch.ones_like(z) if mask is None else mask.expand_as(z).to(z.dtype))
         for name, condition in self.conditions.items():
             if isinstance(condition, Grid):
                 parts.append(with_mask(cond[name]))
             elif isinstance(condition, PerToken):
                 value = patches.pad(cond[name].unsqueeze(1) - condition.n, patch).squeeze(1)
-                parts.append(self.channels[_key(name)](value + condition.n))
+                parts.append(self.channels[_module_name(name)](value + condition.n))
         parts = [patches.pad(part, patch) for part in parts]  # (B, C_in, whole patches)
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def _vector(self, cond: Mapping[str, Tensor]) -> Tensor | None:
-        """The sum of what categories and scalars say, (B, W)."""
+        """Sum of the embeddings of categories and scalars, (B, W)."""
         total = None
         for name in self.conditions:
-            if _key(name) in self.vectors:
-                said = self.vectors[_key(name)](cond[name]).float()
-                total = said if total is None else total + said
+            if _module_name(name) in self.vectors:
+                embedding = self.vectors[_module_name(name)](cond[name]).float()
+                total = embedding if total is None else total + embedding
         return total
 
-    def _position(self, coords: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Rotary and fixed code of tokens at ``coords``, (..., L, n)."""
+    def _embed_positions(self, coords: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Rotary and sine-cosine embedding of tokens at ``coords``, (..., L, n)."""
         if coords is None:
             coords = patches.token_coords(self.layout.grid, self.layout.patch)
         axes, head_dim = self.layout.axes, self.sizes.width // self.sizes.heads
-        if self.layout.positions:  # have the other half, or all where no axis has an order
+        if self.layout.positions:  # they use the other half, or all if no axis has an order
             head_dim = head_dim // 2 if any(axis.kind != "set" for axis in axes) else 0
-        return rotary_embedding(coords, axes, head_dim), sincos(coords, axes, self.sizes.width)
+        rotary = rotary_embedding(coords, axes, head_dim)
+        return rotary, sincos_embedding(coords, axes, self.sizes.width)
 
-    def _with_own_positions(self, rotary: Tensor, z: Tensor, mask: Tensor | None) -> Tensor:
-        """The rotary code of the axes and that of the data's own places, (B, H, L, P, 2).
+    def _with_data_positions(self, rotary: Tensor, z: Tensor, mask: Tensor | None) -> Tensor:
+        """Rotary embedding of the axes and of the positions in the data, (B, H, L, P, 2).
 
-        A token lies at the mean of its cells that have data, and at the origin without any.
+        A token is at the mean of its cells that have data, or at the origin if none has.
         """
-        own = [self.layout.channels.index(name) for name in self.layout.positions]
+        channels = [self.layout.channels.index(name) for name in self.layout.positions]
         patch = self.layout.patch
 
         def sums(x: Tensor) -> Tensor:  # over the cells of each token, (B, L, n)
-            chosen = patches.pad(torch.stack([x[:, i] for i in own], dim=1), patch)
-            tokens = patches.patchify(chosen, patch)
-            return reduce(tokens, "b l (n cell) -> b l n", "sum", n=len(own))
+            positions = patches.pad(torch.stack([x[:, i] for i in channels], dim=1), patch)
+            tokens = patches.patchify(positions, patch)
+            return reduce(tokens, "b l (n cell) -> b l n", "sum", n=len(channels))
 
         seen = torch.ones_like(z) if mask is None else mask.expand_as(z).to(z.dtype)
         kept = z if mask is None else torch.where(mask, z, 0.0)
-        by_place = rotary_of_positions(sums(kept) / sums(seen).clamp_min(1), self.waves)
-        return torch.cat((rotary.expand(*by_place.shape[:-2], -1, 2), by_place), dim=-2)
+        means = sums(kept) / sums(seen).clamp_min(1)
+        of_data = rotary_of_positions(means, self.frequencies)
+        return torch.cat((rotary.expand(*of_data.shape[:-2], -1, 2), of_data), dim=-2)
 
-    def _tables(self, grid: tuple[int, ...], coords: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The layout's own tables, or those of another grid or of given positions.
+    def _position_embeddings(
+        self, grid: tuple[int, ...], coords: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Rotary and sine-cosine embedding of the layout's grid, another grid, or coordinates.
 
         Raises:
-            JitkitError: the grid is another one along a circle, whose length is the layout's.
+            JitkitError: a `circle` axis whose length differs from the layout's.
         """
         patch, axes = self.layout.patch, self.layout.axes
         for size, axis in zip(grid, axes, strict=True):
             if axis.kind == "circle" and size != axis.size:
                 raise JitkitError(
-                    f"axis {axis.name!r} is a circle of {axis.size} cells, and the grid {grid} has "
-                    f"{size}: a circle keeps its length"
+                    f"axis {axis.name!r} is a circle of {axis.size} cells, but the grid {grid} has "
+                    f"{size}: the length of a circle is fixed"
                 )
         if coords is not None:
             lengths = tuple(axis.size if axis.kind == "circle" else None for axis in axes)
-            rotary, code = self._position(patches.coords_of_cells(coords, patch, lengths))
-            return rotary.unsqueeze(1), code  # the same for all heads
+            tokens = patches.token_coords_from_cells(coords, patch, lengths)
+            rotary, pos_embed = self._embed_positions(tokens)
+            return rotary.unsqueeze(1), pos_embed  # the same for all heads
         if patches.padded_grid(grid, patch) == patches.padded_grid(self.layout.grid, patch):
-            return self.rotary, self.code
-        return self._position(patches.token_coords(grid, patch).to(self.code.device))
+            return self.rotary, self.pos_embed
+        coords = patches.token_coords(grid, patch).to(self.pos_embed.device)
+        return self._embed_positions(coords)
 
-    def _attend(self, mask: Tensor) -> Tensor:
-        """Which tokens may be looked at, (B, 1, 1, L); all of them where a sample has none."""
+    def _attention_mask(self, mask: Tensor) -> Tensor:
+        """Which tokens have data, (B, 1, 1, L); all tokens of a sample without any data."""
         seen = patches.token_mask(patches.pad(mask, self.layout.patch), self.layout.patch)
         return (seen | ~seen.any(dim=1, keepdim=True))[:, None, None]
 
-    def _join(self, rotary: Tensor, attend: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Room for in-context tokens in front: they are not rotated and always attended to."""
-        still = rotary.new_tensor((1.0, 0.0))
-        still = still.expand(*rotary.shape[:-3], self.num_context, rotary.shape[-2], 2)
+    def _prepend_context(
+        self, rotary: Tensor, attend: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Prepend the in-context tokens: they are not rotated and always attended to."""
+        identity = rotary.new_tensor((1.0, 0.0))
+        identity = identity.expand(*rotary.shape[:-3], self.num_context, rotary.shape[-2], 2)
         if attend is not None:
             attend = F.pad(attend, (self.num_context, 0), value=True)
-        return torch.cat((still, rotary), dim=-3), attend
+        return torch.cat((identity, rotary), dim=-3), attend
 
     def _run(self, block: nn.Module, *inputs: Tensor | None) -> Tensor:
         if self.checkpoint_activations and torch.is_grad_enabled():

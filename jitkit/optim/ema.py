@@ -1,9 +1,10 @@
-"""Running means of the weights, several at once: exponential ones, and power functions of time.
+"""EMA of the weights: exponential moving averages with warm-up, and power-function EMAs.
 
-A mean of decay d holds the last 1 / (1 - d) steps or so, however long a run is. A power function
-(Karras et al. 2023, arXiv:2312.02696, section 3.1) holds a share of the run: after k updates the
-weights of update j count in proportion to (j / k)^gamma, so that a mean of relative width 0.1
-always averages over about a tenth of what has been trained, and never knows the first weights.
+An EMA with decay d averages over about the last 1 / (1 - d) steps, whatever the length of the run.
+A power-function EMA (Karras et al. 2023, arXiv:2312.02696, section 3.1) averages over a fraction of
+the run: after k updates the weights of update j have a weight proportional to (j / k)^gamma. With
+relative width 0.1 it averages over about a tenth of the training so far; the initial weights never
+contribute.
 """
 
 from __future__ import annotations
@@ -17,38 +18,38 @@ import torch
 from torch import Tensor, nn
 
 from jitkit.errors import JitkitError
-from jitkit.utils.distributed import copies, local, put
+from jitkit.utils.distributed import copy_into, float32_copies, local_shard
 
-SIGMA = "sigma-"
-WIDEST = 12**-0.5  # of gamma 0, the plain mean of all weights since the start
+SIGMA_PREFIX = "sigma-"
+MAX_SIGMA_REL = 12**-0.5  # gamma 0: the uniform mean of all weights since the start
 
 
 class EMA:
-    """Means of a module's parameters in float32, one for each decay and each relative width.
+    """EMAs of a module's parameters in float32, one for each decay and each relative width.
 
-    The mean after update k, counted from 1, is m + s (w - m), where s is
+    Update k, counted from 1, moves an EMA m to m + s (w - m), where s is
 
-    - of a decay d: 1 - min(d, k / (9 + k)), so that the mean follows the weights from the first
-      steps on and forgets where they started;
-    - of a power function: 1 - (1 - 1/k)^(gamma + 1); the first mean is the weights themselves.
+    - for decay d with warm-up: 1 - min(d, k / (9 + k)), so the EMA follows the weights from the
+      first steps and forgets the initial weights;
+    - for a power function: 1 - (1 - 1/k)^(gamma + 1); after the first update it is the weights.
 
-    Parameters that are spread over processes (FSDP2) have means that are spread alike, and each
-    process updates its own part: nothing is sent.
+    EMAs of sharded parameters (FSDP2) are sharded in the same way; each process updates its shard
+    without communication.
 
-    Means may be kept on the processor while the weights are on a GPU: an update is then worked out
-    while the GPU goes on, and whoever asks for `means` waits for it.
+    EMAs may be kept on the CPU while the weights are on a GPU: updates then run on the CPU in
+    parallel with the GPU, and access to `averages` waits for them.
 
     Args:
-        module: whose parameters are averaged.
-        decays: of exponential means.
-        sigma_rels: relative widths of power functions.
-        device: where means are kept; where each parameter is, if not given.
+        module: its parameters are averaged.
+        decays: decays of the exponential moving averages.
+        sigma_rels: relative widths of the power-function EMAs.
+        device: device of the EMAs; default: that of each parameter.
 
     Attributes:
-        updates: how many there were.
+        updates: number of updates so far.
 
     Raises:
-        JitkitError: a relative width that no power function has.
+        JitkitError: a relative width outside the range of power functions.
     """
 
     def __init__(
@@ -61,137 +62,140 @@ class EMA:
     ) -> None:
         self.updates = 0
         self._source = dict(module.named_parameters())
-        self._decays = {mean_name(decay): decay for decay in decays}
+        self._decays = {decay_name(decay): decay for decay in decays}
         self._gammas = {sigma_name(sigma): gamma_of(sigma) for sigma in sigma_rels}
         names = [*self._decays, *self._gammas]
-        self._means = {name: copies(self._source, device) for name in names}
-        far = device and any(p.device.type != device.type for p in self._source.values())
-        self._ferry = _Ferry(self._weights()) if far else None
+        self._averages = {name: float32_copies(self._source, device) for name in names}
+        offload = device and any(p.device.type != device.type for p in self._source.values())
+        self._offloader = _Offloader(self._weights()) if offload else None
 
     @property
-    def means(self) -> dict[str, dict[str, Tensor]]:
-        """By `mean_name` of a decay, then by `sigma_name` of a width, then by parameter."""
-        if self._ferry is not None:
-            self._ferry.wait()
-        return self._means
+    def averages(self) -> dict[str, dict[str, Tensor]]:
+        """EMA weights by name (`decay_name`, then `sigma_name`) and parameter."""
+        if self._offloader is not None:
+            self._offloader.wait()
+        return self._averages
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the module's weights as they are now."""
+        """Update all EMAs with the module's current weights."""
         self.updates += 1
-        steps = {name: self._step(name) for name in self._means}
-        means = {name: [local(m) for m in mean.values()] for name, mean in self._means.items()}
+        steps = {name: self._step(name) for name in self._averages}
+        shards = {
+            name: [local_shard(value) for value in average.values()]
+            for name, average in self._averages.items()
+        }
 
-        def take(weights: Sequence[Tensor]) -> None:
-            for name, mean in means.items():
-                _lerp(mean, weights, steps[name])
+        def apply(weights: Sequence[Tensor]) -> None:
+            for name, average in shards.items():
+                _lerp(average, weights, steps[name])
 
-        if self._ferry is None:
-            take([weight.float() for weight in self._weights()])
+        if self._offloader is None:
+            apply([weight.float() for weight in self._weights()])
         else:
-            self._ferry.carry(self._weights(), take)
+            self._offloader.submit(self._weights(), apply)
 
     def _weights(self) -> list[Tensor]:
-        """What this process holds of the weights."""
-        return [local(p.detach()) for p in self._source.values()]
+        """This process's shard of the weights."""
+        return [local_shard(p.detach()) for p in self._source.values()]
 
-    def load(self, updates: int, means: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Go on from saved means, whole ones; their names and shapes have been checked."""
+    def load(self, updates: int, averages: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Resume from saved, unsharded EMAs; names and shapes are already checked."""
         self.updates = updates
-        for name, mean in self.means.items():  # waits for an update that is on its way
-            for key, value in mean.items():
-                put(value, means[name][key])
+        for name, average in self.averages.items():  # waits for a pending update
+            for key, value in average.items():
+                copy_into(value, averages[name][key])
 
     def _step(self, name: str) -> float:
-        """How far a mean goes towards the weights in the update that is counted last."""
+        """Step size s of an EMA in update number ``updates``."""
         k = self.updates
         if name in self._decays:
             return 1 - min(self._decays[name], k / (9 + k))
         return 1.0 if k == 1 else -expm1((self._gammas[name] + 1) * log1p(-1 / k))
 
 
-class _Ferry:
-    """Brings weights from a GPU to the processor, and has them taken in there by a thread.
+class _Offloader:
+    """Copies weights from a GPU to the CPU, where a thread updates the EMAs.
 
-    They are copied into pinned memory, in turn with the GPU's other work, so that the optimizer's
-    next step comes after it and no step waits for the processor; only the next copy does.
+    The copy into pinned memory is queued on the GPU's stream before the next optimizer step, so no
+    step waits for the CPU; only the next copy does.
     """
 
     def __init__(self, weights: Sequence[Tensor]) -> None:
         pinned = torch.cuda.is_available()
-        self._landed = [
+        self._buffers = [
             torch.empty(w.shape, dtype=torch.float32, pin_memory=pinned) for w in weights
         ]
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="means")
-        self._work: Future[None] | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ema")
+        self._pending: Future[None] | None = None
 
-    def carry(self, weights: Sequence[Tensor], take: Callable[[Sequence[Tensor]], None]) -> None:
-        """Have ``take`` called with the weights as they are now, float32 on the processor."""
+    def submit(self, weights: Sequence[Tensor], apply: Callable[[Sequence[Tensor]], None]) -> None:
+        """Call ``apply`` in the thread with the current weights, float32 on the CPU."""
         self.wait()
-        for landed, weight in zip(self._landed, weights, strict=True):
-            landed.copy_(weight, non_blocking=True)
-        arrived = None
+        for buffer, weight in zip(self._buffers, weights, strict=True):
+            buffer.copy_(weight, non_blocking=True)
+        copied = None
         if torch.cuda.is_available():
-            arrived = torch.cuda.current_stream().record_event()
+            copied = torch.cuda.current_stream().record_event()
 
         def work() -> None:
-            if arrived is not None:
-                arrived.synchronize()
-            take(self._landed)
+            if copied is not None:
+                copied.synchronize()
+            apply(self._buffers)
 
-        self._work = self._thread.submit(work)
+        self._pending = self._thread.submit(work)
 
     def wait(self) -> None:
-        """Until what was carried last is taken in; raises what went wrong with it."""
-        work, self._work = self._work, None
-        if work is not None:
-            work.result()
+        """Wait for the pending update; raises its exception."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
 
 
-def mean_name(decay: float) -> str:
-    """What the mean of a decay is called, in files and on the command line.
+def decay_name(decay: float) -> str:
+    """Name of the EMA with a decay, in files and on the command line.
 
-    >>> mean_name(0.9999)
+    >>> decay_name(0.9999)
     '0.9999'
     """
     return str(float(decay))
 
 
 def sigma_name(sigma_rel: float) -> str:
-    """What the power-function mean of a relative width is called.
+    """Name of the power-function EMA of a relative width.
 
     >>> sigma_name(0.1)
     'sigma-0.1'
     """
-    return f"{SIGMA}{float(sigma_rel)}"
+    return f"{SIGMA_PREFIX}{float(sigma_rel)}"
 
 
 def gamma_of(sigma_rel: float) -> float:
-    """Exponent of the power function of a relative width, the standard deviation of its profile
-    over the length of the run: sigma_rel² = (gamma + 1) / ((gamma + 2)² (gamma + 3)).
+    """Exponent of the power function of a relative width (standard deviation of its profile over
+    the length of the run): sigma_rel² = (gamma + 1) / ((gamma + 2)² (gamma + 3)).
 
     Karras et al. 2023, arXiv:2312.02696, equation 123 and algorithm 2.
 
     Raises:
-        JitkitError: no power function that favours late weights is that wide or narrow.
+        JitkitError: the width is outside the range of power functions that favour late weights.
 
     >>> round(gamma_of(0.05), 2), round(gamma_of(0.1), 2)
     (16.97, 6.94)
     """
-    if not 0 < sigma_rel <= WIDEST:
+    if not 0 < sigma_rel <= MAX_SIGMA_REL:
         raise JitkitError(
-            f"a relative width (sigma_rel) of {sigma_rel} is none of a power function's: they lie "
-            f"above 0 (the last weights alone) and reach {WIDEST:.4f} (the plain mean of all "
-            "weights); the usual ones are 0.05 to 0.2"
+            f"relative width (sigma_rel) {sigma_rel} is out of range: power-function EMAs have "
+            f"widths above 0 (only the last weights) up to {MAX_SIGMA_REL:.4f} (the uniform mean "
+            "of all weights); usual are 0.05 to 0.2"
         )
     t = float(sigma_rel) ** -2
     return max(float(np.roots([1, 7, 16 - t, 12 - t]).real.max()), 0.0)
 
 
-def _lerp(means: list[Tensor], weights: Sequence[Tensor], step: float) -> None:
-    together = getattr(torch, "_foreach_lerp_", None)  # not public, so it may go one day
-    if together is not None:
-        together(means, weights, step)
+def _lerp(averages: list[Tensor], weights: Sequence[Tensor], step: float) -> None:
+    foreach_lerp = getattr(torch, "_foreach_lerp_", None)  # private: may be removed from torch
+    if foreach_lerp is not None:
+        foreach_lerp(averages, weights, step)
         return
-    for mean, weight in zip(means, weights, strict=True):
-        mean.lerp_(weight, step)
+    for average, weight in zip(averages, weights, strict=True):
+        average.lerp_(weight, step)

@@ -1,19 +1,19 @@
-"""Running means of any width after training, from snapshots of a few that were kept while training.
+"""Post-hoc EMA: reconstruct power-function EMAs of any width from snapshots kept in training.
 
 ```
 ema/step-500/
-  sigma-0.05.safetensors          the power-function means of that step, one file for each width
+  sigma-0.05.safetensors              power-function EMAs of that step, one file for each width
   sigma-0.1.safetensors
-ema/sigma-0.07-step-500.safetensors   a mean that was made of them
+ema/sigma-0.07-step-500.safetensors   an EMA reconstructed from them
 ```
 
-Every mean is a sum of all weights there were, and its profile says how much each step counts. The
-profile that is asked for is put together from those of all snapshots up to its step, by least
-squares; the same factors then put the weights together (Karras et al. 2023, arXiv:2312.02696,
-section 3.2 and appendix C). Two things are not the paper's, and both keep the weights closer: the
-factors sum to one exactly, and large factors, which would multiply the rounding of what is stored,
-are held back. Snapshots are float16: the rounding is 0.02 % of the weights, and a tensor that
-float16 does not hold so well is stored in float32.
+An EMA is a weighted sum of the weights of all steps; its profile is the weight of each step. The
+requested profile is fitted by least squares as a linear combination of the profiles of all
+snapshots up to its step, and the same coefficients combine the snapshots (Karras et al. 2023,
+arXiv:2312.02696, section 3.2 and appendix C). Two additions to the paper reduce the error: the
+coefficients sum to exactly one, and large coefficients, which amplify rounding, are penalised.
+Snapshots are float16, whose rounding is 0.02 % of the weights; tensors that float16 represents less
+accurately are stored in float32.
 """
 
 from __future__ import annotations
@@ -33,27 +33,27 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from jitkit.errors import CheckpointError, listed
-from jitkit.optim.ema import SIGMA, WIDEST, gamma_of, sigma_name
-from jitkit.utils.atomic import flush
+from jitkit.optim.ema import MAX_SIGMA_REL, SIGMA_PREFIX, gamma_of, sigma_name
+from jitkit.utils.atomic import fsync
 from jitkit.utils.console import bar, warn
 from jitkit.utils.types import Floats
 
 SNAPSHOT_FORMAT = 1
-LIMIT = 0.075
-"""Largest residual of a profile. Up to it the weights of small networks in training, and random
-walks, came out within 1 % (benchmarks/posthoc_ema.py); above it some walks did not."""
-ROUNDING = 1e-5
-"""What a unit of the factors' squares costs, against one of the relative residual's: rounding adds
-2e-4 of the weights for each unit of the factors' norm, a residual r about 0.06 r."""
+MAX_RESIDUAL = 0.075
+"""Largest accepted residual of a profile. Up to it the weights of small networks and of random
+walks were within 1 % (benchmarks/posthoc_ema.py); above it those of some walks were not."""
+REGULARIZATION = 1e-5
+"""Penalty on the squared norm of the coefficients, relative to the squared relative residual.
+Rounding adds 2e-4 of the weights per unit of the coefficients' norm, a residual r about 0.06 r."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The power-function means of one step on disk, found whole.
+    """A complete snapshot on disk: the power-function EMAs of one step.
 
     Attributes:
         path: the folder.
-        step: after which they were written.
+        step: training step of the snapshot.
         files: a file for each relative width.
     """
 
@@ -64,13 +64,13 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class EmaCombination:
-    """How a mean is put together from snapshots.
+    """A linear combination of snapshots that reconstructs an EMA.
 
     Attributes:
-        step: at which it stands, that of a snapshot.
+        step: training step of the EMA, that of a snapshot.
         sigma_rel: its relative width.
-        parts: files of stored means, each with its factor; the factors sum to 1.
-        residual: how far its profile is from the one asked for, relative, in the L2 norm.
+        parts: files of stored EMAs, each with its coefficient; the coefficients sum to 1.
+        residual: relative L2 distance of its profile to the requested one.
     """
 
     step: int
@@ -79,49 +79,49 @@ class EmaCombination:
     residual: float
 
 
-def write_snapshot(run: Path, step: int, means: Mapping[str, Mapping[str, Tensor]]) -> Path:
-    """Write ``ema/step-N`` of a run aside, flush it to disk, and rename it.
+def write_snapshot(run: Path, step: int, averages: Mapping[str, Mapping[str, Tensor]]) -> Path:
+    """Write ``ema/step-N`` of a run to a temporary folder, flush it to disk, and rename it.
 
     Args:
         run: the run's folder.
-        step: steps that are done; as many updates as the means have had.
-        means: as `EMA.means` has them, whole tensors; those named ``sigma-*`` are taken.
+        step: completed steps, equal to the number of EMA updates.
+        averages: `EMA.averages` as unsharded tensors; those named ``sigma-*`` are written.
 
     Raises:
-        CheckpointError: the disk is full or cannot be written; what was there before is untouched.
+        CheckpointError: the disk is full or cannot be written; existing snapshots are unchanged.
     """
     final = run / "ema" / f"step-{step}"
-    aside = final.with_name(f".step-{step}.part")
-    taken = {name: mean for name, mean in means.items() if name.startswith(SIGMA)}
-    assert taken, "there is no power-function mean to store"
-    shutil.rmtree(aside, ignore_errors=True)
+    temporary = final.with_name(f".step-{step}.part")
+    written = {name: ema for name, ema in averages.items() if name.startswith(SIGMA_PREFIX)}
+    assert written, "there is no power-function EMA to store"
+    shutil.rmtree(temporary, ignore_errors=True)
     try:
-        aside.mkdir(parents=True)
-        for name, mean in taken.items():
+        temporary.mkdir(parents=True)
+        for name, ema in written.items():
             header = {
                 "step": step,
-                "sigma_rel": float(name.removeprefix(SIGMA)),
-                "beside": " ".join(sorted(taken)),
+                "sigma_rel": float(name.removeprefix(SIGMA_PREFIX)),
+                "beside": " ".join(sorted(written)),
             }
-            tensors = {key: stored(value) for key, value in mean.items()}
-            _save(tensors, aside / f"{name}.safetensors", header)
-        flush(aside)
+            tensors = {key: to_snapshot_dtype(value) for key, value in ema.items()}
+            _save(tensors, temporary / f"{name}.safetensors", header)
+        fsync(temporary)
         shutil.rmtree(final, ignore_errors=True)
-        aside.rename(final)
-        flush(final.parent)
+        temporary.rename(final)
+        fsync(final.parent)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"{final} cannot be written: {error}; the snapshots before it are untouched"
+            f"{final} cannot be written: {error}; earlier snapshots are unchanged"
         ) from error
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     return final
 
 
-def stored(value: Tensor) -> Tensor:
-    """A tensor as snapshots hold it, on the CPU: in float16, or as it is where that is too coarse.
+def to_snapshot_dtype(value: Tensor) -> Tensor:
+    """A tensor as stored in snapshots, on the CPU: float16, or unchanged if that is too coarse.
 
-    Too coarse is more than 0.1 % of its norm: numbers above 65504, or nearly all below 2e-5.
+    Too coarse is an error above 0.1 % of its norm: values above 65504, or nearly all below 2e-5.
     """
     value = value.detach().cpu().contiguous()
     half = value.half()
@@ -129,11 +129,11 @@ def stored(value: Tensor) -> Tensor:
     return half if fits else value
 
 
-def snapshots(run: Path) -> list[Snapshot]:
-    """The whole snapshots of a run by step; torn ones are passed over with a warning.
+def list_snapshots(run: Path) -> list[Snapshot]:
+    """The complete snapshots of a run by step; torn ones are skipped with a warning.
 
     Raises:
-        CheckpointError: one is of a newer jitkit.
+        CheckpointError: one was written by a newer jitkit.
     """
     found = []
     for folder in (run / "ema").glob("step-*"):
@@ -145,14 +145,14 @@ def snapshots(run: Path) -> list[Snapshot]:
         except (OSError, SafetensorError, ValueError) as error:
             if isinstance(error, CheckpointError):
                 raise
-            warn(f"{folder}: torn: {error}; the other snapshots are used")
+            warn(f"{folder}: torn: {error}; skipped, the other snapshots are used")
     return sorted(found, key=lambda snapshot: snapshot.step)
 
 
-def forget_after(run: Path, step: int) -> None:
-    """Remove snapshots and means after a step, and what a kill left half written.
+def remove_after(run: Path, step: int) -> None:
+    """Remove snapshots and reconstructed EMAs after a step, and partly written ones.
 
-    For a run that goes on from that step: it may go another way than before.
+    For a run that resumes from that step, as its weights may differ from before.
     """
     for path in (run / "ema").glob("*"):
         number = path.name.removesuffix(".safetensors").rpartition("step-")[2]
@@ -160,20 +160,20 @@ def forget_after(run: Path, step: int) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def plan(run: Path, sigma_rel: float, step: int | None = None) -> EmaCombination:
-    """How the mean of a relative width at the last snapshot up to a step (the newest) is made.
+def plan_combination(run: Path, sigma_rel: float, step: int | None = None) -> EmaCombination:
+    """The combination for an EMA at the last snapshot up to a step (default: the newest).
 
     Raises:
-        JitkitError: no power function is of that width.
-        CheckpointError: there is no snapshot up to that step, or the width is too far from what
-            the snapshots hold.
+        JitkitError: the width is outside the range of power functions.
+        CheckpointError: there is no snapshot up to that step, or the snapshots cannot reproduce
+            the width.
     """
-    gamma_of(sigma_rel)  # a width that there is
-    found = snapshots(run)
+    gamma_of(sigma_rel)  # refuses an invalid width
+    found = list_snapshots(run)
     if not found:
         raise CheckpointError(
-            f"{run}: no snapshots of power-function means; a run keeps them that is trained with "
-            "train.ema_sigma_rel=[0.05,0.1]"
+            f"{run}: no snapshots of power-function EMAs; train with "
+            "train.ema_sigma_rel=[0.05,0.1] to keep them"
         )
     used = [snapshot for snapshot in found if step is None or snapshot.step <= step]
     if not used:
@@ -181,69 +181,70 @@ def plan(run: Path, sigma_rel: float, step: int | None = None) -> EmaCombination
     at = used[-1].step
     files = [(s.step, sigma, path) for s in used for sigma, path in s.files.items()]
     steps, widths, paths = zip(*files, strict=True)
-    factors, residual = fit(steps, widths, at, sigma_rel)
-    if residual > LIMIT:
-        raise CheckpointError(_too_far(run, steps, widths, at, sigma_rel, residual))
-    return EmaCombination(at, sigma_rel, list(zip(paths, factors.tolist(), strict=True)), residual)
+    coefficients, residual = fit(steps, widths, at, sigma_rel)
+    if residual > MAX_RESIDUAL:
+        raise CheckpointError(_out_of_reach(run, steps, widths, at, sigma_rel, residual))
+    parts = list(zip(paths, coefficients.tolist(), strict=True))
+    return EmaCombination(at, sigma_rel, parts, residual)
 
 
 def reconstruct(run: Path, sigma_rel: float, step: int | None = None) -> dict[str, Tensor]:
-    """The mean of a relative width as if it had been kept while training; float32, on the CPU.
+    """Post-hoc EMA of a relative width, as if kept in training; float32, on the CPU.
 
-    Takes the memory of one model and its largest tensor, however many snapshots there are.
+    Needs the memory of one model and its largest tensor, for any number of snapshots.
 
     Args:
         run: the run's folder.
         sigma_rel: relative width.
-        step: the last snapshot up to it is where the mean stands; the newest where not given.
+        step: the EMA is that of the last snapshot up to this step; default: the newest.
 
     Raises:
-        JitkitError: no power function is of that width.
-        CheckpointError: there are no snapshots, they do not belong together, or the width is too
-            far from what they hold.
+        JitkitError: the width is outside the range of power functions.
+        CheckpointError: there are no snapshots, they are of different models, or they cannot
+            reproduce the width.
     """
-    return _combined(plan(run, sigma_rel, step))
+    return _combined(plan_combination(run, sigma_rel, step))
 
 
 def write_reconstructed(run: Path, sigma_rel: float, step: int | None = None) -> Path:
-    """`reconstruct` into ``ema/sigma-W-step-N.safetensors`` of a run, written aside and renamed.
+    """`reconstruct` into ``ema/sigma-W-step-N.safetensors`` of a run, written atomically.
 
     Raises:
         JitkitError: as `reconstruct`.
         CheckpointError: as `reconstruct`, or the file cannot be written.
     """
-    chosen = plan(run, sigma_rel, step)
-    final = run / "ema" / f"{sigma_name(sigma_rel)}-step-{chosen.step}.safetensors"
-    aside = final.with_name(f".{final.name}.part")
+    combination = plan_combination(run, sigma_rel, step)
+    final = run / "ema" / f"{sigma_name(sigma_rel)}-step-{combination.step}.safetensors"
+    temporary = final.with_name(f".{final.name}.part")
     header = {
-        "step": chosen.step,
+        "step": combination.step,
         "sigma_rel": float(sigma_rel),
-        "residual": chosen.residual,
-        "made_of": len(chosen.parts),
+        "residual": combination.residual,
+        "made_of": len(combination.parts),
     }
     try:
-        _save(_combined(chosen), aside, header)
-        aside.replace(final)
-        flush(final.parent)
+        _save(_combined(combination), temporary, header)
+        temporary.replace(final)
+        fsync(final.parent)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{final} cannot be written: {error}") from error
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     return final
 
 
-def describe(path: Path) -> str:
-    """What a file that `write_reconstructed` wrote holds, in a line for its maker."""
+def reconstruction_summary(path: Path) -> str:
+    """One-line summary of a file of `write_reconstructed`."""
     header = _header(path)
     return (
-        f"{path}: the mean of relative width {header['sigma_rel']} at step {header['step']}, made "
-        f"of {header['made_of']} stored means; its profile is met within "
+        f"{path}: EMA of relative width {header['sigma_rel']} at step {header['step']}, combined "
+        f"from {header['made_of']} stored EMAs; residual of its profile "
         f"{100 * float(header['residual']):.2g} %"
     )
 
 
 def inner_products(steps: Floats, gammas: Floats, step: float, gamma: float) -> Floats:
-    """Integrals of profiles' products, in closed form: of many profiles with one.
+    """Inner products of many profiles with one, in closed form.
 
     A profile is p(t) = (gamma + 1) / n (t / n)^gamma from 0 to its step n. If a ends before b,
     their product's integral is (g_a + 1)(g_b + 1) / ((g_a + g_b + 1) n_b) (n_a / n_b)^g_b
@@ -258,19 +259,19 @@ def inner_products(steps: Floats, gammas: Floats, step: float, gamma: float) -> 
 def fit(
     steps: Sequence[int], sigma_rels: Sequence[float], step: int, sigma_rel: float
 ) -> tuple[Floats, float]:
-    """Factors of stored profiles that meet another best, and the residual that remains.
+    """Least-squares coefficients of stored profiles for a requested profile, and the residual.
 
-    They make |p - sum f_i p_i|² + c |f|² least under sum f_i = 1: weights have a large part that
-    never changes, which must come out once. c is `ROUNDING` times |p|².
+    They minimise |p - sum f_i p_i|² + c |f|² subject to sum f_i = 1, because a large part of the
+    weights is constant and must be counted once. c is `REGULARIZATION` times |p|².
 
     Args:
         steps: of the stored profiles.
         sigma_rels: their relative widths.
-        step: of the profile that is asked for, no less than the others.
+        step: of the requested profile, no less than the others.
         sigma_rel: its relative width.
 
     Returns:
-        The factors, and the residual |p - sum f_i p_i| / |p|.
+        The coefficients f, and the residual |p - sum f_i p_i| / |p|.
     """
     times = np.asarray(steps, np.float64) / step
     gammas = np.array([gamma_of(sigma) for sigma in sigma_rels])
@@ -278,14 +279,14 @@ def fit(
     rows = [inner_products(times, gammas, *one) for one in zip(times, gammas, strict=True)]
     a, b = np.stack(rows), inner_products(times, gammas, 1.0, gamma)
     norm = (gamma + 1) ** 2 / (2 * gamma + 1)
-    held = a + ROUNDING * norm * np.eye(len(a))
-    free, ones = np.linalg.solve(held, np.stack([b, np.ones_like(b)], axis=1)).T
-    factors = free + ones * (1 - free.sum()) / ones.sum()
-    missed = norm - 2 * factors @ b + factors @ a @ factors
-    return factors, float(np.sqrt(max(missed, 0.0) / norm))
+    regularized = a + REGULARIZATION * norm * np.eye(len(a))
+    free, ones = np.linalg.solve(regularized, np.stack([b, np.ones_like(b)], axis=1)).T
+    coefficients = free + ones * (1 - free.sum()) / ones.sum()
+    squared = norm - 2 * coefficients @ b + coefficients @ a @ coefficients
+    return coefficients, float(np.sqrt(max(squared, 0.0) / norm))
 
 
-def _too_far(
+def _out_of_reach(
     run: Path,
     steps: Sequence[int],
     widths: Sequence[float],
@@ -293,88 +294,88 @@ def _too_far(
     sigma_rel: float,
     residual: float,
 ) -> str:
-    """Why a width is refused, and which are not."""
-    tried = sorted({*np.geomspace(0.004, WIDEST, 60).tolist(), *widths})
-    runs = groupby(tried, lambda width: fit(steps, widths, at, width)[1] <= LIMIT)
-    within = [list(some) for possible, some in runs if possible]
-    ranges = listed(f"{some[0]:.3f} to {some[-1]:.3f}" for some in within)
+    """Message: why a width is refused, and which widths are possible."""
+    candidates = sorted({*np.geomspace(0.004, MAX_SIGMA_REL, 60).tolist(), *widths})
+    groups = groupby(candidates, lambda width: fit(steps, widths, at, width)[1] <= MAX_RESIDUAL)
+    possible = [list(group) for within, group in groups if within]
+    ranges = listed(f"{group[0]:.3f} to {group[-1]:.3f}" for group in possible)
     return (
-        f"{run}: a mean of relative width {sigma_rel} cannot be made at step {at}: the "
+        f"{run}: an EMA of relative width {sigma_rel} cannot be reconstructed at step {at}: the "
         f"{len(set(steps))} snapshots of widths {listed(map(str, sorted(set(widths))))} miss its "
-        f"profile by {residual:.1%}, and weights are right within 1 % up to {LIMIT:.1%}. Widths "
-        f"that can be made here: {ranges}; a run with a smaller train.ema_snapshot_every_steps "
-        "reaches further"
+        f"profile by {residual:.1%}, and weights are correct within 1 % only up to "
+        f"{MAX_RESIDUAL:.1%}. Possible widths: {ranges}; a smaller train.ema_snapshot_every_steps "
+        "extends the range"
     )
 
 
-def _combined(chosen: EmaCombination) -> dict[str, Tensor]:
-    """The sum of stored means times their factors, one tensor read at a time."""
+def _combined(combination: EmaCombination) -> dict[str, Tensor]:
+    """The linear combination of stored EMAs, reading one tensor at a time."""
     total: dict[str, Tensor] = {}
-    with bar("reading snapshots", len(chosen.parts), unit="files") as show:
-        for number, (path, factor) in enumerate(chosen.parts):
+    with bar("reading snapshots", len(combination.parts), unit="files") as show:
+        for i, (path, coefficient) in enumerate(combination.parts):
             try:
-                _add(total, path, factor)
+                _add(total, path, coefficient)
             except (SafetensorError, OSError) as error:
                 raise CheckpointError(f"{path}: torn or not safetensors: {error}") from None
-            show(number + 1)
-    if broken := [name for name, value in total.items() if not value.isfinite().all()]:
+            show(i + 1)
+    if bad := [name for name, value in total.items() if not value.isfinite().all()]:
         raise CheckpointError(
-            f"the snapshots up to step {chosen.step} hold numbers that are not finite, in "
-            f"{listed(broken)}; choose a step before that with --step"
+            f"the snapshots up to step {combination.step} have values that are not finite, in "
+            f"{listed(bad)}; choose an earlier step with --step"
         )
     return total
 
 
-def _add(total: dict[str, Tensor], path: Path, factor: float) -> None:
+def _add(total: dict[str, Tensor], path: Path, coefficient: float) -> None:
     with safe_open(path, framework="pt") as file:
         if not total:
             total |= {name: torch.zeros(file.get_slice(name).get_shape()) for name in file.keys()}
         if other := set(file.keys()) ^ set(total):
             raise CheckpointError(
-                f"{path} holds other weights than the snapshots before it: "
-                f"{listed(sorted(other))}; they are not of one model"
+                f"{path} has other parameters than the snapshots before it: "
+                f"{listed(sorted(other))}; they are not of the same model"
             )
         for name in total:
             value = file.get_tensor(name)
             if total[name].shape != value.shape:
                 raise CheckpointError(
-                    f"{path}: {name} is {tuple(value.shape)}, and {tuple(total[name].shape)} in "
-                    "the snapshots before it; they are not of one model"
+                    f"{path}: {name} is {tuple(value.shape)}, but {tuple(total[name].shape)} in "
+                    "the snapshots before it; they are not of the same model"
                 )
-            total[name].add_(value.float(), alpha=factor)  # in float64 it takes seven times as long
+            total[name].add_(value.float(), alpha=coefficient)  # float64 takes seven times as long
 
 
 def _read(folder: Path, step: int) -> Snapshot:
-    """A snapshot whose files are all there, opened once.
+    """Open a snapshot and check that it is complete.
 
     Raises:
-        CheckpointError: it is of a newer jitkit.
+        CheckpointError: it was written by a newer jitkit.
         OSError, SafetensorError, ValueError: it is torn.
     """
     files: dict[float, Path] = {}
-    beside: set[str] = set()
-    for path in sorted(folder.glob(f"{SIGMA}*.safetensors")):
+    expected: set[str] = set()
+    for path in sorted(folder.glob(f"{SIGMA_PREFIX}*.safetensors")):
         header = _header(path)
         if int(header["step"]) != step:
             raise ValueError(f"{path.name} is of step {header['step']}")
         files[float(header["sigma_rel"])] = path
-        beside |= set(header.get("beside", "").split())
-    missing = beside - {path.stem for path in files.values()}
+        expected |= set(header.get("beside", "").split())
+    missing = expected - {path.stem for path in files.values()}
     if missing or not files:
-        raise ValueError(f"no {listed(sorted(missing)) or 'means in it'}")
+        raise ValueError(f"no {listed(sorted(missing)) or 'EMAs in it'}")
     return Snapshot(folder, step, files)
 
 
 def _header(path: Path) -> dict[str, str]:
-    """What a file says of itself; that it is as long as it says has been seen to."""
+    """The metadata of a file; safetensors has checked its length."""
     with safe_open(path, framework="pt") as file:
         header = json.loads((file.metadata() or {}).get("mean", "{}"))
     if not {"format", "step", "sigma_rel"} <= set(header):
-        raise ValueError(f"{path.name} does not say which mean it holds")
+        raise ValueError(f"{path.name} has no metadata of an EMA")
     if int(header["format"]) > SNAPSHOT_FORMAT:
         raise CheckpointError(
-            f"{path}: format {header['format']} is newer than this jitkit reads ({SNAPSHOT_FORMAT}); "
-            "update jitkit"
+            f"{path}: format {header['format']} is newer than {SNAPSHOT_FORMAT}, the newest that "
+            "this jitkit reads; update jitkit"
         )
     return header
 
@@ -382,8 +383,8 @@ def _header(path: Path) -> dict[str, str]:
 def _save(tensors: dict[str, Tensor], path: Path, header: Mapping[str, object]) -> None:
     path.touch()
     mode = stat.S_IMODE(path.stat().st_mode)
-    told = {"format": SNAPSHOT_FORMAT, **header}
-    about = json.dumps({key: str(value) for key, value in told.items()})
-    save_file(tensors, path, metadata={"mean": about})  # one entry: several come in any order
-    path.chmod(mode)  # not for us alone, as safetensors makes it
-    flush(path)
+    values = {"format": SNAPSHOT_FORMAT, **header}
+    text = json.dumps({key: str(value) for key, value in values.items()})
+    save_file(tensors, path, metadata={"mean": text})  # one entry, as the order of several varies
+    path.chmod(mode)  # safetensors makes it readable by the owner only
+    fsync(path)

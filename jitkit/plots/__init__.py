@@ -1,1 +1,1 @@
-"""Figures of arrays: panels, maps, forecasts."""
+"""Figures of arrays with matplotlib: panels, maps, forecast verification."""

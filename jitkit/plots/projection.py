@@ -1,4 +1,4 @@
-"""Maps of the whole globe without a mapping library: the Equal Earth projection."""
+"""Map projection of global fields: Equal Earth, without a mapping library."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import numpy as np
 from jitkit.utils.types import Array
 
 POLYNOMIAL = (1.340264, -0.081106, 0.000893, 0.003796)  # of θ, θ³, θ⁷, θ⁹
-GLOBE = 355.0  # degrees of longitude from which a grid goes round
+GLOBE = 355.0  # degrees of longitude from which a grid is global
 
 
 def equal_earth(latitude: Array, longitude: Array) -> tuple[Array, Array]:
-    """Places on a map on which areas are true, in radii of the globe.
+    """Positions on an equal-area map, in radii of the globe.
 
     The projection of Šavrič, Patterson & Jenny 2018, doi:10.1080/13658816.2018.1504949.
 
     Args:
         latitude: degrees north.
-        longitude: degrees east of the middle of the map, of the same shape.
+        longitude: degrees east of the centre of the map, of the same shape.
     """
     a1, a2, a3, a4 = POLYNOMIAL
     theta = np.arcsin(np.sqrt(3) / 2 * np.sin(np.radians(latitude)))
@@ -30,8 +30,8 @@ def equal_earth(latitude: Array, longitude: Array) -> tuple[Array, Array]:
     return x, y
 
 
-def edges(at: Array) -> Array:
-    """Where cells begin and end: half-way between their middles, (n + 1,)."""
+def cell_edges(at: Array) -> Array:
+    """Edges of cells: half-way between their centres, (n + 1,)."""
     if len(at) == 1:
         return np.array([at[0] - 0.5, at[0] + 0.5])
     between = (at[1:] + at[:-1]) / 2
@@ -39,49 +39,49 @@ def edges(at: Array) -> Array:
 
 
 @dataclass(frozen=True, eq=False)
-class Map:
-    """How fields (latitude, longitude) are laid out on paper.
+class MapProjection:
+    """Layout of fields (latitude, longitude) on a map.
 
     Attributes:
         x, y: of the corners of cells, (rows + 1, columns + 1).
-        middle_x, middle_y: of their middles, (rows, columns).
+        centre_x, centre_y: of their centres, (rows, columns).
         order: columns of the field from left to right.
-        outline: of the globe, (2, points); None for a part of it, which is drawn on degrees.
+        outline: of the globe, (2, points); None for a region, which is drawn in degrees.
         aspect: height over width.
     """
 
     x: Array
     y: Array
-    middle_x: Array
-    middle_y: Array
+    centre_x: Array
+    centre_y: Array
     order: Array
     outline: Array | None
     aspect: float
 
     @classmethod
-    def of(cls, latitude: Array, longitude: Array) -> Map:
-        """Equal Earth for a whole globe, about Greenwich; degrees, as they are, for a part.
+    def of(cls, latitude: Array, longitude: Array) -> MapProjection:
+        """Equal Earth centred on Greenwich for a global grid; plain degrees for a region.
 
         Args:
             latitude: degrees north of the rows, rising or falling.
             longitude: degrees east of the columns, rising.
         """
         step = abs(float(longitude[1] - longitude[0])) if len(longitude) > 1 else 360.0
-        whole = np.ptp(longitude) + step > GLOBE
-        at = (longitude + 180) % 360 - 180 if whole else longitude
+        is_global = np.ptp(longitude) + step > GLOBE
+        at = (longitude + 180) % 360 - 180 if is_global else longitude
         order = np.argsort(at, kind="stable")
-        sides, ends = edges(at[order]), np.clip(edges(latitude), -90, 90)
+        sides, ends = cell_edges(at[order]), np.clip(cell_edges(latitude), -90, 90)
         up, across = np.meshgrid(ends, sides, indexing="ij")
-        middle_up, middle_across = np.meshgrid(latitude, at[order], indexing="ij")
-        if not whole:
+        centre_up, centre_across = np.meshgrid(latitude, at[order], indexing="ij")
+        if not is_global:
             aspect = abs(float(np.ptp(ends) / np.ptp(sides)))
-            return cls(across, up, middle_across, middle_up, order, None, aspect)
+            return cls(across, up, centre_across, centre_up, order, None, aspect)
         center = (sides[0] + sides[-1]) / 2
         x, y = equal_earth(up, across - center)
-        middle_x, middle_y = equal_earth(middle_up, middle_across - center)
+        centre_x, centre_y = equal_earth(centre_up, centre_across - center)
         rim = np.linspace(-90, 90, 181)
         right = np.stack(equal_earth(rim, np.full(181, 180.0)))
         left = np.stack(equal_earth(rim[::-1], np.full(181, -180.0)))
         outline = np.concatenate([right, left, right[:, :1]], axis=1)
         aspect = float(np.ptp(outline[1]) / np.ptp(outline[0]))
-        return cls(x, y, middle_x, middle_y, order, outline, aspect)
+        return cls(x, y, centre_x, centre_y, order, outline, aspect)

@@ -1,4 +1,4 @@
-"""Scales of pictures: the colours of a channel, and ticks with their text along an axis."""
+"""Scales of figures: the colour scale of a channel, and ticks and labels of an axis."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from jitkit.plots.sheet import GREY, plain, short
-from jitkit.plots.views import Ruler, degrees
+from jitkit.plots.sheet import GREY, printable, shorten
+from jitkit.plots.views import Ruler, format_degrees
 from jitkit.utils.types import Array
 
 if TYPE_CHECKING:
@@ -16,23 +16,23 @@ if TYPE_CHECKING:
 
 ScaleEnds = tuple[float, float]
 
-ROBUST = (0.5, 99.5)  # per cent of real values: colours run from the first to the last
-SIGNED = 0.2  # the smaller side of zero over the larger one, from which colours are about zero
-SKEWED = 10.0  # highest over median value above zero, from which colours follow the logarithm
-MANY = 8  # ticks at most
-DECADES = 3  # of such colours
-LOOKED_AT = 100_000  # values of an item that the range is taken from
+ROBUST = (0.5, 99.5)  # percentiles of real values at the ends of the colour scale
+SIGNED = 0.2  # ratio of the smaller to the larger side of zero for a diverging scale
+SKEWED = 10.0  # ratio of the highest to the median positive value for a logarithmic scale
+MAX_TICKS = 8
+DECADES = 3  # of a logarithmic scale
+RANGE_VALUES = 100_000  # values per item for the range
 LAND = "#c9c9c9"
 STEPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 20, 30, 45, 60, 90)  # degrees
-ROOM = {"x": 0.56, "y": 0.4}  # inches for a tick's text
-LETTER, REACH = 0.033, 0.04  # inches of half a letter, and of text beyond a panel's end
+ROOM = {"x": 0.56, "y": 0.4}  # inches for a tick label
+LETTER, OVERHANG = 0.033, 0.04  # inches of half a letter, and of labels beyond a panel
 
 
-class Colours:
-    """The colours of a channel: one robust range for both sides.
+class ColourScale:
+    """The colour scale of a channel: one robust range for both sides.
 
-    Signed values are blue and red about zero. Values that are never negative and mostly near zero,
-    as rain, follow the logarithm, white below. Missing cells are grey.
+    Signed values get a diverging scale about zero. Values that are never negative and mostly near
+    zero, such as rain, get a logarithmic scale, white below. Missing cells are grey.
     """
 
     def __init__(self, sides: Sequence[Sequence[Array]]) -> None:
@@ -40,20 +40,20 @@ class Colours:
         from matplotlib.cm import ScalarMappable
         from matplotlib.colors import LogNorm, Normalize
 
-        found = [side for side in map(_known, sides) if side.size]
-        self.empty = not found
-        known = found or [np.zeros(1)]
+        nonempty = [side for side in map(_known, sides) if side.size]
+        self.empty = not nonempty
+        known = nonempty or [np.zeros(1)]
         low, high = np.percentile(known[0], ROBUST).tolist()
-        wet = known[0][known[0] > 0]
+        positive = known[0][known[0] > 0]
         smaller, larger = sorted((-low, high))
         name, self.log = "viridis", False
         if smaller > SIGNED * larger:
             name, low, high = "RdBu_r", -larger, larger
-        elif low >= 0 and wet.size and high > SKEWED * np.median(wet):
+        elif low >= 0 and positive.size and high > SKEWED * np.median(positive):
             name, low, self.log = "YlGnBu", high * 10.0**-DECADES, True
         if low >= high:
-            reach = max(abs(low), 1.0) * 1e-3
-            low, high = low - reach, high + reach
+            margin = max(abs(low), 1.0) * 1e-3
+            low, high = low - margin, high + margin
         self._ends = low, high
         colours = colormaps[name].with_extremes(bad=LAND, under="white" if self.log else None)
         norm = LogNorm(low, high) if self.log else Normalize(low, high)
@@ -61,33 +61,33 @@ class Colours:
         below, above = min(s.min() for s in known) < low, max(s.max() for s in known) > high
         self._extend = ("both" if above else "min") if below else "max" if above else "neither"
 
-    def of(self, pixels: Array) -> Array:
+    def to_rgba(self, pixels: Array) -> Array:
         """RGBA bytes (H, W, 4) of values (H, W)."""
         low, high = self._ends
-        far = low / 2 if self.log else 2 * low - high  # zero has no logarithm
-        pixels = np.clip(pixels, far, 2 * high - low)  # and far values overflow
+        far = low / 2 if self.log else 2 * low - high  # the logarithm of zero is undefined
+        pixels = np.clip(pixels, far, 2 * high - low)  # far values would overflow
         return np.asarray(self._scale.to_rgba(np.ma.masked_invalid(pixels), bytes=True))
 
     def bar(self, axes: Axes, unit: str) -> None:
-        """Draw the colours into an axes, with the unit beside them; none where nothing is known."""
+        """Draw the colour bar with its unit; nothing where all values are missing."""
         from matplotlib.ticker import FuncFormatter, NullFormatter
 
         if self.empty:
             return axes.set_axis_off()
         figure: Any = axes.figure
-        form = FuncFormatter(lambda at, _: number(at))
+        form = FuncFormatter(lambda at, _: format_number(at))
         bar = figure.colorbar(
             self._scale, cax=axes, extend=self._extend, extendfrac=0.04, format=form
         )
         bar.outline.set_linewidth(0.6)
         axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.set_ylabel(plain(unit), parse_math=False)
+        axes.set_ylabel(printable(unit), parse_math=False)
         return None
 
 
 def _known(items: Sequence[Array]) -> Array:
-    """Values of items that are not missing, some of many, float64."""
-    some = [item.ravel()[:: max(1, item.size // LOOKED_AT)] for item in items]
+    """Observed values of items, a subset of many, float64."""
+    some = [item.ravel()[:: max(1, item.size // RANGE_VALUES)] for item in items]
     values = np.concatenate(some).astype(np.float64)
     return values[np.isfinite(values)]
 
@@ -95,11 +95,11 @@ def _known(items: Sequence[Array]) -> Array:
 def ticks(
     axes: Axes, which: Literal["x", "y"], along: Ruler, ends: ScaleEnds, labelled: bool, room: float
 ) -> None:
-    """Ticks along an axis, as many as there is room for.
+    """Ticks along an axis, as many as fit.
 
     Args:
-        labelled: whether their text and the axis's label belong here.
-        room: inches from one panel's end to the next one's, for the label.
+        labelled: whether tick labels and the axis label are drawn.
+        room: inches between panels, for the label.
     """
     from matplotlib.ticker import FixedFormatter, FixedLocator
 
@@ -107,7 +107,7 @@ def ticks(
     figure: Any = axes.figure
     width, height = figure.get_size_inches()
     inches = box.width * width if which == "x" else box.height * height
-    marks = _marks(along, ends, int(np.clip(inches / ROOM[which], 2, MANY)))
+    marks = _marks(along, ends, int(np.clip(inches / ROOM[which], 2, MAX_TICKS)))
     inner = [mark for mark in marks if _inside(mark, ends, inches, which)]
     kept = inner if len(inner) > 1 else marks
     side: Any = axes.xaxis if which == "x" else axes.yaxis
@@ -115,38 +115,38 @@ def ticks(
     side.set_major_formatter(FixedFormatter([m[1] if m in kept else "" for m in marks]))
     side.set_tick_params(labelleft=labelled, labelbottom=labelled)
     if labelled:
-        label = plain(short(along.label, max(8, int(room / 2 / LETTER))))
+        label = printable(shorten(along.label, max(8, int(room / 2 / LETTER))))
         side.set_label_text(label, size=8, color=GREY, parse_math=False)
 
 
 def _inside(mark: tuple[float, str], ends: ScaleEnds, inches: float, which: str) -> bool:
-    """Whether a tick's text stays clear of that of the next panel."""
+    """Whether a tick label does not overlap that of the next panel."""
     at, text = mark
     half = len(text) * LETTER if which == "x" else 0.06
     gap = min(at - ends[0], ends[1] - at) / (ends[1] - ends[0]) * inches
-    return gap >= half - REACH
+    return gap >= half - OVERHANG
 
 
 def _marks(along: Ruler, ends: ScaleEnds, room: int) -> list[tuple[float, str]]:
-    """Where ticks stand, and their text."""
+    """Positions of ticks, and their text."""
     from matplotlib.ticker import MaxNLocator
 
     if along.ticks is not None:
         step = max(1, -(-len(along.ticks) // (room + 1)))
-        return [(at, plain(text)) for at, text in along.ticks[::step]]
+        return [(at, printable(text)) for at, text in along.ticks[::step]]
     if along.compass:
         every = next((s for s in STEPS if (ends[1] - ends[0]) / s <= room), STEPS[-1])
         first, last = np.ceil(ends[0] / every - 1e-6), np.floor(ends[1] / every + 1e-6)
-        turns = (np.arange(first, last + 1) * every).tolist()
-        return [(at, degrees(at, along.compass)) for at in turns]
-    found = list(MaxNLocator(room, steps=[1, 2, 2.5, 5, 10]).tick_values(*ends))
-    return [(at, number(at)) for at in found if ends[0] <= at <= ends[1]]
+        degrees = (np.arange(first, last + 1) * every).tolist()
+        return [(at, format_degrees(at, along.compass)) for at in degrees]
+    values = list(MaxNLocator(room, steps=[1, 2, 2.5, 5, 10]).tick_values(*ends))
+    return [(at, format_number(at)) for at in values if ends[0] <= at <= ends[1]]
 
 
-def number(at: float, digits: int = 10) -> str:
-    """A number as it is printed.
+def format_number(at: float, digits: int = 10) -> str:
+    """A number as printed.
 
-    >>> number(-0.30000000000000004)
+    >>> format_number(-0.30000000000000004)
     '−0.3'
     """
     return f"{at:.{digits}g}".replace("-", "−")

@@ -1,4 +1,4 @@
-"""Sheets of paper for `panels`: where panels, headings and colour bars stand, and plain text."""
+"""Figure layout for `panels`: positions of panels, headings and colour bars, and plain text."""
 
 from __future__ import annotations
 
@@ -13,24 +13,29 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from PIL.Image import Image
 
-SheetBlock = tuple[str, list[Array], str]  # heading, items (C, X1..Xn), colour of the heading
+PanelBlock = tuple[str, list[Array], str]  # heading, items (C, X1..Xn), colour of the heading
 
 DPI = 120
-WIDTH = 13.0  # inches of the picture, at most
-LEFT, BAR, TOP, FOOT, LABELS = 0.95, 1.1, 0.5, 0.3, 0.2  # inches round the panels
-BETWEEN, GAP_X, GAP_Y, TITLED = 0.45, 0.1, 0.12, 0.2  # inches between sides, panels, for titles
-OWN_AXES = 0.6  # inches more between panels that each need their own ticks
-HIGHEST, LOWER, MANY = 3.0, 1.9, 4  # inches of a panel, and where more than so many are stacked
-LETTER = 0.085  # inches of a bold letter
+WIDTH = 13.0  # inches of the figure, at most
+LEFT, BAR, TOP, FOOT, LABELS = 0.95, 1.1, 0.5, 0.3, 0.2  # inches around the panels
+BETWEEN, GAP_X, GAP_Y, TITLED = (
+    0.45,
+    0.1,
+    0.12,
+    0.2,
+)  # inches between sides, between panels, for titles
+OWN_AXES = 0.6  # extra inches between panels with their own ticks
+HIGHEST, LOWER, MANY = 3.0, 1.9, 4  # inches of a panel, and for more than MANY rows
+LETTER = 0.085  # inches per bold letter
 GREY = "#6b6b6b"
 
 
 class Sheet:
-    """A figure with room for panels: for each channel a block a side, and a colour bar."""
+    """A figure of panels: for each channel one block per side, and a colour bar."""
 
     def __init__(
         self,
-        blocks: Sequence[SheetBlock],
+        blocks: Sequence[PanelBlock],
         num_rows: int,
         columns: int,
         lines: int,
@@ -38,17 +43,17 @@ class Sheet:
         *,
         titles: Sequence[str] = (),
         labelled: bool = False,
-        roomy: bool = False,
+        own_ticks: bool = False,
         bar: float = BAR,
     ) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
-        more = OWN_AXES if roomy else 0
-        self.gap, self.between, self.columns = GAP_X + more, BETWEEN + more, columns
+        extra = OWN_AXES if own_ticks else 0
+        self.gap, self.between, self.columns = GAP_X + extra, BETWEEN + extra, columns
         sides = len(blocks)
-        room = (WIDTH - LEFT - bar - self.between * (sides - 1)) / sides
-        width = (room - self.gap * (columns - 1)) / columns
+        available = (WIDTH - LEFT - bar - self.between * (sides - 1)) / sides
+        width = (available - self.gap * (columns - 1)) / columns
         height = min(LOWER if lines * num_rows > MANY else HIGHEST, width * aspect)
         self.box = (height / aspect, height)
         self.side = columns * self.box[0] + self.gap * (columns - 1)
@@ -67,7 +72,7 @@ class Sheet:
         return LEFT + side * (self.side + self.between)
 
     def panel(self, row: int, side: int, i: int, aspect: float) -> Axes:
-        """Panel ``i`` of a block, as large as its aspect allows, from the top."""
+        """Panel ``i`` of a block, as large as its aspect allows, aligned at the top."""
         width, height = self.box
         x = self.left(side) + (i % self.columns) * (width + self.gap)
         y = self.down(row) + (i // self.columns) * (height + GAP_Y)
@@ -75,7 +80,7 @@ class Sheet:
         return self._axes(x + (width - w) / 2, y, w, h)
 
     def bar(self, row: int) -> Axes:
-        """Room for a channel's colour bar."""
+        """Axes for the colour bar of a channel."""
         height = min(self.row, 3.5)
         return self._axes(self.right + 0.12, self.down(row) + (self.row - height) / 2, 0.13, height)
 
@@ -85,21 +90,21 @@ class Sheet:
 
     def text(self, x: float, y: float, text: str, **how: Any) -> None:
         """Text at inches from the left and from the top."""
-        place = (x / self.width, 1 - y / self.height)
-        self.figure.text(*place, plain(text), parse_math=False, **how)
+        position = (x / self.width, 1 - y / self.height)
+        self.figure.text(*position, printable(text), parse_math=False, **how)
 
     def note(self, text: str) -> None:
-        """What is to be said of the whole, above the right end."""
+        """A note on the whole figure, above its right end."""
         self.text(self.right, TOP - 0.19, text, color=GREY, size=9, ha="right", va="bottom")
 
     def name(self, row: int, text: str) -> None:
-        """A channel's name, upright beside its block."""
+        """Channel name, vertical beside its block."""
         y = self.down(row) + self.row / 2
-        how = {"rotation": 90, "ha": "center", "va": "center", "size": 10, "weight": "bold"}
-        self.text(0.17, y, short(text, max(6, int(self.row / LETTER))), **how)
+        style = {"rotation": 90, "ha": "center", "va": "center", "size": 10, "weight": "bold"}
+        self.text(0.17, y, shorten(text, max(6, int(self.row / LETTER))), **style)
 
-    def _head(self, blocks: Sequence[SheetBlock], titles: Sequence[str]) -> None:
-        """Names of the sides, and titles of the panels beside each other."""
+    def _head(self, blocks: Sequence[PanelBlock], titles: Sequence[str]) -> None:
+        """Names of the sides, and titles of the panels."""
         from matplotlib.lines import Line2D
 
         for side, (name, _, colour) in enumerate(blocks):
@@ -110,16 +115,16 @@ class Sheet:
             self.figure.add_artist(Line2D(ends, level, color=colour, linewidth=1.2))
             for i, title in enumerate(titles):
                 middle = x + i * (self.box[0] + self.gap) + self.box[0] / 2
-                text = short(title, int((self.box[0] + self.gap) / 0.07))
-                how = {"ha": "center", "va": "bottom", "size": 8, "color": GREY}
-                self.text(middle, self.top - 0.03, text, **how)
+                text = shorten(title, int((self.box[0] + self.gap) / 0.07))
+                style = {"ha": "center", "va": "bottom", "size": 8, "color": GREY}
+                self.text(middle, self.top - 0.03, text, **style)
 
     def _axes(self, x: float, y: float, w: float, h: float) -> Axes:
         bottom = 1 - (y + h) / self.height
         return self.figure.add_axes((x / self.width, bottom, w / self.width, h / self.height))
 
     def image(self) -> Image:
-        """The figure as an RGB picture."""
+        """The figure as an RGB image."""
         from PIL import Image
 
         canvas: Any = self.figure.canvas
@@ -127,8 +132,8 @@ class Sheet:
         return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy(), "RGB")
 
 
-def plain(text: str) -> str:
-    """Text in one line, without what the font has no picture of."""
+def printable(text: str) -> str:
+    """Text on one line, with characters that the font lacks replaced by ``?``."""
     from matplotlib.font_manager import FontProperties, findfont, get_font
 
     font = get_font(findfont(FontProperties(family="DejaVu Sans")))
@@ -136,10 +141,10 @@ def plain(text: str) -> str:
     return "".join(" " if c.isspace() else k for c, k in zip(text, known, strict=True))
 
 
-def short(text: str, most: int) -> str:
-    """A name of no more than ``most`` letters, its middle left out.
+def shorten(text: str, most: int) -> str:
+    """A name of at most ``most`` letters, its middle left out.
 
-    >>> short("air_pressure_at_sea_level", 13)
+    >>> shorten("air_pressure_at_sea_level", 13)
     'air_pr…_level'
     """
     half = (most - 1) // 2

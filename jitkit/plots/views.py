@@ -1,6 +1,6 @@
-"""How a plane of an array lies in a picture: directions, degrees, steps, coasts.
+"""Layout of a plane of an array in a figure: directions, degrees, uneven steps, coastlines.
 
-Numbers alone; what draws them is `panels`.
+Only coordinates; `panels` draws them.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ NAMES = {
     "EW": re.compile(r"(nav_?|x|tl|u|t)?lon(s|g|gitude|gitudes)?([_.]?[a-z0-9]{1,3})?", re.I),
 }
 DOWNWARDS = re.compile(r"(pa|hpa|mbar|millibars?|db|dbar|decibars?)", re.I)
-RASTER = 720  # points along an axis with uneven steps, at most
-SMOOTH = 200  # pixels, from which a coast may cut the corners of cells
-UNLIKE = (0.6, 1.4)  # height over width of a plane whose axes have nothing to do with each other
-UNEVEN = 3.0  # steps that differ by more are drawn equally wide, with their values beside them
+RASTER = 720  # maximum points along an axis with uneven steps
+SMOOTH = 200  # pixels from which a coastline may cut the corners of cells
+UNRELATED = (0.6, 1.4)  # height over width of a plane with unrelated axes
+UNEVEN = 3.0  # cells whose steps differ by more are drawn equally wide, with values as ticks
 
 
 @dataclass(frozen=True)
 class Ruler:
-    """One axis of a picture.
+    """One axis of a figure.
 
     Attributes:
-        at: where cells lie, ascending and by even steps or nearly, (N,).
-        order: which cells these are, (N,).
-        label: name and unit; empty where degrees say enough.
+        at: positions of cells, ascending with even or nearly even steps, (N,).
+        order: indices of these cells, (N,).
+        label: name and unit; empty for latitude and longitude.
         compass: ``"NS"`` for latitude, ``"EW"`` for longitude, else empty.
         ticks: positions and their text; None leaves them to the drawing.
-        down: whether values grow downwards (depth, pressure).
-        unit: of ``values``, and of ``at`` unless it has ticks; empty for counted cells.
-        values: the coordinate, in the order of the array, (N,); None where cells are counted.
+        down: whether values increase downwards (depth, pressure).
+        unit: of ``values``, and of ``at`` unless it has ticks; empty for indices.
+        values: the coordinate, in the order of the array, (N,); None for indices.
     """
 
     at: Array
@@ -60,7 +60,7 @@ class Ruler:
             return float(self.at[0]) - 0.5, float(self.at[0]) + 0.5
         first, last = self.at[1] - self.at[0], self.at[-1] - self.at[-2]
         low, high = self.at[0] - first / 2, self.at[-1] + last / 2
-        if self.compass == "NS":  # no cell reaches past a pole
+        if self.compass == "NS":  # cells end at the pole
             low, high = max(low, -90.0), min(high, 90.0)
         return float(low), float(high)
 
@@ -78,15 +78,14 @@ class Ruler:
 
 @dataclass(frozen=True)
 class FieldView:
-    """A plane of an array as a picture.
+    """A plane of an array as pixels.
 
     Attributes:
-        index: for each pixel (H, W), bottom row first, its cell of the plane in one row; -1 is
-            outside the grid.
+        index: flat cell index for each pixel (H, W), bottom row first; -1 is outside the grid.
         extent: left, right, bottom and top.
-        aspect: height over width that is true to the data.
+        aspect: height over width in the units of the data.
         x, y: the axes.
-        lines: parallels and meridians of a grid that is not drawn along them.
+        lines: parallels and meridians of a grid that is not aligned with them.
         marks: their degrees, as x, y and text.
     """
 
@@ -98,16 +97,16 @@ class FieldView:
     lines: Lines = field(default_factory=list)
     marks: Sequence[tuple[float, float, str]] = ()
 
-    def of(self, plane: Array) -> Array:
-        """A plane's (Xa, Xb) values in pixels, NaN outside."""
+    def to_pixels(self, plane: Array) -> Array:
+        """Values of a plane (Xa, Xb) as pixels, NaN outside."""
         return np.where(self.index < 0, np.nan, plane.ravel()[self.index])  # (H, W)
 
     def coast(self, absent: Array) -> Lines:
-        """The border of cells (Xa, Xb) that are always missing, in the picture's units."""
+        """Outline of cells (Xa, Xb) that are always missing, in the units of the axes."""
         if not absent.any() or absent.all():
             return []
         inside = np.where(self.index < 0, np.nan, absent.ravel()[self.index])
-        for axis, size in enumerate(inside.shape):  # so that lines go round cells, not across
+        for axis, size in enumerate(inside.shape):  # so that lines follow cell edges
             inside = inside.repeat(-(-SMOOTH // size), axis=axis)
         height, width = inside.shape
         left, right, bottom, top = self.extent
@@ -116,19 +115,18 @@ class FieldView:
         return contours(x, y, inside, 0.5)
 
 
-def shrunk(pixels: Array, outside: Array, height: float, width: float) -> tuple[Array, Array]:
-    """Pixels (H, W) by means of blocks, so that there are not many more than can be seen.
+def downsample(pixels: Array, outside: Array, height: float, width: float) -> tuple[Array, Array]:
+    """Reduce pixels (H, W) to block means, near the resolution of the panel.
 
     Args:
-        outside: pixels that are off the grid, (H, W); a block is what its first pixel is.
-        height: pixels that can be seen.
-        width: likewise.
+        outside: True at pixels outside the grid, (H, W); a block takes its first pixel's value.
+        height, width: pixels of the panel.
     """
     rows, columns = (max(1, int(n / m)) for n, m in zip(pixels.shape, (height, width), strict=True))
     if rows == columns == 1:
         return pixels, outside
-    more = [(0, -n % by) for n, by in zip(pixels.shape, (rows, columns), strict=True)]
-    padded = np.pad(pixels, more, mode="edge")
+    padding = [(0, -n % by) for n, by in zip(pixels.shape, (rows, columns), strict=True)]
+    padded = np.pad(pixels, padding, mode="edge")
     known = np.isfinite(padded)
     sums = np.where(known, padded, 0)
     for axis, by in ((0, rows), (1, columns)):
@@ -139,17 +137,17 @@ def shrunk(pixels: Array, outside: Array, height: float, width: float) -> tuple[
 
 
 def contours(x: Array, y: Array, z: Array, level: float) -> Lines:
-    """Lines along which z (H, W) is ``level``."""
+    """Contour lines of z (H, W) at ``level``."""
     from contourpy import LineType, contour_generator
 
     if min(z.shape) < 2:
         return []
-    made = contour_generator(x, y, np.ma.masked_invalid(z), line_type=LineType.Separate)
-    return [np.asarray(line) for line in made.lines(level)]
+    generator = contour_generator(x, y, np.ma.masked_invalid(z), line_type=LineType.Separate)
+    return [np.asarray(line) for line in generator.lines(level)]
 
 
 def compass(name: str, unit: str) -> Literal["", "NS", "EW"]:
-    """Whether a coordinate is latitude (NS) or longitude (EW), from its CF unit or its name.
+    """Whether a coordinate is latitude (NS) or longitude (EW), by its CF unit or name.
 
     >>> compass("y", "degrees_north"), compass("nav_lon", ""), compass("grid_latitude", "degrees")
     ('NS', 'EW', '')
@@ -163,10 +161,10 @@ def compass(name: str, unit: str) -> Literal["", "NS", "EW"]:
     return "EW" if NAMES["EW"].fullmatch(name) else ""
 
 
-def degrees(at: float, compass: str) -> str:
-    """A latitude or longitude as on a map.
+def format_degrees(at: float, compass: str) -> str:
+    """A latitude or longitude as map label.
 
-    >>> degrees(-30, "NS"), degrees(270, "EW"), degrees(0, "EW")
+    >>> format_degrees(-30, "NS"), format_degrees(270, "EW"), format_degrees(0, "EW")
     ('30°S', '90°W', '0°')
     """
     at = (at + 180) % 360 - 180 if compass == "EW" else at
@@ -176,26 +174,26 @@ def degrees(at: float, compass: str) -> str:
     return f"{abs(at):g}°{compass[0] if at > 0 else compass[1]}"
 
 
-def ruler(name: str, size: int, coord: Array | None = None, unit: str = "") -> Ruler:
-    """The axis of a picture for an axis of an array.
+def coordinate_ruler(name: str, size: int, coord: Array | None = None, unit: str = "") -> Ruler:
+    """The figure axis of an array axis.
 
     Args:
-        name: of the array's axis.
+        name: of the array axis.
         size: cells along it.
-        coord: (size,) numbers or times; what is neither is passed over and cells are counted.
+        coord: (size,) numbers or times; indices are used for anything else.
         unit: of ``coord``.
     """
-    at, unit = _numbers(coord, unit)
+    at, unit = _numeric(coord, unit)
     if at is None or at.shape != (size,) or not np.isfinite(at).all():
-        return counted(name, size)
+        return index_ruler(name, size)
     which = compass(name, unit)
     if which == "EW":
-        at = wrapped(at)
+        at = unwrap_longitude(at)
     order = np.argsort(at, kind="stable")
     steps = np.diff(at[order])
     if (steps <= 0).any():
-        return counted(name, size)
-    label = "" if which else labelled(name, pretty(unit))
+        return index_ruler(name, size)
+    label = "" if which else with_unit(name, format_unit(unit))
     down = name.lower().startswith("depth") or bool(DOWNWARDS.fullmatch(unit))
     if not which and steps.size and steps.max() > UNEVEN * steps.min():
         shown = np.unique(np.linspace(0, size - 1, min(size, 5)).round().astype(int))
@@ -204,34 +202,34 @@ def ruler(name: str, size: int, coord: Array | None = None, unit: str = "") -> R
     return Ruler(at[order], order, label, which, None, down, unit, at)
 
 
-def counted(name: str, size: int) -> Ruler:
-    """The axis of a picture along which cells are counted from 0."""
+def index_ruler(name: str, size: int) -> Ruler:
+    """A figure axis in cell indices from 0."""
     return Ruler(np.arange(size, dtype=float), np.arange(size), name)
 
 
-def wrapped(longitude: Array) -> Array:
-    """Longitudes moved by turns of 360° to where they have no gap; -180 to 180 for a whole circle.
+def unwrap_longitude(longitude: Array) -> Array:
+    """Longitudes shifted by multiples of 360° to be contiguous; -180 to 180 if global.
 
-    >>> wrapped(np.array([358.0, 359.0, 0.0, 1.0]))
+    >>> unwrap_longitude(np.array([358.0, 359.0, 0.0, 1.0]))
     array([-2., -1.,  0.,  1.])
     """
-    turned = np.sort(longitude[np.isfinite(longitude)].ravel() % 360)
-    gaps = np.diff(turned, append=turned[:1] + 360)
+    ordered = np.sort(longitude[np.isfinite(longitude)].ravel() % 360)
+    gaps = np.diff(ordered, append=ordered[:1] + 360)
     widest = int(gaps.argmax())
     steps = np.sort(gaps[gaps > 0])
     if gaps[widest] <= max(2 * steps[len(steps) // 2], 10) and gaps[widest] < 180:
-        start = -180.0  # round the globe
+        start = -180.0  # global
     else:
-        start = float(turned[(widest + 1) % len(turned)])
+        start = float(ordered[(widest + 1) % len(ordered)])
         start -= 360.0 if start > 180 else 0.0
-    moved = (longitude - start) % 360
-    return np.where(moved > 360 - 1e-4, 0, moved) + start
+    shifted = (longitude - start) % 360
+    return np.where(shifted > 360 - 1e-4, 0, shifted) + start
 
 
-def plane(y: Ruler, x: Ruler, *, turned: bool = False) -> FieldView:
-    """The plane of two axes; ``turned`` where the array has x before y."""
+def plane_view(y: Ruler, x: Ruler, *, transposed: bool = False) -> FieldView:
+    """The plane of two axes; ``transposed`` where the array has x before y."""
     rows, columns = y.cells, x.cells
-    if turned:
+    if transposed:
         index = columns[None, :] * len(y.at) + rows[:, None]
     else:
         index = rows[:, None] * len(x.at) + columns[None, :]
@@ -239,14 +237,14 @@ def plane(y: Ruler, x: Ruler, *, turned: bool = False) -> FieldView:
     aspect = len(y.at) / len(x.at)
     if x.ticks is None and y.ticks is None and bool(x.compass) == bool(y.compass):
         same = x.unit == y.unit or x.compass
-        aspect = (top - bottom) / (right - left) if same else float(np.clip(aspect, *UNLIKE))
+        aspect = (top - bottom) / (right - left) if same else float(np.clip(aspect, *UNRELATED))
     elif x.values is not None or y.values is not None:
-        aspect = float(np.clip(aspect, *UNLIKE))
+        aspect = float(np.clip(aspect, *UNRELATED))
     return FieldView(index, (left, right, bottom, top), aspect, x, y)
 
 
-def _numbers(coord: Array | None, unit: str) -> tuple[Array | None, str]:
-    """A coordinate as float64 and its unit; None where it is no number and no time."""
+def _numeric(coord: Array | None, unit: str) -> tuple[Array | None, str]:
+    """A coordinate as float64 with its unit; None if it is neither numeric nor a time."""
     if coord is None:
         return None, ""
     coord = np.asarray(coord)
@@ -262,22 +260,22 @@ def _numbers(coord: Array | None, unit: str) -> tuple[Array | None, str]:
     return at, unit
 
 
-def labelled(name: str, unit: str) -> str:
-    """A name with its unit."""
+def with_unit(name: str, unit: str) -> str:
+    """A name with its unit in brackets."""
     return f"{name} ({unit})" if unit else name
 
 
 POWERS = str.maketrans("-+0123456789", "⁻⁺⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
-def pretty(unit: str) -> str:
-    """A CF unit as it is printed; nothing for numbers without one.
+def format_unit(unit: str) -> str:
+    """A CF unit as printed; empty for dimensionless values.
 
-    >>> pretty("kg m**-2 s-1"), pretty("degree_C"), pretty("1e-3"), pretty("1")
+    >>> format_unit("kg m**-2 s-1"), format_unit("degree_C"), format_unit("1e-3"), format_unit("1")
     ('kg m⁻² s⁻¹', '°C', '10⁻³', '')
     """
     unit = re.sub(
-        r"\b1[eE]([-+]?[0-9]+)", lambda found: "10" + found[1].translate(POWERS), unit.strip()
+        r"\b1[eE]([-+]?[0-9]+)", lambda match: "10" + match[1].translate(POWERS), unit.strip()
     )
     if unit in ("1", "dimensionless", "none", "-"):
         return ""
@@ -286,4 +284,4 @@ def pretty(unit: str) -> str:
     if re.fullmatch(r"degrees?", unit, re.I):
         return "°"
     power = re.compile(r"\b(?!log)([A-Za-zµΩ]{1,6})(?:\*\*|\^)?(-?[0-9]+)\b")
-    return power.sub(lambda found: found[1] + found[2].translate(POWERS), unit)
+    return power.sub(lambda match: match[1] + match[2].translate(POWERS), unit)

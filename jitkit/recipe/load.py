@@ -1,10 +1,10 @@
-"""A recipe: from YAML to the typed sections of a run and back, all its mistakes told at once.
+"""Recipes: load from YAML with overrides, validate, report all errors together, write back.
 
-    a file, and what it extends ─▶ values, and where each was written (written.py)
-    ─▶ overrides laid on top ─▶ each section checked by its own model
-    ─▶ Recipe, or one RecipeError with every mistake (mistakes.py)
+    a file and those it extends ─▶ values with line numbers (yaml.py)
+    ─▶ overrides merged ─▶ each section validated by its pydantic model
+    ─▶ Recipe, or one RecipeError with all errors (messages.py)
 
-Nothing here loads torch: a recipe is checked in the first second.
+Nothing here loads torch, so that a recipe is checked within a second.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from pydantic_core import ErrorDetails
 
 from jitkit.domain import Domain, domain_class, installed
 from jitkit.errors import RecipeError, listed, nearest
-from jitkit.recipe.messages import error_text, phrased, quoted
+from jitkit.recipe.messages import error_text, messages_by_key, quoted
 from jitkit.recipe.renamed import RENAMED, with_new_names
 from jitkit.recipe.yaml import (
     Draft,
     KeyPath,
     YamlPosition,
     dotted,
-    dumped,
-    laid,
+    dump_yaml,
     leaves,
-    parsed,
-    plain,
+    overlay,
+    parse_yaml,
+    to_plain,
 )
 from jitkit.sections import (
     DiffusionSection,
@@ -53,20 +53,20 @@ SECTIONS: dict[str, type[Section]] = {
     "sample": SampleSection,
     "evaluate": EvaluateSection,
 }
-"""The core's sections; the class of section ``domain`` is its adapter's."""
+"""The core's sections; the adapter provides the class of section ``domain``."""
 
 
-class _Said(DomainSection):
-    """Section ``domain`` as it was written, for a domain that was made from something else."""
+class _UncheckedSection(DomainSection):
+    """Section ``domain`` as written, for a domain that was not created from it."""
 
     model_config = ConfigDict(extra="allow")
 
 
 class Recipe(Section):
-    """Everything that defines a run."""
+    """All settings of a run."""
 
     name: str
-    """Name of the run's folder; the recipe file's own name where not given."""
+    """Name of the run's folder; the recipe file's name by default."""
     domain: SerializeAsAny[DomainSection]
     model: ModelSection
     diffusion: DiffusionSection
@@ -82,82 +82,95 @@ def load_recipe(
     domain: type[Domain] | None = None,
     recorded: bool = False,
 ) -> Recipe:
-    """The recipe that ``source`` describes, with overrides on top, checked.
+    """Load a recipe, apply overrides, and validate it.
 
     In YAML, ``domain: digits`` is short for ``domain: {name: digits}``. ``extends: other.yaml``
-    (beside this file, or bundled) is read first and this file laid over it: mappings key by key,
-    everything else whole. ``${env:NAME}`` and ``${env:NAME:-default}`` are replaced inside values,
-    and typed like any other scalar where they are all of one.
+    (in the same folder, or bundled) is read first and this file merged into it: mappings key by
+    key, other values replaced. ``${env:NAME}`` and ``${env:NAME:-default}`` are replaced inside
+    values; a value that is a single reference is typed like any other scalar.
 
     Args:
-        source: a file, the bare name of a bundled recipe, or the sections themselves.
+        source: a file, the name of a bundled recipe, or a mapping of sections.
         overrides: ``["train.lr=1e-4", "sample.guidance_interval=[0.2, 0.9]"]``, values in YAML, or
-            ``{"train.lr": 1e-4}``; the last one counts.
-        domain: the adapter's class, where it is not to be found by its name. Section ``domain`` may
-            lack keys then, or be left out; what it says is checked all the same.
-        recorded: ``source`` is the recipe.yaml of a run, whose keys may have the names that an
-            earlier jitkit gave them.
+            ``{"train.lr": 1e-4}``; the last value of a key wins.
+        domain: class of the adapter, in place of the one found by name. Section ``domain`` may then
+            be incomplete or absent; the keys that it has are still validated.
+        recorded: ``source`` is the recipe.yaml of a run, whose keys may have the names of an
+            earlier version.
 
     Raises:
-        RecipeError: there is no such recipe, or something in it cannot be meant; the text lists
-            every mistake with its line.
+        RecipeError: there is no such recipe, or it is invalid; the text lists all errors with
+            their line numbers.
     """
     if isinstance(source, Mapping):
-        name, shown = None, "recipe"
-        draft = _extended(Draft(_tidied(plain(source)), {(): YamlPosition(shown)}), Path())
+        name, label = None, "recipe"
+        draft = _extended(Draft(_normalized(to_plain(source)), {(): YamlPosition(label)}), Path())
     else:
-        path = _found(source)
-        name, shown = path.stem.lstrip(".") or None, _shown(path)
+        path = _find(source)
+        name, label = path.stem.lstrip(".") or None, relative_path(path)
         draft = _read(path)
     if recorded:
         draft.values = with_new_names(draft.values)
     for override in _overrides(overrides):
-        draft = laid(draft, override)
+        draft = overlay(draft, override)
     if domain is not None:
         written = draft.values.get("domain", {})
         if isinstance(written, dict):
             own = {"name": domain.__name__.lower()} | written
             draft.values = draft.values | {"domain": own}
     sections = _checked(draft, domain)
-    if draft.mistakes:
-        raise RecipeError(error_text(draft.mistakes, shown))
+    if draft.problems:
+        raise RecipeError(error_text(draft.problems, label))
     return Recipe(name=draft.values.get("name") or name or sections["domain"].name, **sections)
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """The recipe as YAML, every key with its value; `load_recipe` reads back an equal one."""
-    return dumped(recipe.model_dump(mode="json"))
+    """The recipe as YAML with every key; `load_recipe` reads back an equal recipe."""
+    return dump_yaml(recipe.model_dump(mode="json"))
 
 
 def differences(old: Recipe, new: Recipe) -> list[str]:
-    """What changed, as ``"train.lr: null -> 0.001"`` for each key whose value differs."""
+    """The keys whose values differ, as ``"train.lr: null -> 0.001"``."""
     before, after = (dict(leaves(recipe.model_dump(mode="json"))) for recipe in (old, new))
 
-    def value(values: dict[KeyPath, Any], path: KeyPath) -> str:
+    def text(values: dict[KeyPath, Any], path: KeyPath) -> str:
         if path not in values:
             return "absent"
-        found = values[path]
-        return found if isinstance(found, str) else json.dumps(found)
+        value = values[path]
+        return value if isinstance(value, str) else json.dumps(value)
 
     changed = [
         path
         for path in before | after
         if path not in before or path not in after or before[path] != after[path]
     ]
-    return [f"{dotted(path)}: {value(before, path)} -> {value(after, path)}" for path in changed]
+    return [f"{dotted(path)}: {text(before, path)} -> {text(after, path)}" for path in changed]
 
 
 def bundled() -> dict[str, Path]:
-    """The recipes that come with jitkit, by name."""
+    """The bundled recipes that can be loaded by name."""
     files = [Path(str(entry)) for entry in resources.files("jitkit.recipes").iterdir()]
     return {path.stem: path for path in sorted(files) if path.suffix == ".yaml"}
+
+
+def recipe_titles() -> dict[str, str]:
+    """Titles (first comment lines) of the bundled recipes by name, and of the paper's by path."""
+    folder = Path(str(resources.files("jitkit.recipes"))) / "paper"
+    paper = {relative_path(path): path for path in sorted(folder.glob("*.yaml"))}
+    return {name: _title(path) for name, path in (bundled() | paper).items()}
+
+
+def _title(path: Path) -> str:
+    with path.open(encoding="utf-8") as file:
+        line = file.readline()
+    return line.removeprefix("#").strip() if line.startswith("#") else ""
 
 
 # Reading
 
 
-def _found(source: str | Path) -> Path:
-    """The file of that path, or else the bundled recipe of that name."""
+def _find(source: str | Path) -> Path:
+    """The file at that path, or else the bundled recipe of that name."""
     path, names = Path(source), bundled()
     name = str(source).removesuffix(".yaml")
     if path.is_file():
@@ -169,75 +182,75 @@ def _found(source: str | Path) -> Path:
     raise RecipeError(f"no recipe {str(source)!r}: {what}; bundled: {listed(names)}{hint}")
 
 
-def _shown(path: Path) -> str:
-    """A path as messages name it: from the current folder where it lies below."""
+def relative_path(path: Path) -> str:
+    """A path for messages: relative to the current folder if it is inside it."""
     real, here = path.resolve(), Path.cwd()
     return str(real.relative_to(here)) if real.is_relative_to(here) else str(path)
 
 
 def _read(path: Path, chain: tuple[Path, ...] = ()) -> Draft:
-    """A file, laid over what it extends; ``chain`` holds the files that extend it."""
-    draft = Draft(places={(): YamlPosition(_shown(path))})
+    """A file, merged into those it extends; ``chain`` holds the files that extend it."""
+    draft = Draft(positions={(): YamlPosition(relative_path(path))})
     try:
-        values = parsed(path.read_text(encoding="utf-8-sig"), draft, file=_shown(path))
+        values = parse_yaml(path.read_text(encoding="utf-8-sig"), draft, file=relative_path(path))
     except (OSError, UnicodeDecodeError) as error:
-        draft.wrong((), f"cannot be read: {error}")
+        draft.add_problem((), f"cannot be read: {error}")
         return draft
     if isinstance(values, dict):
-        draft.values = _tidied(values)
+        draft.values = _normalized(values)
     elif values is not None:
-        draft.wrong((), f"{quoted(values)} is not a mapping of sections")
+        draft.add_problem((), f"{quoted(values)} is not a mapping of sections")
     return _extended(draft, path.parent, (*chain, path))
 
 
 def _extended(draft: Draft, folder: Path, chain: tuple[Path, ...] = ()) -> Draft:
-    """The draft, laid over the recipe that its key ``extends`` names; names are not inherited."""
+    """The draft, merged into the recipe named by its key ``extends``; ``name`` is not inherited."""
     base = draft.values.pop("extends", None)
     if base is None:
         return draft
     try:
         path = _base(base, folder, chain)
     except RecipeError as error:
-        draft.wrong(("extends",), str(error))
+        draft.add_problem(("extends",), str(error))
         return draft
     under = _read(path, chain)
     under.values.pop("name", None)
-    return laid(under, draft)
+    return overlay(under, draft)
 
 
 def _base(name: Any, folder: Path, chain: tuple[Path, ...]) -> Path:
     if not isinstance(name, str):
         raise RecipeError(f"{quoted(name)} is not the name of a recipe")
-    path = folder / name if (folder / name).is_file() else _found(name)
+    path = folder / name if (folder / name).is_file() else _find(name)
     if any(path.samefile(link) for link in chain):
-        circle = " -> ".join(link.name for link in (*chain, path))
-        raise RecipeError(f"goes round in a circle: {circle}")
+        cycle = " -> ".join(link.name for link in (*chain, path))
+        raise RecipeError(f"recipes extend each other in a cycle: {cycle}")
     return path
 
 
 def _overrides(given: Mapping[str, Any] | Sequence[str]) -> Iterator[Draft]:
-    """Each override as a draft: its value, inside the mappings that its dotted key names."""
+    """Each override as a draft with its value nested under its dotted key."""
     given = [given] if isinstance(given, str) else given
     for override in given:
         key, equals, written = override.partition("=")
         path = tuple(key.split("."))
-        draft = Draft(places={path: YamlPosition(None)})
+        draft = Draft(positions={path: YamlPosition(None)})
         if isinstance(given, Mapping):
-            value = plain(given[override])
+            value = to_plain(given[override])
         elif equals:
-            value = parsed(written, draft, path)
+            value = parse_yaml(written, draft, path)
         else:
-            draft.wrong(path, "no value; write section.key=value")
+            draft.add_problem(path, "no value; write section.key=value")
             yield draft
             continue
         for part in reversed(path):
             value = {part: value}
-        draft.values = _tidied(value)
+        draft.values = _normalized(value)
         yield draft
 
 
-def _tidied(values: dict[str, Any]) -> dict[str, Any]:
-    """``domain: digits`` written out, and a section that holds nothing as an empty mapping."""
+def _normalized(values: dict[str, Any]) -> dict[str, Any]:
+    """Expand ``domain: digits``, and turn empty sections into empty mappings."""
     for section in ("domain", *SECTIONS):
         if section in values and values[section] is None:
             values[section] = {}
@@ -250,57 +263,57 @@ def _tidied(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _checked(draft: Draft, domain: type[Domain] | None = None) -> dict[str, Any]:
-    """The sections that are right; what is wrong with the others goes into the draft."""
-    found = _checked_top(draft.values)
+    """The valid sections; errors of the others are added to the draft."""
+    errors = _top_level_errors(draft.values)
     classes = dict(SECTIONS)
     try:
         named = draft.values.get("domain", {})
         given = None if domain is None else getattr(domain, "Section", DomainSection)
         classes["domain"] = given or _domain_section(named)
     except RecipeError as error:
-        found["domain", "name"] = str(error)
+        errors["domain", "name"] = str(error)
     sections = {}
     for key, cls in classes.items():
         values = draft.values.get(key, {})
         try:
-            # strict, or true would pass for 1; as JSON, or a list would not pass for a tuple
+            # strict, so that true is not accepted as 1; from JSON, so that a list can be a tuple
             sections[key] = cls.model_validate_json(json.dumps(values), strict=True)
         except ValidationError as error:
-            errors = error.errors(include_url=False)
+            details = error.errors(include_url=False)
             if key == "domain" and domain is not None:
-                errors = _of_what_is_said(errors, values)
-                if not errors:
-                    sections[key] = _Said(**values)
+                details = _without_missing_keys(details, values)
+                if not details:
+                    sections[key] = _UncheckedSection(**values)
             unknown = partial(_unknown, (key,), known=cls.model_fields)
-            wrong = phrased(errors, values, unknown)
-            found |= {(key, *path): text for path, text in wrong.items()}
-    read = tuple(draft.mistakes)
-    for path, text in found.items():
-        if not any(mistake.explains(path) for mistake in read):
-            draft.wrong(path, text, _blamed(draft, path))
+            messages = messages_by_key(details, values, unknown)
+            errors |= {(key, *path): text for path, text in messages.items()}
+    earlier = tuple(draft.problems)
+    for path, text in errors.items():
+        if not any(problem.explains(path) for problem in earlier):
+            draft.add_problem(path, text, _culprit(draft, path))
     return sections
 
 
-def _of_what_is_said(errors: list[ErrorDetails], values: Any) -> list[ErrorDetails]:
-    """What is wrong with section ``domain`` but for what it lacks."""
+def _without_missing_keys(errors: list[ErrorDetails], values: Any) -> list[ErrorDetails]:
+    """The errors of section ``domain`` except those of missing keys."""
     if isinstance(values, dict) and values.keys() <= {"name"}:
         return [error for error in errors if error["loc"] == ("name",)]
     return [error for error in errors if error["type"] != "missing" or len(error["loc"]) > 1]
 
 
-def _checked_top(values: dict[str, Any]) -> dict[KeyPath, str]:
-    """What is wrong beside the sections: with the name, and with keys that are no section."""
+def _top_level_errors(values: dict[str, Any]) -> dict[KeyPath, str]:
+    """Errors outside the sections: an invalid name, and unknown sections."""
     known = ("name", "domain", *SECTIONS)
-    found: dict[KeyPath, str] = {}
-    found |= {(key,): _unknown((), (key,), known) for key in values if key not in known}
+    errors: dict[KeyPath, str] = {}
+    errors |= {(key,): _unknown((), (key,), known) for key in values if key not in known}
     name = values.get("name")
     if name is not None and not (isinstance(name, str) and re.fullmatch(r"[^/\\.][^/\\]*", name)):
-        found["name",] = f"{quoted(name)} cannot be the name of a folder"
-    return found
+        errors["name",] = f"{quoted(name)} cannot be the name of a folder"
+    return errors
 
 
 def _domain_section(values: Any) -> type[DomainSection]:
-    """The class of section ``domain``: the adapter's own."""
+    """The class of section ``domain``, which the adapter defines."""
     name = values.get("name") if isinstance(values, dict) else values
     if name is None:
         raise RecipeError(f"missing; installed: {listed(installed())}")
@@ -310,7 +323,7 @@ def _domain_section(values: Any) -> type[DomainSection]:
 
 
 def _unknown(section: KeyPath, path: KeyPath, known: Iterable[str]) -> str:
-    """``unknown``, and the key that was probably meant: of that name elsewhere, or nearly so."""
+    """``unknown``, with a suggestion: the same key of another section, or a similar key."""
     if (now := RENAMED.get(dotted((*section, *path)))) is not None:
         return f"is now {now}"
     key = str(path[-1])
@@ -320,8 +333,8 @@ def _unknown(section: KeyPath, path: KeyPath, known: Iterable[str]) -> str:
     return "unknown" + (f"; did you mean {' or '.join(likely)}?" if likely else "")
 
 
-def _blamed(draft: Draft, path: KeyPath) -> YamlPosition:
-    """Where to mend a mistake: for one of a section as a whole, the override that touched it."""
-    touched = [place for key, place in draft.places.items() if key[: len(path)] == path]
-    overrides = [place for place in touched if place.file is None]
-    return overrides[-1] if overrides and len(path) == 1 else draft.place(path)
+def _culprit(draft: Draft, path: KeyPath) -> YamlPosition:
+    """Position of an error: for an error of a whole section, the last override inside it."""
+    inside = [at for key, at in draft.positions.items() if key[: len(path)] == path]
+    overrides = [at for at in inside if at.file is None]
+    return overrides[-1] if overrides and len(path) == 1 else draft.position(path)

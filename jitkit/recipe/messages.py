@@ -1,7 +1,6 @@
-"""What is wrong with a recipe, in words.
+"""Error messages of a recipe: pydantic's validation errors as text, reported together.
 
-A model's errors are told apart by their type, never by pydantic's own words, which change between
-its releases.
+Messages depend on the type of an error, not on pydantic's wording, which changes between releases.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from pydantic_core import ErrorDetails
 from jitkit.errors import nearest
 from jitkit.recipe.yaml import KeyPath, Problem
 
-_WANTED = {
+_TYPES = {
     "int_type": "a whole number",
     "float_type": "a number",
     "finite_number": "a finite number",
@@ -32,9 +31,9 @@ _WANTED = {
     "date_parsing": "a date such as 2020-12-31",
     "date_from_datetime_parsing": "a date such as 2020-12-31",
 }
-"""Errors of type: "'many' is not a whole number"."""
+"""Values of the wrong type: "'many' is not a whole number"."""
 
-_REFUSED = {
+_INVALID = {
     "greater_than_equal": "{input} is less than {ge}",
     "greater_than": "{input} is not above {gt}",
     "less_than_equal": "{input} is more than {le}",
@@ -48,47 +47,47 @@ _REFUSED = {
     "value_error": "{error}",
     "assertion_error": "{error}",
 }
-"""Errors of a value of the right type; ours (`RecipeError`) keep their own text."""
+"""Invalid values of the right type; the text of a `RecipeError` is kept."""
 
 
-def phrased(
+def messages_by_key(
     errors: Iterable[ErrorDetails], values: Any, unknown: Callable[[KeyPath], str]
 ) -> dict[KeyPath, str]:
-    """What is wrong at each key of a section.
+    """Error message for each key of a section.
 
-    A key of several types has an error for each, and gets one line: "'atuo' is not auto or a
-    number", or, where one of the types fits, only what is wrong with it.
+    pydantic reports one error for each type of a union. They become one line: "'atuo' is not auto
+    or a number", or, if the value has one of the types, only the error of that type.
 
     Args:
-        errors: pydantic's account of them.
-        values: the section as it was written.
-        unknown: the text for an unknown key.
+        errors: as reported by pydantic.
+        values: the section as written.
+        unknown: returns the text for an unknown key.
     """
     texts: dict[KeyPath, str] = {}
     misfits: dict[KeyPath, list[ErrorDetails]] = {}
     for error in errors:
-        path = _written(error["loc"], values)
+        path = _key_path(error["loc"], values)
         match error["type"]:
             case "extra_forbidden":
                 texts[path] = unknown(path)
-            case "missing" if isinstance(error["loc"][-1], int):  # of a list of fixed length
+            case "missing" if isinstance(error["loc"][-1], int):  # item of a list of fixed length
                 texts[path] = f"{quoted(error['input'])} is too short"
             case "missing":
                 texts[*path, error["loc"][-1]] = "missing"
             case "literal_error" | "enum":
                 misfits.setdefault(path, []).append(error)
-            case kind if kind in _WANTED:
+            case kind if kind in _TYPES:
                 misfits.setdefault(path, []).append(error)
             case _:
-                texts[path] = _refusal(error)
+                texts[path] = _invalid_value(error)
     for path, cases in misfits.items():
         if not any(other[: len(path)] == path for other in (texts | misfits).keys() - {path}):
             texts.setdefault(path, _misfit(cases))
     return texts
 
 
-def _written(loc: tuple[int | str, ...], value: Any) -> KeyPath:
-    """The steps of an error's location that lead through the values; branches of a type do not."""
+def _key_path(loc: tuple[int | str, ...], value: Any) -> KeyPath:
+    """The keys of an error's location, without the names of union branches."""
     path: KeyPath = ()
     for step in loc:
         items = range(len(value)) if isinstance(value, list) else ()
@@ -98,56 +97,56 @@ def _written(loc: tuple[int | str, ...], value: Any) -> KeyPath:
 
 
 def _misfit(errors: list[ErrorDetails]) -> str:
-    """One line for a value that is of none of the types its key may have."""
+    """One line for a value that has none of the types allowed for its key."""
     value = errors[0]["input"]
-    wanted: list[str] = []
+    allowed: list[str] = []
     choices: list[str] = []
     for error in errors:
-        if error["type"] in _WANTED:
-            wanted.append(_WANTED[error["type"]])
+        if error["type"] in _TYPES:
+            allowed.append(_TYPES[error["type"]])
             continue
         expected = error.get("ctx", {})["expected"]  # "'x', 'eps' or 'v'"
         words = re.findall(r"'([^']*)'", expected) or [expected]
-        wanted.append(f"one of {', '.join(words)}" if len(words) > 1 else words[0])
+        allowed.append(f"one of {', '.join(words)}" if len(words) > 1 else words[0])
         choices += words
     close = nearest(value, choices) if isinstance(value, str) else ""
-    return f"{quoted(value)} is not {' or '.join(dict.fromkeys(wanted))}{close}"
+    return f"{quoted(value)} is not {' or '.join(dict.fromkeys(allowed))}{close}"
 
 
-def _refusal(error: ErrorDetails) -> str:
+def _invalid_value(error: ErrorDetails) -> str:
     limits = {
         key: int(value) if isinstance(value, float) and value.is_integer() else value
         for key, value in error.get("ctx", {}).items()
     }
-    template = _REFUSED.get(error["type"], "{input} is refused: {msg}")
+    template = _INVALID.get(error["type"], "{input} is invalid: {msg}")
     return template.format(**{"input": quoted(error["input"]), "msg": error["msg"]} | limits)
 
 
-def error_text(mistakes: list[Problem], source: str) -> str:
-    """All mistakes: those in ``source`` by line, then in files it extends, then in overrides."""
+def error_text(problems: list[Problem], source: str) -> str:
+    """All problems: those in ``source`` by line, then in files it extends, then in overrides."""
 
-    def order(mistake: Problem) -> tuple[bool, bool, str, int]:
-        at = mistake.place
+    def order(problem: Problem) -> tuple[bool, bool, str, int]:
+        at = problem.position
         return at.file is None, at.file != source, at.file or "", at.line
 
-    def line(mistake: Problem, *, alone: bool) -> str:
-        at = mistake.place
+    def line(problem: Problem, *, alone: bool) -> str:
+        at = problem.position
         if at.file is None:
-            return f"override {mistake}"
+            return f"override {problem}"
         if alone or at.file != source:
-            return f"{at}: {mistake}"
-        return f"line {at.line}: {mistake}" if at.line else str(mistake)
+            return f"{at}: {problem}"
+        return f"line {at.line}: {problem}" if at.line else str(problem)
 
-    if len(mistakes) == 1:
-        return line(mistakes[0], alone=True)
-    lines = [f"  {line(mistake, alone=False)}" for mistake in sorted(mistakes, key=order)]
-    return "\n".join([f"{source}: {len(mistakes)} mistakes", *lines])
+    if len(problems) == 1:
+        return line(problems[0], alone=True)
+    lines = [f"  {line(problem, alone=False)}" for problem in sorted(problems, key=order)]
+    return "\n".join([f"{source}: {len(problems)} errors", *lines])
 
 
 def quoted(value: Any) -> str:
-    """A value as a message quotes it.
+    """A value as quoted in a message.
 
-    >>> said("many"), said(None), said(True)
+    >>> quoted("many"), quoted(None), quoted(True)
     ("'many'", 'null', 'true')
     """
     text = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)

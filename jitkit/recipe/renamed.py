@@ -1,4 +1,4 @@
-"""Recipe keys that jitkit 0.1 named otherwise: refused in a recipe, read in the record of a run."""
+"""Recipe keys renamed since jitkit 0.1: refused in recipes, converted in the record of a run."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ RENAMED = {
     "evaluate.reference_items": "domain.fid.reference_items",
 }
 DEFAULTS = (None, 50_000)
-"""Values of moved keys that are not carried over: only domains of images have a key ``fid``."""
+"""Default values of moved keys are dropped, because only image domains have a key ``fid``."""
 
 
 def with_new_names(values: dict[str, Any]) -> dict[str, Any]:
-    """The recorded recipe of a run under today's names of keys.
+    """The recorded recipe of a run with the current names of keys.
 
     >>> with_new_names({"sample": {"times": "cosine"}, "evaluate": {"protocol": None}})
     {'sample': {'time_grid': 'cosine'}, 'evaluate': {}}

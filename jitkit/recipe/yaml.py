@@ -1,8 +1,8 @@
-"""Values as they were written: YAML with its lines, drafts that are laid over one another.
+"""YAML with line numbers: parse, overlay, and write the plain values of a recipe.
 
-A recipe holds plain values. Tags are refused, so that YAML cannot name a Python object and opening
-a recipe runs nothing; aliases as well, whose expansion has no bound. Scalars are typed as in YAML
-1.2: ``1e-4`` is a number, ``no`` and ``2020-01-01`` are text.
+Tags are refused, so that YAML cannot name a Python object and opening a recipe runs no code.
+Aliases are refused too, because their expansion is unbounded. Scalars are typed as in YAML 1.2:
+``1e-4`` is a number, ``no`` and ``2020-01-01`` are text.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ KeyPath = tuple[str | int, ...]
 
 
 def dotted(path: KeyPath) -> str:
-    """A key as an override writes it, items of lists counted from 0.
+    """A key in the notation of overrides, list items counted from 0.
 
     >>> dotted(("train", "ema", 1))
     'train.ema[1]'
@@ -33,7 +33,7 @@ def dotted(path: KeyPath) -> str:
 
 @dataclass(frozen=True)
 class YamlPosition:
-    """Where something was written: in a file, or (None) in an override. Line 0 is unknown."""
+    """Position in a file, or in an override (``file`` is None). Line 0 means unknown."""
 
     file: str | None
     line: int = 0
@@ -47,9 +47,9 @@ class YamlPosition:
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing to mend, at a key; at the root () where a whole file cannot be read."""
+    """An error at a key, or at the root () if a whole file cannot be read."""
 
-    place: YamlPosition
+    position: YamlPosition
     path: KeyPath
     text: str
 
@@ -57,31 +57,31 @@ class Problem:
         return f"{dotted(self.path)}: {self.text}" if self.path else self.text
 
     def explains(self, other: KeyPath) -> bool:
-        """Whether a mistake at ``other`` may only follow from this one: above, below, or of all."""
+        """Whether this may cause a problem at ``other``: a parent or child key, or ``extends``."""
         related = all(a == b for a, b in zip(self.path, other, strict=False))
         return related or self.path == ("extends",)
 
 
 @dataclass
 class Draft:
-    """Values that were read, where each was written, and what is wrong with them so far."""
+    """Parsed values, the position of each, and the problems found so far."""
 
     values: dict[str, Any] = field(default_factory=dict)
-    places: dict[KeyPath, YamlPosition] = field(default_factory=dict)
-    mistakes: list[Problem] = field(default_factory=list)
+    positions: dict[KeyPath, YamlPosition] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
 
-    def place(self, path: KeyPath) -> YamlPosition:
-        """Where the value at ``path`` was written, or else the nearest mapping around it."""
-        above = (path[:n] for n in range(len(path), -1, -1))
-        return next(self.places[p] for p in above if p in self.places)
+    def position(self, path: KeyPath) -> YamlPosition:
+        """Position of the value at ``path``, or of the nearest mapping that contains it."""
+        parents = (path[:n] for n in range(len(path), -1, -1))
+        return next(self.positions[p] for p in parents if p in self.positions)
 
-    def wrong(self, path: KeyPath, text: str, place: YamlPosition | None = None) -> None:
-        """Note a mistake, at the place of its key where no other is given."""
-        self.mistakes.append(Problem(place or self.place(path), path, text))
+    def add_problem(self, path: KeyPath, text: str, position: YamlPosition | None = None) -> None:
+        """Record a problem, by default at the position of its key."""
+        self.problems.append(Problem(position or self.position(path), path, text))
 
 
-def laid(under: Draft, over: Draft) -> Draft:
-    """One draft over another: mappings key by key, all else replaced and its mistakes forgotten."""
+def overlay(under: Draft, over: Draft) -> Draft:
+    """Merge mappings key by key; other values are replaced, and their problems dropped."""
     replacing = {path for path, _ in leaves(over.values)}
 
     def replaced(path: KeyPath) -> bool:
@@ -89,8 +89,8 @@ def laid(under: Draft, over: Draft) -> Draft:
 
     return Draft(
         _merged(under.values, over.values),
-        {path: at for path, at in under.places.items() if not replaced(path)} | over.places,
-        [mistake for mistake in under.mistakes if not replaced(mistake.path)] + over.mistakes,
+        {path: at for path, at in under.positions.items() if not replaced(path)} | over.positions,
+        [problem for problem in under.problems if not replaced(problem.path)] + over.problems,
     )
 
 
@@ -101,10 +101,10 @@ def _merged(under: Any, over: Any) -> Any:
 
 
 def leaves(values: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
-    """Every value that is not a mapping, with its keys.
+    """Every value that is not a mapping, with its path of keys.
 
-    >>> list(leaves({"sample": {"steps": 50, "interval": [0.1, 1]}}))
-    [(('sample', 'steps'), 50), (('sample', 'interval'), [0.1, 1])]
+    >>> list(leaves({"sample": {"steps": 50, "guidance_interval": [0.1, 1]}}))
+    [(('sample', 'steps'), 50), (('sample', 'guidance_interval'), [0.1, 1])]
     """
     if not isinstance(values, dict):
         yield path, values
@@ -113,13 +113,13 @@ def leaves(values: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
         yield from leaves(value, (*path, key))
 
 
-def plain(values: Any) -> Any:
-    """Python values as YAML would give them: paths as text, tuples and arrays as lists."""
+def to_plain(values: Any) -> Any:
+    """Convert Python values to those of YAML: paths to text, tuples and arrays to lists."""
 
     def default(value: Any) -> Any:
         if isinstance(value, Mapping):
             return dict(value)
-        return value.tolist() if hasattr(value, "tolist") else str(value)  # numpy's have it
+        return value.tolist() if hasattr(value, "tolist") else str(value)  # of numpy
 
     return json.loads(json.dumps(values, default=default), parse_float=_number)
 
@@ -128,54 +128,52 @@ def plain(values: Any) -> Any:
 
 
 class _Loader(yaml.BaseLoader):
-    """Nodes, their values still text."""
+    """Loads nodes whose scalars are still text."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             mark: yaml.Mark = self.get_event().start_mark  # type: ignore[no-untyped-call]
-            problem = "an alias (*name) has no place in a recipe; `extends` takes over a whole one"
+            problem = "aliases (*name) are not allowed; use `extends` to reuse a whole recipe"
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
         return super().compose_node(parent, index)
 
 
-def parsed(text: str, draft: Draft, path: KeyPath = (), file: str | None = None) -> Any:
-    """The value that YAML text describes.
-
-    Places and mistakes go into the draft; a value with a mistake is None.
+def parse_yaml(text: str, draft: Draft, path: KeyPath = (), file: str | None = None) -> Any:
+    """Parse YAML text; a value with an error becomes None.
 
     Args:
         text: YAML, one document.
-        draft: where places and mistakes are noted.
-        path: the key whose value this is; () for a whole file.
-        file: the file's name in messages; None for an override.
+        draft: receives positions and problems.
+        path: key of the value; () for a whole file.
+        file: name of the file in messages; None for an override.
     """
     try:
         node = yaml.compose(text, _Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        place = YamlPosition(file, mark.line + 1, mark.column + 1) if mark else None
-        draft.wrong(path, f"not YAML: {error.problem or error.context}", place)
+        position = YamlPosition(file, mark.line + 1, mark.column + 1) if mark else None
+        draft.add_problem(path, f"not YAML: {error.problem or error.context}", position)
     except (yaml.YAMLError, RecursionError) as error:
-        draft.wrong(path, f"not YAML: {str(error).splitlines()[0]}")
+        draft.add_problem(path, f"not YAML: {str(error).splitlines()[0]}")
     else:
         return None if node is None else _value(node, draft, path, file)
 
 
 def _value(node: yaml.Node, draft: Draft, path: KeyPath, file: str | None) -> Any:
-    place = YamlPosition(file, node.start_mark.line + 1)
+    position = YamlPosition(file, node.start_mark.line + 1)
     if not re.fullmatch("tag:yaml.org,2002:(str|seq|map)", node.tag):
         tag = node.tag.replace("tag:yaml.org,2002:", "!!")
-        draft.wrong(path, f"a recipe holds plain values, not the tag {tag}", place)
+        draft.add_problem(path, f"a recipe holds plain values, not the tag {tag}", position)
     elif isinstance(node, yaml.MappingNode):
         return _mapping(node, draft, path, file)
     elif isinstance(node, yaml.SequenceNode):
         return [_value(item, draft, (*path, i), file) for i, item in enumerate(node.value)]
     elif isinstance(node, yaml.ScalarNode):
-        draft.places.setdefault(path, place)  # an item of a list; a key has its own already
+        draft.positions.setdefault(path, position)  # for list items; keys have a position already
         try:
             return _scalar(node.value, quoted=node.style is not None)
         except RecipeError as error:
-            draft.wrong(path, str(error), place)
+            draft.add_problem(path, str(error), position)
 
 
 def _mapping(
@@ -183,15 +181,15 @@ def _mapping(
 ) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key, value in node.value:
-        place = YamlPosition(file, key.start_mark.line + 1)
+        position = YamlPosition(file, key.start_mark.line + 1)
         here = (*path, key.value)
         if not isinstance(key, yaml.ScalarNode):
-            draft.wrong(path, "a key is a word, not a list or a mapping", place)
+            draft.add_problem(path, "a key must be a word, not a list or a mapping", position)
         elif key.value in values:
-            first = draft.places[here].line
-            draft.wrong(here, f"given twice, first on line {first}", place)
+            first = draft.positions[here].line
+            draft.add_problem(here, f"given twice, first on line {first}", position)
         else:
-            draft.places[here] = place
+            draft.positions[here] = position
             values[key.value] = _value(value, draft, here, file)
     return values
 
@@ -202,7 +200,7 @@ _REFERENCE = re.compile(r"\$?\$\{env:([^}:]*)(?::-([^}]*))?\}")
 def _scalar(text: str, *, quoted: bool) -> Any:
     """A scalar with ``${env:NAME}`` and ``${env:NAME:-default}`` replaced; ``$${env:`` escapes.
 
-    Typed where it is not quoted, and where a reference is all of it.
+    The result is typed if the scalar is unquoted without references, or is a single reference.
 
     Raises:
         RecipeError: a variable is not set and has no default.
@@ -214,13 +212,13 @@ def _scalar(text: str, *, quoted: bool) -> Any:
         name, default = reference.groups()
         value = os.environ.get(name, default)
         if value is None:
-            way = f"set it, or write a default as ${{env:{name}:-default}}"
-            raise RecipeError(f"the environment variable {name} is not set; {way}")
+            hint = f"set it, or write a default as ${{env:{name}:-default}}"
+            raise RecipeError(f"the environment variable {name} is not set; {hint}")
         return value
 
     whole = _REFERENCE.fullmatch(text) and not text.startswith("$$")
     value, references = _REFERENCE.subn(replaced, text)
-    return typed(value) if whole or not (quoted or references) else value
+    return parse_scalar(value) if whole or not (quoted or references) else value
 
 
 _WORDS = {"": None, "~": None, "null": None, "true": True, "false": False} | {
@@ -230,10 +228,10 @@ _INTEGER = re.compile(r"[-+]?(0|[1-9][\d_]{0,999})", re.ASCII)
 _DECIMAL = re.compile(r"[-+]?(\d[\d_]*(\.\d*)?|\.\d+)(e[-+]?\d+)?", re.ASCII | re.IGNORECASE)
 
 
-def typed(text: str) -> Any:
-    """What an unquoted scalar means; a number without a fraction is whole.
+def parse_scalar(text: str) -> Any:
+    """The typed value of an unquoted scalar; a number without a fraction is an integer.
 
-    >>> [typed(word) for word in ("1e-4", "1e5", "100_000", "true", "no", "~", "007")]
+    >>> [parse_scalar(word) for word in ("1e-4", "1e5", "100_000", "true", "no", "~", "007")]
     [0.0001, 100000, 100000, True, 'no', None, '007']
     """
     if text.lower() in _WORDS:
@@ -254,7 +252,7 @@ def _number(text: str) -> float:
 
 
 class _Dumper(yaml.SafeDumper):
-    """A key a line, lists in one, quotes where text would be read as anything else."""
+    """One key per line, lists on one line, quotes where text would be parsed as another type."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -265,14 +263,14 @@ def _list_node(dumper: yaml.SafeDumper, values: list[Any]) -> yaml.Node:
 
 
 def _text_node(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
-    bare = isinstance(typed(text), str) and text.splitlines() == [text]
+    bare = isinstance(parse_scalar(text), str) and text.splitlines() == [text]
     escaped = _REFERENCE.sub(lambda reference: "$" + reference[0], text)
     return dumper.represent_scalar("tag:yaml.org,2002:str", escaped, style=None if bare else '"')
 
 
 def _mapping_node(dumper: yaml.SafeDumper, values: dict[str, Any]) -> yaml.Node:
     node = dumper.represent_mapping("tag:yaml.org,2002:map", values)
-    for key, _ in node.value:  # references are not read in keys, and so not escaped
+    for key, _ in node.value:  # references in keys are not replaced, so they must not be escaped
         key.value = _REFERENCE.sub(lambda reference: reference[0][1:], key.value)
     return node
 
@@ -282,10 +280,10 @@ _Dumper.add_representer(list, _list_node)
 _Dumper.add_representer(str, _text_node)
 
 
-def dumped(values: dict[str, Any]) -> str:
-    """Plain values as YAML; `parsed` reads back equal ones.
+def dump_yaml(values: dict[str, Any]) -> str:
+    """Plain values as YAML; `parse_yaml` reads back equal ones.
 
-    >>> print(dumped({"train": {"lr": None, "betas": [0.9, 0.95], "note": "1e-4"}}), end="")
+    >>> print(dump_yaml({"train": {"lr": None, "betas": [0.9, 0.95], "note": "1e-4"}}), end="")
     train:
       lr: null
       betas: [0.9, 0.95]

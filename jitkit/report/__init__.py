@@ -1,1 +1,1 @@
-"""A run, or several, as one self-contained page of HTML."""
+"""Report of one or several runs as a self-contained HTML page."""

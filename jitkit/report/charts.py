@@ -1,8 +1,8 @@
-"""Charts for a page: where lines, bands, dots and ticks lie, as text that a template draws.
+"""Charts of a report: axes, ticks, and lines, bands and dots as SVG paths for the template.
 
-A chart is an SVG of 1000 x 1000 that is stretched to the width it is given, with strokes that keep
-their own width; its words are text of the page beside it. So it is readable on a phone and on paper
-alike, without a script. The script of the page adds the values under the pointer.
+A chart is an SVG of 1000 x 1000, stretched to the available width with strokes of constant width;
+its labels are text of the page. So it is readable on a phone and on paper without a script. The
+page's script adds the values under the pointer.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from math import ceil, floor, isfinite, log10
 from typing import Any
 
-SIDE = 1000  # of the drawing
-LOGARITHMIC = 8  # times the least value, from which the largest asks for a logarithmic axis
+SIDE = 1000  # of the SVG
+LOGARITHMIC = 8  # ratio of largest to smallest value above which an axis is logarithmic
 ROWS = 8  # of the table below a chart
 
 
@@ -23,21 +23,21 @@ class Line:
 
     name: str
     colour: str
-    """A class of the page's style."""
+    """A CSS class."""
     x: Sequence[float]
     y: Sequence[float]
     faint: Sequence[float] = ()
-    """The same before it was smoothed."""
+    """The values before smoothing."""
     low: Sequence[float] = ()
     high: Sequence[float] = ()
     """A band around it."""
     dots: bool = False
-    """Whether its points are drawn: few, each of them measured."""
+    """Whether points are drawn, for few measured values."""
 
 
 @dataclass(frozen=True)
 class Tick:
-    """A mark on an axis: how far along, in percent, and what it says."""
+    """A tick of an axis: position in percent, and label."""
 
     at: float
     text: str
@@ -61,10 +61,10 @@ class Chart:
 
     title: str
     about: str
-    """What the axes hold, how values were smoothed: a sentence below the title."""
+    """Axes and smoothing: a sentence below the title."""
     x_label: str
     summary: str
-    """What a reader without eyes is told in place of the drawing."""
+    """Text for screen readers."""
     lines: list[DrawnChart]
     x_ticks: list[Tick]
     y_ticks: list[Tick]
@@ -76,28 +76,28 @@ class Chart:
 
 @dataclass(frozen=True)
 class ChartAxis:
-    """From values to percent of an axis."""
+    """Range, scale and ticks of an axis."""
 
     low: float
     high: float
     log: bool = False
     ticks: list[float] = field(default_factory=list)
 
-    def place(self, value: float) -> float:
-        """Share of the axis below a value, in 0 to 1 where it lies on it."""
+    def fraction(self, value: float) -> float:
+        """Position of a value as a fraction of the axis, 0 to 1 within its range."""
         if self.log:
-            least = self.low * 1e-6  # what is not positive lies far below
-            return log10(max(value, least) / self.low) / log10(self.high / self.low)
+            floor = self.low * 1e-6  # values that are not positive are far below the axis
+            return log10(max(value, floor) / self.low) / log10(self.high / self.low)
         return (value - self.low) / (self.high - self.low)
 
-    def marks(self) -> list[Tick]:
-        """Where ticks stand, in hundredths of the axis, each with figures enough to differ."""
+    def labelled_ticks(self) -> list[Tick]:
+        """Ticks with position in percent, and with enough digits that all labels differ."""
         for figures in range(3, 16):
-            texts = [short(tick, figures=figures) for tick in self.ticks]
+            texts = [compact_number(tick, figures=figures) for tick in self.ticks]
             if len(set(texts)) == len(texts):
                 break
-        places = [round(100 * self.place(tick), 2) for tick in self.ticks]
-        return [Tick(place, text) for place, text in zip(places, texts, strict=True)]
+        positions = [round(100 * self.fraction(tick), 2) for tick in self.ticks]
+        return [Tick(position, text) for position, text in zip(positions, texts, strict=True)]
 
 
 def chart(
@@ -108,45 +108,45 @@ def chart(
     x_label: str = "step",
     log: bool | None = None,
 ) -> Chart | None:
-    """A chart of the lines that have points; None where none has.
+    """A chart of the lines that have points; None if none has.
 
     Args:
-        log: whether the values get a logarithmic axis; by their spread where not given. Values
-            that are not positive never do.
+        log: whether the axis of the values is logarithmic; by default it depends on their spread.
+            Values that are not positive always get a linear axis.
     """
     lines = [line for line in lines if len(line.x)]
     if not lines:
         return None
-    x_axis = linear([x for line in lines for x in (line.x[0], line.x[-1])], tight=True)
+    x_axis = linear_axis([x for line in lines for x in (line.x[0], line.x[-1])], tight=True)
     values = [y for line in lines for y in (*line.y, *line.faint) if isfinite(y)]
     positive = min(values) > 0
     if log is None:
         log = max(values) > LOGARITHMIC * min(values)
-    y_axis = logarithmic(values) if log and positive else linear(values)
+    y_axis = log_axis(values) if log and positive else linear_axis(values)
     scale = "; logarithmic axis" if y_axis.log else ""
-    header, rows = table(lines, x_label)
+    header, rows = value_table(lines, x_label)
     return Chart(
         title,
         f"{about}{scale}.",
         x_label,
-        "; ".join(summary(line, x_label) for line in lines) + ".",
-        [drawn(line, x_axis, y_axis) for line in lines],
-        x_axis.marks(),
-        y_axis.marks(),
-        hovered(lines) | {"low": x_axis.low, "high": x_axis.high},
+        "; ".join(line_summary(line, x_label) for line in lines) + ".",
+        [draw_line(line, x_axis, y_axis) for line in lines],
+        x_axis.labelled_ticks(),
+        y_axis.labelled_ticks(),
+        hover_data(lines) | {"low": x_axis.low, "high": x_axis.high},
         header,
         rows,
     )
 
 
-def linear(values: Sequence[float], *, tight: bool = False) -> ChartAxis:
-    """An axis with up to six ticks at 1, 2 or 5 times a power of ten.
+def linear_axis(values: Sequence[float], *, tight: bool = False) -> ChartAxis:
+    """A linear axis with up to six ticks at 1, 2 or 5 times a power of ten.
 
-    With ``tight`` it ends where the values end, and ticks lie inside.
+    With ``tight`` the axis ends at the extreme values, and ticks are inside.
 
-    >>> linear([0, 1200], tight=True).ticks
+    >>> linear_axis([0, 1200], tight=True).ticks
     [0.0, 500.0, 1000.0]
-    >>> linear([0.13, 0.87]).ticks
+    >>> linear_axis([0.13, 0.87]).ticks
     [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
     """
     low, high = min(values), max(values)
@@ -165,12 +165,12 @@ def linear(values: Sequence[float], *, tight: bool = False) -> ChartAxis:
     )
 
 
-def logarithmic(values: Sequence[float]) -> ChartAxis:
-    """A logarithmic axis: ticks at powers of ten, and at 2 and 5 times these where there are few.
+def log_axis(values: Sequence[float]) -> ChartAxis:
+    """A logarithmic axis: ticks at powers of ten; over one or two decades also at 2 and 5 times.
 
-    >>> logarithmic([0.3, 4]).ticks
+    >>> log_axis([0.3, 4]).ticks
     [0.2, 0.5, 1.0, 2.0, 5.0]
-    >>> logarithmic([1e-7, 1]).ticks
+    >>> log_axis([1e-7, 1]).ticks
     [1e-08, 1e-06, 0.0001, 0.01, 1.0]
     """
     low, high = min(values), max(values)
@@ -179,72 +179,76 @@ def logarithmic(values: Sequence[float]) -> ChartAxis:
     decades = last - first
     factors = (1, 2, 5) if decades <= 2 else (1,)
     every = ceil(decades / 5)
-    first -= -(last - first) % every  # the last decade is a multiple of so many from the first
-    marks = [float(f"{f}e{p}") for p in range(first, last + 1, every) for f in factors]
-    start = max(mark for mark in marks if mark <= low * 1.0001)
-    end = min(mark for mark in marks if mark >= high * 0.9999 and mark > start)
-    return ChartAxis(start, end, log=True, ticks=[mark for mark in marks if start <= mark <= end])
+    first -= -(last - first) % every  # the last decade is a multiple of ``every`` from the first
+    ticks = [float(f"{f}e{p}") for p in range(first, last + 1, every) for f in factors]
+    start = max(tick for tick in ticks if tick <= low * 1.0001)
+    end = min(tick for tick in ticks if tick >= high * 0.9999 and tick > start)
+    return ChartAxis(start, end, log=True, ticks=[tick for tick in ticks if start <= tick <= end])
 
 
-def drawn(line: Line, x_axis: ChartAxis, y_axis: ChartAxis) -> DrawnChart:
-    """A line as paths; its band ends at the edges of the chart."""
+def draw_line(line: Line, x_axis: ChartAxis, y_axis: ChartAxis) -> DrawnChart:
+    """A line as SVG paths, clipped to the chart."""
 
     def points(values: Sequence[float]) -> list[tuple[float, float]]:
         return [
-            (round(SIDE * x_axis.place(x), 1), _inside(SIDE * (1 - y_axis.place(y))))
+            (round(SIDE * x_axis.fraction(x), 1), _clip(SIDE * (1 - y_axis.fraction(y))))
             for x, y in zip(line.x, values, strict=True)
         ]
 
-    centre = points(line.y)
+    main = points(line.y)
     band = _path(points(line.high) + points(line.low)[::-1]) + "Z" if len(line.low) else ""
-    dots = "".join(f"M{x:g} {y:g}h0" for x, y in centre) if line.dots else ""
+    dots = "".join(f"M{x:g} {y:g}h0" for x, y in main) if line.dots else ""
     faint = _path(points(line.faint)) if len(line.faint) else ""
-    return DrawnChart(line.name, line.colour, _path(centre), faint, band, dots)
+    return DrawnChart(line.name, line.colour, _path(main), faint, band, dots)
 
 
-def hovered(lines: Sequence[Line]) -> dict[str, Any]:
-    """What the script shows under the pointer."""
-    axes = list(dict.fromkeys(tuple(_figures(x, 9) for x in line.x) for line in lines))
-    told = [
+def hover_data(lines: Sequence[Line]) -> dict[str, Any]:
+    """Values that the script shows under the pointer."""
+    axes = list(dict.fromkeys(tuple(_rounded(x, 9) for x in line.x) for line in lines))
+    series = [
         {
             "name": line.name,
             "colour": line.colour,
-            "axis": axes.index(tuple(_figures(x, 9) for x in line.x)),
-            "y": [_figures(y) for y in line.y],
+            "axis": axes.index(tuple(_rounded(x, 9) for x in line.x)),
+            "y": [_rounded(y) for y in line.y],
         }
         for line in lines
     ]
-    return {"x": axes, "lines": told}
+    return {"x": axes, "lines": series}
 
 
-def table(lines: Sequence[Line], x_label: str) -> tuple[list[str], list[list[str]]]:
-    """A few values of each line: titles, and rows of text."""
+def value_table(lines: Sequence[Line], x_label: str) -> tuple[list[str], list[list[str]]]:
+    """A few values of each line: header, and rows of text."""
     low, high = min(line.x[0] for line in lines), max(line.x[-1] for line in lines)
     longest = max(lines, key=lambda line: len(line.x))
     count = min(ROWS, len(longest.x))
-    marks = [low + (high - low) * k / max(1, count - 1) for k in range(count)]
-    marks = list(dict.fromkeys(min(longest.x, key=lambda x: abs(x - mark)) for mark in marks))
+    even = [low + (high - low) * k / max(1, count - 1) for k in range(count)]
+    chosen = dict.fromkeys(min(longest.x, key=lambda x: abs(x - each)) for each in even)
+    gap = (high - low) / count
     rows = [
-        [short(mark, exact=True), *(_near(line, mark, (high - low) / count) for line in lines)]
-        for mark in marks
+        [compact_number(x, exact=True), *(_value_near(line, x, gap) for line in lines)]
+        for x in chosen
     ]
     return [x_label, *(line.name for line in lines)], rows
 
 
-def summary(line: Line, x_label: str) -> str:
-    """``held out: 1.2 at step 100, 0.91 at step 1,200, lowest 0.9 at step 1,100``"""
-    least = min(range(len(line.y)), key=lambda k: line.y[k])
-    ends = [f"{short(line.y[k])} at {x_label} {short(line.x[k], exact=True)}" for k in (0, -1)]
-    lowest = f"lowest {short(line.y[least])} at {x_label} {short(line.x[least], exact=True)}"
-    return f"{line.name}: {', '.join(dict.fromkeys(ends))}, {lowest}"
+def line_summary(line: Line, x_label: str) -> str:
+    """``loss: 1.2 at step 100, 0.91 at step 1,200, lowest 0.9 at step 1,100``"""
+
+    def point(k: int) -> str:
+        return f"{compact_number(line.y[k])} at {x_label} {compact_number(line.x[k], exact=True)}"
+
+    ends = dict.fromkeys(point(k) for k in (0, -1))
+    lowest = point(min(range(len(line.y)), key=lambda k: line.y[k]))
+    return f"{line.name}: {', '.join(ends)}, lowest {lowest}"
 
 
-def short(number: float, *, exact: bool = False, figures: int = 3) -> str:
-    """A number in few characters; with ``exact`` a whole one keeps all its digits.
+def compact_number(number: float, *, exact: bool = False, figures: int = 3) -> str:
+    """A number in few characters; with ``exact`` an integer keeps all its digits.
 
-    >>> [short(number) for number in (0.08131, 1234567, 4e5, 2000, 5e-4, 1e-5, 0)]
+    >>> [compact_number(number) for number in (0.08131, 1234567, 4e5, 2000, 5e-4, 1e-5, 0)]
     ['0.0813', '1.23M', '400k', '2,000', '0.0005', '1e-5', '0']
-    >>> short(750600, exact=True)
+    >>> compact_number(750600, exact=True)
     '750,600'
     """
     size = abs(number)
@@ -260,30 +264,30 @@ def short(number: float, *, exact: bool = False, figures: int = 3) -> str:
 
 
 def _plain(number: float, figures: int) -> str:
-    """So many figures without an exponent, and without zeros at the end."""
+    """``figures`` significant digits, without exponent and trailing zeros."""
     decimals = max(0, figures - 1 - floor(log10(abs(number)))) if number else 0
     text = f"{number:.{decimals}f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
-def _near(line: Line, mark: float, most: float) -> str:
-    place = min(range(len(line.x)), key=lambda k: abs(line.x[k] - mark))
-    return short(line.y[place]) if abs(line.x[place] - mark) <= most else ""
+def _value_near(line: Line, x: float, gap: float) -> str:
+    nearest = min(range(len(line.x)), key=lambda k: abs(line.x[k] - x))
+    return compact_number(line.y[nearest]) if abs(line.x[nearest] - x) <= gap else ""
 
 
-def _inside(y: float) -> float:
+def _clip(y: float) -> float:
     return round(min(max(y, 0.0), float(SIDE)), 1)
 
 
 def _path(points: Sequence[tuple[float, float]]) -> str:
-    return "M" + "L".join(_words(points))
+    return "M" + "L".join(_pairs(points))
 
 
-def _words(points: Sequence[tuple[float, float]]) -> Iterator[str]:
+def _pairs(points: Sequence[tuple[float, float]]) -> Iterator[str]:
     return (f"{x:g} {y:g}" for x, y in points)
 
 
-def _figures(number: float, most: int = 4) -> float:
-    """The number as JSON holds it shortly."""
-    rounded = float(f"{number:.{most}g}")
+def _rounded(number: float, digits: int = 4) -> float:
+    """The number with few digits, for short JSON."""
+    rounded = float(f"{number:.{digits}g}")
     return int(rounded) if rounded.is_integer() and abs(rounded) < 1e15 else rounded

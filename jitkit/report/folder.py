@@ -1,7 +1,7 @@
-"""A run's folder as a page tells it; whatever is missing, torn or strange there is left out.
+"""Reader of a run's folder for the report: recipe, state, metrics, scores, sweeps, machine.
 
-A run may be at work while it is read, or have failed, or have been written by another version. What
-could not be read is named, and the rest is shown.
+A run may be running, have failed, or come from another version. Unreadable files are named in the
+notes, and the rest is shown.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from pydantic import BaseModel
 from jitkit.domain import domain_class
 from jitkit.errors import JitkitError, RecipeError
 from jitkit.recipe.load import SECTIONS, bundled, load_recipe
-from jitkit.recipe.yaml import Draft, dotted, leaves, parsed
-from jitkit.report.curves import LOSSES, SPEEDS, Show, TrainingCurves, read
+from jitkit.recipe.yaml import Draft, dotted, leaves, parse_yaml
+from jitkit.report.curves import LOSSES, SPEEDS, Show, TrainingCurves, read_curves
 from jitkit.runs.defaults import read_best
 from jitkit.sections import Section
 
@@ -38,9 +38,9 @@ class RecipeKey:
     name: str
     value: str
     default: str | None
-    """None where it has none, or where its section is not known here."""
+    """None if it has none, or if its section is unknown here."""
     bundled: str | None
-    """The value in the bundled recipe of the run's name; None where there is no such recipe."""
+    """The value in the bundled recipe of the run's name; None if there is no such recipe."""
     meaning: str
 
     @property
@@ -49,14 +49,14 @@ class RecipeKey:
         return self.value != self.default
 
     @property
-    def departs(self) -> bool:
+    def differs_from_bundled(self) -> bool:
         """Whether it differs from the bundled recipe."""
         return self.bundled is not None and self.value != self.bundled
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What a run's folder says."""
+    """Content of a run's folder."""
 
     folder: Path
     recipe: list[RecipeKey]
@@ -65,17 +65,17 @@ class Run:
     status: dict[str, Any]
     model: dict[str, Any]
     """``model.json`` of the newest checkpoint."""
-    weights: int | None
+    parameters: int | None
     evaluation: dict[str, Any]
     sweeps: list[dict[str, Any]]
     defaults: list[tuple[str, str]]
-    """Keys that a sweep set for samples of the run, with their values (``best.yaml``)."""
+    """Sampling settings from a sweep (``best.yaml``), by key."""
     losses: TrainingCurves
     speed: TrainingCurves
     written: datetime
-    """When the run last wrote of its training."""
+    """Time of the last write during training."""
     notes: list[str]
-    """What could not be read."""
+    """Files that could not be read, with the reason."""
 
     @property
     def name(self) -> str:
@@ -86,23 +86,23 @@ def open_run(folder: Path, show: Show = lambda done: None) -> Run:
     """Read a run.
 
     Args:
-        folder: of the run; of one of its checkpoints, too.
-        show: is told how many bytes of its metrics have been read.
+        folder: of the run, or of one of its checkpoints.
+        show: called with the number of bytes of its metrics read so far.
 
     Raises:
-        RecipeError: it is no run.
+        RecipeError: the folder is no run.
     """
     if (folder / "state.json").is_file() and folder.parent.name == "checkpoints":
         folder = folder.parent.parent
     if not (folder / "recipe.yaml").is_file():
-        found = "it is a file" if folder.is_file() else "it holds no recipe.yaml"
-        found = found if folder.exists() else "there is no such folder"
-        raise RecipeError(f"{folder} is no run: {found}; give the folder that jitkit train made")
+        why = "it is a file" if folder.is_file() else "it holds no recipe.yaml"
+        why = why if folder.exists() else "there is no such folder"
+        raise RecipeError(f"{folder} is no run: {why}; give the folder that jitkit train made")
     notes: list[str] = []
-    model, weights = _newest_model(folder, notes)
+    model, parameters = _newest_model(folder, notes)
     name, recipe = _recipe(folder, notes)
-    losses = read(folder / "metrics.jsonl", LOSSES, show)
-    speed = read(folder / "speed.jsonl", SPEEDS)
+    losses = read_curves(folder / "metrics.jsonl", LOSSES, show)
+    speed = read_curves(folder / "speed.jsonl", SPEEDS)
     for history, file in ((losses, "metrics.jsonl"), (speed, "speed.jsonl")):
         if history.torn:
             notes.append(f"{history.torn:,} lines of {file} cannot be read")
@@ -113,7 +113,7 @@ def open_run(folder: Path, show: Show = lambda done: None) -> Run:
         environment=_json(folder / "environment.json", notes),
         status=_json(folder / "status.json", notes),
         model=model,
-        weights=weights,
+        parameters=parameters,
         evaluation=_json(folder / "evaluation.json", notes),
         sweeps=_sweeps(folder, notes),
         defaults=_defaults(folder, notes),
@@ -125,13 +125,13 @@ def open_run(folder: Path, show: Show = lambda done: None) -> Run:
 
 
 def metrics_bytes(folder: Path) -> int:
-    """How much there is to read of a run."""
+    """Size of a run's metrics."""
     path = folder / "metrics.jsonl"
     return path.stat().st_size if path.is_file() else 0
 
 
 def without_secrets(text: str) -> str:
-    """Text whose addresses have lost user, password and query, where keys may stand.
+    """Text with user, password and query removed from its URLs.
 
     >>> without_secrets("see https://me:word@host/data.zarr?sig=abc for more")
     'see https://host/data.zarr?... for more'
@@ -140,34 +140,34 @@ def without_secrets(text: str) -> str:
 
 
 def _json(path: Path, notes: list[str]) -> dict[str, Any]:
-    """The object of a file; an empty one where there is none, noted where it cannot be read."""
+    """The object of a JSON file; empty if there is none, with a note if it cannot be read."""
     if not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         notes.append(f"{path.name} cannot be read ({error})")
         return {}
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         notes.append(f"{path.name} holds no object")
         return {}
-    return found
+    return content
 
 
 def _sweeps(folder: Path, notes: list[str]) -> list[dict[str, Any]]:
-    """Every sweep that was done on the run, oldest first."""
+    """Every sweep of the run, oldest first."""
     files = sorted((folder / "sweeps").glob("*/sweep.json"))
-    return [found for path in files if (found := _json(path, notes))]
+    return [sweep for path in files if (sweep := _json(path, notes))]
 
 
 def _defaults(folder: Path, notes: list[str]) -> list[tuple[str, str]]:
     try:
-        keys, mean, _ = read_best(folder)
+        keys, ema, _ = read_best(folder)
     except (JitkitError, OSError) as error:
         notes.append(f"best.yaml cannot be read ({error})")
         return []
-    found = keys if mean is None else keys | {"ema": mean}
-    return [(key, _shown(key, value)) for key, value in found.items()]
+    settings = keys if ema is None else keys | {"ema": ema}
+    return [(key, _shown(key, value)) for key, value in settings.items()]
 
 
 def _written(folder: Path) -> datetime:
@@ -180,17 +180,17 @@ def _written(folder: Path) -> datetime:
 
 
 def _newest_model(folder: Path, notes: list[str]) -> tuple[dict[str, Any], int | None]:
-    """What the newest checkpoint says of its model, and how many weights it has."""
-    found = (folder / "checkpoints").glob("step-*/model.json")
-    paths = [path for path in found if path.parent.name.removeprefix("step-").isdecimal()]
+    """``model.json`` of the newest checkpoint, and its number of parameters."""
+    files = (folder / "checkpoints").glob("step-*/model.json")
+    paths = [path for path in files if path.parent.name.removeprefix("step-").isdecimal()]
     if not paths:
         return {}, None
     newest = max(paths, key=lambda path: int(path.parent.name.removeprefix("step-")))
-    return _json(newest, notes), _weights(newest.with_name("model.safetensors"))
+    return _json(newest, notes), _num_parameters(newest.with_name("model.safetensors"))
 
 
-def _weights(path: Path) -> int | None:
-    """How many numbers a safetensors file holds, by its header; None where it has none."""
+def _num_parameters(path: Path) -> int | None:
+    """Number of values in a safetensors file by its header; None if it has none."""
     try:
         with path.open("rb") as file:
             (size,) = struct.unpack("<Q", file.read(8))
@@ -205,14 +205,16 @@ def _weights(path: Path) -> int | None:
 
 
 def _recipe(folder: Path, notes: list[str]) -> tuple[str, list[RecipeKey]]:
-    """Its name, and every key beside its default and beside the bundled recipe of that name."""
+    """The recipe's name, and every key with its default and its value in the bundled recipe."""
     draft = Draft()
     try:
-        values = parsed((folder / "recipe.yaml").read_text(encoding="utf-8"), draft, file="recipe")
+        values = parse_yaml(
+            (folder / "recipe.yaml").read_text(encoding="utf-8"), draft, file="recipe"
+        )
     except (OSError, ValueError) as error:
         values = None
         notes.append(f"recipe.yaml cannot be read ({error})")
-    notes += [f"recipe.yaml: {mistake}" for mistake in draft.mistakes]
+    notes += [f"recipe.yaml: {problem}" for problem in draft.problems]
     if not isinstance(values, dict):
         return folder.name, []
     name, domain = str(values.pop("name", folder.name)), values.get("domain")
@@ -228,7 +230,7 @@ def _recipe(folder: Path, notes: list[str]) -> tuple[str, list[RecipeKey]]:
 
 
 def _bundled(name: str) -> dict[str, str] | None:
-    """Keys of the bundled recipe of that name; None where there is none, or none that loads."""
+    """Keys of the bundled recipe of that name; None if there is none that loads."""
     if name not in bundled():
         return None
     try:
@@ -239,8 +241,7 @@ def _bundled(name: str) -> dict[str, str] | None:
 
 
 def _described(domain: Any) -> Iterator[tuple[str, tuple[str | None, str]]]:
-    """Default and meaning of the keys of all sections; those of a domain that is not here are
-    left out."""
+    """Default and meaning of the keys of all sections; an unknown domain is left out."""
     sections: dict[str, type[Section]] = dict(SECTIONS)
     try:
         sections = {"domain": domain_class(str(domain)).Section} | sections
@@ -262,13 +263,13 @@ def _fields(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, tuple[
             yield from _fields(type(default), key)
             default = default.model_dump(mode="json")
         for path, value in leaves(default):
-            whole = key + dotted(("", *path)) if path else key
-            yield whole, (_shown(whole, value), meaning)
+            full_key = key + dotted(("", *path)) if path else key
+            yield full_key, (_shown(full_key, value), meaning)
 
 
 def _shown(key: str, value: Any) -> str:
-    """A value as a person reads it; what may be a secret is not told."""
-    match safe := _safe(key, value):
+    """A value as text; possible secrets are hidden."""
+    match safe := _hide_secrets(key, value):
         case None:
             return "not given"
         case bool():
@@ -280,14 +281,14 @@ def _shown(key: str, value: Any) -> str:
     return json.dumps(safe, default=str, ensure_ascii=False)
 
 
-def _safe(key: str, value: Any) -> Any:
+def _hide_secrets(key: str, value: Any) -> Any:
     if SECRET.search(key) and value is not None:
         return HIDDEN
     match value:
         case dict():
-            return {name: _safe(str(name), inner) for name, inner in value.items()}
+            return {name: _hide_secrets(str(name), inner) for name, inner in value.items()}
         case list() | tuple():
-            return [_safe(key, inner) for inner in value]
+            return [_hide_secrets(key, inner) for inner in value]
         case str():
             return without_secrets(value)
         case float() if value.is_integer() and abs(value) < 1e15:

@@ -1,17 +1,17 @@
 "use strict";
-// The values of a chart under the pointer or by the arrow keys; pictures that grow when pressed.
+// Values of a chart under the pointer or by the arrow keys; images that grow when clicked.
 
-const shown = (value) => Math.abs(value) < 1e-4 && value !== 0
+const formatted = (value) => Math.abs(value) < 1e-4 && value !== 0
   ? value.toExponential(2)
   : value.toLocaleString("en", { maximumSignificantDigits: 4 });
 
-function nearest(axis, at) {
+function nearest(axis, x) {
   let low = 0, high = axis.length - 1;
   while (high - low > 1) {
     const middle = (low + high) >> 1;
-    if (axis[middle] < at) low = middle; else high = middle;
+    if (axis[middle] < x) low = middle; else high = middle;
   }
-  return at - axis[low] < axis[high] - at ? low : high;
+  return x - axis[low] < axis[high] - x ? low : high;
 }
 
 for (const figure of document.querySelectorAll(".chart")) {
@@ -20,12 +20,12 @@ for (const figure of document.querySelectorAll(".chart")) {
   const label = figure.querySelector(".ticks.x em").textContent;
   const data = JSON.parse(figure.querySelector("script").textContent);
   const longest = data.x.reduce((a, b) => (b.length > a.length ? b : a));
-  let place = longest.length - 1;
+  let current = longest.length - 1;
 
-  function show(at) {
-    const x = longest[at];
+  function show(index) {
+    const x = longest[index];
     const share = (x - data.low) / (data.high - data.low);
-    place = at;
+    current = index;
     const rows = [`${label} ${x.toLocaleString("en", { maximumFractionDigits: 2 })}`];
     const keys = [null];
     for (const line of data.lines) {
@@ -33,7 +33,7 @@ for (const figure of document.querySelectorAll(".chart")) {
       const k = nearest(axis, x);
       const gap = (axis[axis.length - 1] - axis[0]) / Math.max(1, axis.length - 1);
       if (Math.abs(axis[k] - x) > gap) continue;
-      rows.push(data.lines.length > 1 ? `${line.name}: ${shown(line.y[k])}` : shown(line.y[k]));
+      rows.push(data.lines.length > 1 ? `${line.name}: ${formatted(line.y[k])}` : formatted(line.y[k]));
       keys.push(line.colour);
     }
     tip.replaceChildren(...rows.map((text, i) => {
@@ -62,28 +62,28 @@ for (const figure of document.querySelectorAll(".chart")) {
     show(nearest(longest, data.low + share * (data.high - data.low)));
   });
   area.addEventListener("pointerleave", hide);
-  area.addEventListener("focus", () => { if (area.matches(":focus-visible")) show(place); });
+  area.addEventListener("focus", () => { if (area.matches(":focus-visible")) show(current); });
   area.addEventListener("blur", hide);
   area.addEventListener("keydown", (event) => {
     const step = { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity }[event.key];
     if (event.key === "Escape") hide();
     if (step === undefined) return;
     event.preventDefault();
-    show(Math.min(longest.length - 1, Math.max(0, place + step)));
+    show(Math.min(longest.length - 1, Math.max(0, current + step)));
   });
 }
 
 for (const button of document.querySelectorAll(".enlarge")) {
   button.addEventListener("click", () => {
-    const large = button.closest(".picture").classList.toggle("large");
+    const large = button.closest(".image").classList.toggle("large");
     button.setAttribute("aria-pressed", String(large));
   });
 }
 
-// paper has no way to open what is closed
+// closed parts cannot be opened on paper
 let opened = [];
 addEventListener("beforeprint", () => {
-  opened = [...document.querySelectorAll("details:not([open], .numbers)")];
+  opened = [...document.querySelectorAll("details:not([open], .values)")];
   for (const each of opened) each.open = true;
 });
 addEventListener("afterprint", () => {

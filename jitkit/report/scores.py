@@ -1,7 +1,7 @@
-"""Scores and sweeps as a page shows them: values beside their intervals, the best one marked.
+"""Scores and sweeps of a report: values with intervals on a common axis, best settings marked.
 
-`jitkit evaluate` writes both; a file of an older version holds less, and a domain's own evaluator
-may hold more.
+`jitkit evaluate` writes both. Files of older versions hold less, those of a domain's evaluator may
+hold more.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from jitkit.report.charts import Chart, Line, chart, short
-from jitkit.report.curves import finite, mapping, sequence
-from jitkit.report.pictures import Picture, address, encoded
+from jitkit.report.charts import Chart, Line, chart, compact_number
+from jitkit.report.curves import finite_number, get_list, get_mapping
+from jitkit.report.images import EmbeddedImage, data_uri, encode_webp
 
 BETTER = {
     "low": "lower is better",
     "high": "higher is better",
-    "real": "best near that of real items",
+    "real": "best close to that of real items",
 }
-TOP = 12  # points of a sweep of three axes or more
-TIES = 6  # settings beside the best that are named
-EXTRA = 8  # pictures of an evaluation
+TOP = 12  # settings shown of a sweep of three axes or more
+TIES = 6  # settings as good as the best that are named
+EXTRA = 8  # figures of an evaluation
 
 
 @dataclass(frozen=True)
-class Mark:
-    """One value of a score, with its place on the common axis in percent."""
+class ScoreMark:
+    """One value of a score, with its position on the common axis in percent."""
 
     label: str
     colour: str
@@ -38,7 +38,7 @@ class Mark:
     low: float | None = None
     high: float | None = None
     kind: str = "run"
-    """``run``; ``baseline``; or ``floor``, which real items have."""
+    """``run``; ``baseline``; or ``floor``, the score of real items."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,12 @@ class ScoreRow:
 
     name: str
     better: str
-    marks: list[Mark]
+    marks: list[ScoreMark]
 
 
 @dataclass(frozen=True)
-class Sweep:
-    """What a sweep found: a chart (one axis), a heat map (two) or a list of its best points."""
+class SweepView:
+    """Result of a sweep: a chart (one axis), a heat map (two) or a list of the best settings."""
 
     title: str
     state: str
@@ -64,7 +64,7 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a sweep's table; ``shade`` is its rank in percent, None for what is no score."""
+    """A cell of a sweep's table; ``shade`` is its rank in percent, None for header cells."""
 
     text: str
     note: str = ""
@@ -73,175 +73,182 @@ class Cell:
 
 
 def score_groups(runs: Sequence[tuple[str, str, Mapping[str, Any]]]) -> dict[str, Any]:
-    """Scores side by side, and how each run's were taken.
+    """Scores side by side, and how each run was evaluated.
 
     Args:
         runs: label, colour and ``evaluation.json`` of each.
     """
-    names = dict.fromkeys(name for _, _, found in runs for name in mapping(found, "scores"))
+    names = dict.fromkeys(name for _, _, result in runs for name in get_mapping(result, "scores"))
     scores = [_score(name, runs) for name in names]
     return {
         "scores": [score for score in scores if score.marks],
-        "taken": [(label, _taken(found)) for label, _, found in runs if found],
-        "notes": [(label, note) for label, _, found in runs for note in _texts(found.get("notes"))],
+        "methods": [(label, _evaluation_text(result)) for label, _, result in runs if result],
+        "notes": [
+            (label, note) for label, _, result in runs for note in _texts(result.get("notes"))
+        ],
     }
 
 
 def _score(name: str, runs: Sequence[tuple[str, str, Mapping[str, Any]]]) -> ScoreRow:
     rows = [
-        (label, colour, mapping(mapping(found, "scores"), name)) for label, colour, found in runs
+        (label, colour, get_mapping(get_mapping(result, "scores"), name))
+        for label, colour, result in runs
     ]
-    found = [mark for label, colour, row in rows for mark in _values(label, colour, row)]
-    floors = {mark: ends for mark, ends in found if mark.kind == "floor"}  # runs may share data
-    found = [pair for pair in found if pair[0].kind != "floor"] + list(floors.items())
-    ends = [value for _, values in found for value in values if value is not None]
+    pairs = [pair for label, colour, row in rows for pair in _values(label, colour, row)]
+    floors = {mark: ends for mark, ends in pairs if mark.kind == "floor"}  # runs may share data
+    pairs = [pair for pair in pairs if pair[0].kind != "floor"] + list(floors.items())
+    ends = [value for _, values in pairs for value in values if value is not None]
     start, end = (min(ends), max(ends)) if ends else (0.0, 1.0)
     margin = 0.06 * (end - start) or abs(end) / 2 or 1.0
 
-    def place(value: float | None) -> float | None:
+    def percent(value: float | None) -> float | None:
         if value is None:
             return None
         return round(100 * (value - start + margin) / (end - start + 2 * margin), 2)
 
     marks = [
-        replace(mark, at=place(value), low=place(low), high=place(high))
-        for mark, (value, low, high) in found
+        replace(mark, at=percent(value), low=percent(low), high=percent(high))
+        for mark, (value, low, high) in pairs
     ]
     first = next((row for _, _, row in rows if row), {})
-    told = [BETTER.get(str(first.get("best")), ""), str(first.get("unit") or "")]
-    return ScoreRow(name.replace("_", " "), ", ".join(filter(None, told)), marks)
+    parts = [BETTER.get(str(first.get("best")), ""), str(first.get("unit") or "")]
+    return ScoreRow(name.replace("_", " "), ", ".join(filter(None, parts)), marks)
 
 
 IntervalEnds = tuple[float | None, float | None, float | None]
 
 
-def _values(label: str, colour: str, row: Mapping[str, Any]) -> Iterator[tuple[Mark, IntervalEnds]]:
-    """A run's value, those of its baselines, and that of real items."""
+def _values(
+    label: str, colour: str, row: Mapping[str, Any]
+) -> Iterator[tuple[ScoreMark, IntervalEnds]]:
+    """The value of a run, of its baselines, and of real items."""
     if not row:
         return
     yield _marked(label, colour, row, "run")
-    for name, other in mapping(row, "baselines").items():
+    for name, other in get_mapping(row, "baselines").items():
         if isinstance(other, dict):
             yield _marked(str(name), colour, other, "baseline")
-    floor = finite(row.get("floor"))
+    floor = finite_number(row.get("floor"))
     if floor is not None:
-        yield Mark("real items", "", short(floor), kind="floor"), (floor, None, None)
+        yield ScoreMark("real items", "", compact_number(floor), kind="floor"), (floor, None, None)
 
 
 def _marked(
     label: str, colour: str, row: Mapping[str, Any], kind: str
-) -> tuple[Mark, IntervalEnds]:
-    value, (low, high) = finite(row.get("value")), interval(row)
-    text = "says nothing here" if value is None else short(value)
+) -> tuple[ScoreMark, IntervalEnds]:
+    value, (low, high) = finite_number(row.get("value")), widest_interval(row)
+    text = "not defined here" if value is None else compact_number(value)
     if low is not None and high is not None:
-        text += f" ({short(low)} to {short(high)})"
+        text += f" ({compact_number(low)} to {compact_number(high)})"
     seeds = row.get("by_seed")
     if isinstance(seeds, list) and len(seeds) > 1:
         text += f", {len(seeds)} seeds"
-    return Mark(label, colour, text, kind=kind), (value, low, high)
+    return ScoreMark(label, colour, text, kind=kind), (value, low, high)
 
 
-def interval(row: Mapping[str, Any]) -> tuple[float | None, float | None]:
-    """The wider of a row's intervals: from resamples, and over seeds where there are several."""
-    found = [row.get(key) for key in ("interval", "interval_over_seeds")]
+def widest_interval(row: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    """The wider of a row's intervals: from resamples, and over seeds if there are several."""
+    intervals = [row.get(key) for key in ("interval", "interval_over_seeds")]
     ends = [
         (low, high)
-        for pair in found
+        for pair in intervals
         if isinstance(pair, list) and len(pair) == 2
-        if (low := finite(pair[0])) is not None and (high := finite(pair[1])) is not None
+        if (low := finite_number(pair[0])) is not None
+        and (high := finite_number(pair[1])) is not None
     ]
     return max(ends, key=lambda pair: pair[1] - pair[0], default=(None, None))
 
 
-def _taken(found: Mapping[str, Any]) -> str:
-    """How the scores of a run were taken."""
-    model, sample = mapping(found, "model"), mapping(found, "sample")
+def _evaluation_text(result: Mapping[str, Any]) -> str:
+    """How a run was evaluated: samples, checkpoint, EMA, solver, CFG scale, protocol."""
+    model, sample = get_mapping(result, "model"), get_mapping(result, "sample")
     parts = []
-    if isinstance(found.get("samples"), int):
-        parts.append(f"{found['samples']:,} samples")
+    if isinstance(result.get("samples"), int):
+        parts.append(f"{result['samples']:,} samples")
     if "step" in model:
         parts.append(f"of step {model['step']:,}" if isinstance(model["step"], int) else "")
     if "ema" in model:
-        parts.append(f"with running mean {model['ema']}")
+        parts.append(f"EMA {model['ema']}")
     if "method" in sample:
-        times = sample.get("time_grid", "uniform")
-        lie = "" if times == "uniform" else f" ({times})"
-        parts.append(f"by {sample['method']}, {sample.get('steps')} steps{lie}")
+        grid = sample.get("time_grid", "uniform")
+        suffix = "" if grid == "uniform" else f" ({grid})"
+        parts.append(f"by {sample['method']}, {sample.get('steps')} steps{suffix}")
     if "guidance" in sample:
         parts.append(f"guidance {sample['guidance']}")
-    if (seconds := finite(found.get("seconds"))) is not None:
-        parts.append(f"in {short(seconds)} s")
-    if found.get("held_out"):
-        parts.append(f"beside {found['held_out']} held-out items")
-    protocol = mapping(found, "protocol")
+    if (seconds := finite_number(result.get("seconds"))) is not None:
+        parts.append(f"in {compact_number(seconds)} s")
+    if result.get("held_out"):
+        parts.append(f"beside {result['held_out']} held-out items")
+    protocol = get_mapping(result, "protocol")
     if protocol:
         departures = _texts(protocol.get("departures"))
-        told = f" but for: {'; '.join(departures)}" if departures else ""
-        parts.append(f"protocol {protocol.get('name')}{told}")
+        except_for = f" except: {'; '.join(departures)}" if departures else ""
+        parts.append(f"protocol {protocol.get('name')}{except_for}")
     return ", ".join(filter(None, parts))
 
 
-def attached(
+def embed_figures(
     run: Path, evaluation: Mapping[str, Any], budget: int
-) -> tuple[list[tuple[str, Picture]], list[str]]:
-    """The pictures that an evaluation names, and what of them cannot be read.
+) -> tuple[list[tuple[str, EmbeddedImage]], list[str]]:
+    """The figures of an evaluation, each with a title, and notes of those that cannot be read.
 
     Only files inside the run's folder are opened.
 
     Args:
-        budget: bytes that they may take in all.
+        budget: bytes of all figures together.
     """
     names = _texts(evaluation.get("pictures"))[:EXTRA]
-    step = mapping(evaluation, "model").get("step")
-    found, notes = [], []
+    step = get_mapping(evaluation, "model").get("step")
+    images, notes = [], []
     for name in names:
         path = (run / name).resolve()
         if not path.is_relative_to(run.resolve()):
-            notes.append(f"{name} of evaluation.json lies outside the run")
+            notes.append(f"{name} of evaluation.json is outside the run")
             continue
         try:
-            data, size = encoded(path, budget // len(names))
+            data, size = encode_webp(path, budget // len(names))
         except (OSError, ValueError, SyntaxError) as error:
             notes.append(f"{name} cannot be read ({error})")
             continue
         title = re.sub(r"[-_]+", " ", path.stem)
-        found.append((title, Picture(step if isinstance(step, int) else 0, *size, address(data))))
-    return found, notes
+        at_step = step if isinstance(step, int) else 0
+        images.append((title, EmbeddedImage(at_step, *size, data_uri(data))))
+    return images, notes
 
 
 # Sweeps
 
 
-def sweep_views(sweeps: Sequence[Mapping[str, Any]]) -> list[Sweep]:
-    """Each sweep with the values of the score it went by; one without points is left out."""
+def sweep_views(sweeps: Sequence[Mapping[str, Any]]) -> list[SweepView]:
+    """Each sweep with the values of its selecting score; sweeps without points are left out."""
     return [view for sweep in sweeps if (view := _sweep(sweep)) is not None]
 
 
-def _sweep(sweep: Mapping[str, Any]) -> Sweep | None:
-    axes = {str(k): v for k, v in mapping(sweep, "axes").items() if isinstance(v, list) and v}
+def _sweep(sweep: Mapping[str, Any]) -> SweepView | None:
+    axes = {str(k): v for k, v in get_mapping(sweep, "axes").items() if isinstance(v, list) and v}
     by, points = str(sweep.get("by", "")), list(_points(sweep))
     scored = [
-        (place, value, row)
-        for place, row in points
-        if (value := finite(row.get("value"))) is not None
+        (setting, value, row)
+        for setting, row in points
+        if (value := finite_number(row.get("value"))) is not None
     ]
     if not axes or not scored:
         return None
-    order = sorted(scored, key=lambda point: _cost(point[1], point[2]))
-    best = mapping(sweep, "best")
-    chosen = mapping(best, "set") or order[0][0]
+    order = sorted(scored, key=lambda point: _rank_key(point[1], point[2]))
+    best = get_mapping(sweep, "best")
+    chosen = get_mapping(best, "set") or order[0][0]
     total = len(list(product(*axes.values())))
     cells = {
-        _key(place, axes): Cell(
-            short(value),
-            _reach(row),
+        _key(setting, axes): Cell(
+            compact_number(value),
+            _interval_text(row),
             100 * (1 - k / max(1, len(order) - 1)),
-            _key(place, axes) == _key(chosen, axes),
+            _key(setting, axes) == _key(chosen, axes),
         )
-        for k, (place, value, row) in enumerate(order)
+        for k, (setting, value, row) in enumerate(order)
     }
-    header, rows = _grid(axes, cells) if len(axes) == 2 else _list(axes, order, cells)
-    return Sweep(
+    header, rows = _heat_map(axes, cells) if len(axes) == 2 else _best_settings(axes, order, cells)
+    return SweepView(
         f"{by.replace('_', ' ')} over {' and '.join(axes)}",
         _progress(sweep, len(points), total),
         _best_text(best, chosen, by) if best else "",
@@ -251,49 +258,50 @@ def _sweep(sweep: Mapping[str, Any]) -> Sweep | None:
     )
 
 
-def _cost(value: float, row: Mapping[str, Any]) -> float:
-    """What is least for the best value of a row."""
-    floor = finite(row.get("floor"))
+def _rank_key(value: float, row: Mapping[str, Any]) -> float:
+    """A number that is lowest for the best value."""
+    floor = finite_number(row.get("floor"))
     if row.get("best") == "real" and floor is not None:
         return abs(value - floor)
     return -value if row.get("best") == "high" else value
 
 
 def _points(sweep: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
-    """Setting of each point, and its row of the score that the sweep goes by."""
+    """Setting of each point, and its row of the selecting score."""
     by = str(sweep.get("by", ""))
-    for point in sequence(sweep, "points"):
+    for point in get_list(sweep, "points"):
         if isinstance(point, dict) and isinstance(point.get("set"), dict):
-            yield point["set"], mapping(mapping(point, "scores"), by)
+            yield point["set"], get_mapping(get_mapping(point, "scores"), by)
 
 
-def _key(place: Mapping[str, Any], axes: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(_said(place.get(axis)) for axis in axes)
+def _key(setting: Mapping[str, Any], axes: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(_value_text(setting.get(axis)) for axis in axes)
 
 
-def _grid(
+def _heat_map(
     axes: Mapping[str, Sequence[Any]], cells: Mapping[tuple[str, ...], Cell]
 ) -> tuple[list[str], list[list[Cell]]]:
-    """A row for each value of the longer axis, so that it is narrow."""
+    """A table with a row for each value of the longer axis, so that it is narrow."""
     (first, columns), (second, values) = axes.items()
-    turned = len(columns) > len(values)
-    if turned:
+    transposed = len(columns) > len(values)
+    if transposed:
         first, columns, second, values = second, values, first, columns
-    header = [f"{second} \\ {first}", *map(_said, columns)]
+    header = [f"{second} \\ {first}", *map(_value_text, columns)]
     rows = []
-    for value in map(_said, values):
-        keys = [(value, _said(c)) if turned else (_said(c), value) for c in columns]
+    for value in map(_value_text, values):
+        names = map(_value_text, columns)
+        keys = [(value, name) if transposed else (name, value) for name in names]
         rows.append([Cell(value), *(cells.get(key, Cell("")) for key in keys)])
     return header, rows
 
 
-def _list(
+def _best_settings(
     axes: Mapping[str, Sequence[Any]],
     order: Sequence[tuple[Mapping[str, Any], float, Mapping[str, Any]]],
     cells: Mapping[tuple[str, ...], Cell],
 ) -> tuple[list[str], list[list[Cell]]]:
-    """The best points, the best one first."""
-    keys = [_key(place, axes) for place, _, _ in order[:TOP]]
+    """A table of the best settings, best first."""
+    keys = [_key(setting, axes) for setting, _, _ in order[:TOP]]
     return [*axes, "score"], [[*map(Cell, key), cells[key]] for key in keys]
 
 
@@ -302,59 +310,59 @@ def _curve(
     scored: Sequence[tuple[Mapping[str, Any], float, Mapping[str, Any]]],
     by: str,
 ) -> Chart | None:
-    """Score over the one axis, where that holds numbers."""
+    """Score over the only axis, if its values are numbers."""
     (axis,) = axes
     points = []
-    for place, value, row in scored:
-        x, (low, high) = _number(place.get(axis)), interval(row)
+    for setting, value, row in scored:
+        x, (low, high) = _number(setting.get(axis)), widest_interval(row)
         if x is None:
             return None
         points.append((x, value, value if low is None else low, value if high is None else high))
     x_values, y, low_ends, high_ends = (list(each) for each in zip(*sorted(points), strict=True))
     line = Line(by, "c0", x_values, y, low=low_ends, high=high_ends, dots=True)
-    about = "Each point one setting, on the same noise; the band holds the intervals"
+    about = "Each point is one setting, on the same noise; the band shows the intervals"
     return chart(by.replace("_", " "), [line], about=about, x_label=axis, log=False)
 
 
 def _progress(sweep: Mapping[str, Any], done: int, total: int) -> str:
     samples = sweep.get("samples")
-    drawn = f", {samples:,} samples each" if isinstance(samples, int) else ""
+    suffix = f", {samples:,} samples each" if isinstance(samples, int) else ""
     points = f"{done} points" if done >= total else f"{done} of {total} points so far"
-    return f"{points}{drawn}"
+    return f"{points}{suffix}"
 
 
 def _best_text(best: Mapping[str, Any], chosen: Mapping[str, Any], by: str) -> str:
-    """The best setting, how sure that is, and which others it cannot be told from."""
+    """The best setting, its confidence, and settings that are not significantly worse."""
     mark, _ = _marked("", "", best, "run")
-    told = f"Best: {_setting(chosen)}, {by.replace('_', ' ')} {mark.text}"
-    if (wins := finite(best.get("wins"))) is not None:
-        told += f"; the best in {100 * wins:.0f} % of resamples"
-    ties = [_setting(tie) for tie in sequence(best, "tied_with") if isinstance(tie, dict)]
+    text = f"Best: {_setting_text(chosen)}, {by.replace('_', ' ')} {mark.text}"
+    if (wins := finite_number(best.get("wins"))) is not None:
+        text += f"; the best in {100 * wins:.0f} % of resamples"
+    ties = [_setting_text(tie) for tie in get_list(best, "tied_with") if isinstance(tie, dict)]
     if ties:
         more = f" and {len(ties) - TIES} more" * (len(ties) > TIES)
-        told += f"; no worse within the noise: {'; '.join(ties[:TIES])}{more}"
+        text += f"; no worse within the noise: {'; '.join(ties[:TIES])}{more}"
     if edges := _texts(best.get("at_edge")):
-        told += f". It lies at an end of {', '.join(edges)}, so a better one may lie beyond"
-    return told + "."
+        text += f". It is at an end of {', '.join(edges)}, so a better one may be beyond"
+    return text + "."
 
 
-def _setting(place: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key}={_said(value)}" for key, value in place.items())
+def _setting_text(setting: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={_value_text(value)}" for key, value in setting.items())
 
 
-def _reach(row: Mapping[str, Any]) -> str:
-    low, high = interval(row)
-    return "" if low is None or high is None else f"{short(low)} to {short(high)}"
+def _interval_text(row: Mapping[str, Any]) -> str:
+    low, high = widest_interval(row)
+    return "" if low is None or high is None else f"{compact_number(low)} to {compact_number(high)}"
 
 
-def _said(value: Any) -> str:
-    number = finite(value)
+def _value_text(value: Any) -> str:
+    number = finite_number(value)
     return str(value) if number is None else f"{number:g}"
 
 
 def _number(value: Any) -> float | None:
     try:
-        return finite(float(value))
+        return finite_number(float(value))
     except (TypeError, ValueError):
         return None
 

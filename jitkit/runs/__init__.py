@@ -1,1 +1,1 @@
-"""Run folders and checkpoints: written, found, loaded; official JiT weights imported."""
+"""Run folders and checkpoints: write, find, load; import official JiT checkpoints."""

@@ -1,21 +1,21 @@
-"""Checkpoints: a folder of safetensors and JSON, written aside and renamed.
+"""Checkpoints: folders of safetensors and JSON, written to a temporary folder and renamed.
 
 ```
 checkpoints/step-500/
   model.json              layout, conditions, sizes, diffusion, domain: enough to build the model
-  facts.safetensors       arrays among what the domain found in its data, where there are any
-  model.safetensors       the weights
-  ema-0.9999.safetensors  a running mean of them; one file for each
-  optimizer.safetensors   the optimizer's tensors, by name of the weight
-  state.json              step, EMA's updates, loss scale, and the size of every file
+  facts.safetensors       arrays of the domain's metadata, if it has any
+  model.safetensors       the parameters
+  ema-0.9999.safetensors  their EMA; one file for each decay
+  optimizer.safetensors   the optimizer's tensors, by parameter name
+  state.json              step, EMA updates, loss scale, and the size of every file
 ```
 
-Processes that each hold a part of the model (FSDP2) write folders ``model``, ``ema-0.9999``,
-``optimizer`` of shards in place of the files, through torch.distributed.checkpoint and still as
-safetensors; any number of processes reads either.
+A model sharded over processes (FSDP2) is written as folders ``model``, ``ema-0.9999`` and
+``optimizer`` of safetensors shards instead of files, through torch.distributed.checkpoint. Any
+number of processes can read either form.
 
-Nothing in it is code. A folder whose files are missing or short is torn: it is passed over with a
-warning, and the one before it is used.
+A checkpoint contains no code. A folder with missing or truncated files is torn: it is skipped with
+a warning, and the previous checkpoint is used.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ from jitkit.diffusion.denoiser import Denoiser, build
 from jitkit.domain import Domain, check_instance, domain_class
 from jitkit.errors import CheckpointError, JitkitError, listed, nearest
 from jitkit.fields import Condition, Layout, describe, described
-from jitkit.optim.ema import EMA, SIGMA
-from jitkit.optim.optimizers import Optimizer, state_of
+from jitkit.optim.ema import EMA, SIGMA_PREFIX
+from jitkit.optim.optimizers import Optimizer, optimizer_state
 from jitkit.sections import DomainSection
-from jitkit.utils.atomic import flush
+from jitkit.utils.atomic import fsync
 from jitkit.utils.console import warn
-from jitkit.utils.distributed import ALONE, Team, put
+from jitkit.utils.distributed import ALONE, Team, copy_into
 from jitkit.utils.json_arrays import changes, with_arrays, without_arrays
 
 CHECKPOINT_FORMAT = 1
@@ -61,17 +61,17 @@ FACTS = "facts.safetensors"
 
 
 class _Torn(CheckpointError):
-    """Files are missing or short; the checkpoint before it is used."""
+    """Files are missing or truncated; the previous checkpoint is used."""
 
 
 @dataclass(frozen=True)
 class DomainRecord:
-    """Which adapter a model was trained with, and on what.
+    """The adapter and the data that a model was trained with.
 
     Attributes:
-        section: section ``domain`` of the recipe; None where the adapter was given in Python.
-        metadata: what the data told, `Domain.metadata`.
-        num_items: items of the training split; None where it was not trained here.
+        section: section ``domain`` of the recipe; None if the adapter was given in Python.
+        metadata: of the training data, from `Domain.metadata`.
+        num_items: items of the training split; None if the model was not trained by jitkit.
     """
 
     section: Mapping[str, Any] | None
@@ -90,62 +90,63 @@ def save_checkpoint(
     scale: tuple[float, int] | None = None,
     team: Team = ALONE,
 ) -> Path:
-    """Write ``checkpoints/step-N`` of a run aside, flush it to disk, and rename it.
+    """Write ``checkpoints/step-N`` of a run to a temporary folder, flush it to disk, and rename it.
 
-    All processes of a team ask; rank 0 writes, and the others their parts where they hold any.
+    All processes must call this; rank 0 writes, and the others write their shards, if any.
 
     Args:
-        scale: the loss scale of float16, and its count of good steps.
+        scale: the loss scale of float16, and its count of finite steps.
 
     Raises:
-        CheckpointError: the disk is full or cannot be written; what was there before is untouched.
+        CheckpointError: the disk is full or cannot be written; earlier checkpoints are untouched.
     """
     final = run / "checkpoints" / f"step-{step}"
-    aside = final.with_name(f".step-{step}.part")
+    partial = final.with_name(f".step-{step}.part")
     tensors: dict[str, dict[str, Tensor]] = {"model": dict(denoiser.network.named_parameters())}
-    tensors |= {f"ema-{name}": mean for name, mean in ema.means.items()}
+    tensors |= {f"ema-{name}": average for name, average in ema.averages.items()}
     if optimizer is not None:
         tensors["optimizer"] = _optimizer_tensors(optimizer, denoiser.network)
-    state = {"step": step, "ema_updates": ema.updates, "ema": list(ema.means), "scale": scale}
+    state = {"step": step, "ema_updates": ema.updates, "ema": list(ema.averages), "scale": scale}
     try:
-        failed = _attempt(team, lambda: _save_model(aside, denoiser, domain))
-        for name, values in tensors.items() if failed is None else ():
-            failed = failed or _first(team, _save_tensors(values, aside / name, team))
-        failed = failed or _attempt(team, lambda: _finish(aside, final, state))
+        error = _on_main(team, lambda: _save_model(partial, denoiser, domain))
+        for name, values in tensors.items() if error is None else ():
+            error = error or _shared_error(team, _save_tensors(values, partial / name, team))
+        error = error or _on_main(team, lambda: _finish(partial, final, state))
     finally:
         if team.is_main:
-            shutil.rmtree(aside, ignore_errors=True)
-    if failed is not None:
+            shutil.rmtree(partial, ignore_errors=True)
+    if error is not None:
         raise CheckpointError(
-            f"{final} cannot be written: {failed}; the checkpoints before it are untouched"
-        ) from failed
+            f"{final} cannot be written: {error}; earlier checkpoints are untouched"
+        ) from error
     return final
 
 
-def _attempt(team: Team, work: Callable[[], None]) -> Exception | None:
-    """Have rank 0 write something; what went wrong, known to all."""
+def _on_main(team: Team, write: Callable[[], None]) -> Exception | None:
+    """Write on rank 0; the error, if any, is returned on all ranks."""
     try:
         if team.is_main:
-            work()
+            write()
     except (OSError, SafetensorError) as error:
-        return _first(team, error)
-    return _first(team, None)
+        return _shared_error(team, error)
+    return _shared_error(team, None)
 
 
-def _first(team: Team, failed: Exception | None) -> Exception | None:
-    """What went wrong in any process, known to all."""
-    told = [text for text in team.all_gather(failed and str(failed)) if text is not None]
-    return failed or (OSError(told[0]) if told else None)
+def _shared_error(team: Team, error: Exception | None) -> Exception | None:
+    """The error of this process, else the first one of any process; None without errors."""
+    texts = [text for text in team.all_gather(error and str(error)) if text is not None]
+    return error or (OSError(texts[0]) if texts else None)
 
 
 def _save_model(folder: Path, denoiser: Denoiser, domain: DomainRecord | None) -> None:
-    """A new folder with ``model.json``, and the arrays of the domain's metadata."""
+    """Make the folder, with ``model.json`` and the arrays of the domain's metadata."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     record = None
     if domain is not None:
         metadata, arrays = without_arrays(domain.metadata)
-        record = asdict(replace(domain, metadata={})) | {"facts": metadata}
+        fields = asdict(replace(domain, metadata={})) | {"metadata": metadata}
+        record = {"facts" if key == "metadata" else key: value for key, value in fields.items()}
         if arrays:
             save_file({k: torch.from_numpy(v) for k, v in arrays.items()}, folder / FACTS)
     model = {"format": CHECKPOINT_FORMAT, **denoiser.describe(), "domain": record}
@@ -153,11 +154,11 @@ def _save_model(folder: Path, denoiser: Denoiser, domain: DomainRecord | None) -
 
 
 def _save_tensors(tensors: Mapping[str, Tensor], path: Path, team: Team) -> Exception | None:
-    """A file of tensors, or a folder of shards where they are spread over processes."""
+    """Write a file of tensors, or a folder of shards if they are spread over processes."""
     try:
         if any(isinstance(value, DTensor) for value in tensors.values()):
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that every rank wrote its own file, as it should
+                warnings.simplefilter("ignore")  # that each rank wrote its own file, as intended
                 values = {name: value.detach() for name, value in tensors.items()}
                 writer = HuggingFaceStorageWriter(str(path), save_distributed=True)
                 save_shards(values, storage_writer=writer)
@@ -169,25 +170,25 @@ def _save_tensors(tensors: Mapping[str, Tensor], path: Path, team: Team) -> Exce
     return None
 
 
-def _finish(aside: Path, final: Path, state: Mapping[str, Any]) -> None:
-    """The sizes of all files into ``state.json``; everything flushed, and the folder renamed."""
-    files = [file for file in sorted(aside.rglob("*")) if file.is_file()]
-    mode = stat.S_IMODE((aside / "model.json").stat().st_mode)
+def _finish(partial: Path, final: Path, state: Mapping[str, Any]) -> None:
+    """Write ``state.json`` with the sizes of all files, flush everything, and rename the folder."""
+    files = [file for file in sorted(partial.rglob("*")) if file.is_file()]
+    mode = stat.S_IMODE((partial / "model.json").stat().st_mode)
     for file in files:
-        file.chmod(mode)  # not for us alone, as safetensors makes them
-    sizes = {str(file.relative_to(aside)): file.stat().st_size for file in files}
-    (aside / "state.json").write_text(json.dumps(dict(state) | {"files": sizes}, indent=1))
-    for path in [*aside.rglob("*"), aside]:
-        flush(path)
+        file.chmod(mode)  # safetensors makes files that only their owner can read
+    sizes = {str(file.relative_to(partial)): file.stat().st_size for file in files}
+    (partial / "state.json").write_text(json.dumps(dict(state) | {"files": sizes}, indent=1))
+    for path in [*partial.rglob("*"), partial]:
+        fsync(path)
     shutil.rmtree(final, ignore_errors=True)
-    aside.rename(final)
-    flush(final.parent)
+    partial.rename(final)
+    fsync(final.parent)
 
 
 def prune(run: Path, keep: int, every: int | None = None) -> None:
-    """Remove what is older than the newest ``keep`` whole checkpoints of a run.
+    """Remove all but the newest ``keep`` whole checkpoints of a run.
 
-    Those of every ``every`` steps stay.
+    Checkpoints at multiples of ``every`` steps stay.
     """
     kept = 0
     for step in _steps(run):
@@ -197,16 +198,16 @@ def prune(run: Path, keep: int, every: int | None = None) -> None:
         if kept >= keep:
             shutil.rmtree(folder, ignore_errors=True)
             continue
-        with suppress(_Torn):  # a torn one does not count, or it could push out the last whole one
+        with suppress(_Torn):  # if a torn one counted, the last whole one could be removed
             open_checkpoint(folder)
             kept += 1
-    for rest in (run / "checkpoints").glob(".step-*.part"):
-        shutil.rmtree(rest, ignore_errors=True)
+    for leftover in (run / "checkpoints").glob(".step-*.part"):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint on disk, its sizes checked; tensors are read when asked for."""
+    """A whole checkpoint on disk, with file sizes checked; tensors are read on request."""
 
     path: Path
     state: Mapping[str, Any]
@@ -214,17 +215,17 @@ class Checkpoint:
 
     @property
     def run(self) -> Path:
-        """The run that it belongs to."""
+        """The folder of its run."""
         return self.path.parent.parent
 
     @property
     def step(self) -> int:
-        """Steps that were done."""
+        """Completed training steps."""
         return int(self.state["step"])
 
     @property
-    def means(self) -> list[str]:
-        """Names of the running means that it holds; the first is the one for samples."""
+    def ema_names(self) -> list[str]:
+        """Names of its EMAs of the parameters; the first is the default for sampling."""
         return list(self.state["ema"])
 
     def tensors(self, name: str) -> dict[str, Tensor]:
@@ -237,10 +238,10 @@ class Checkpoint:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What the domain had found in its data.
+        """The domain's metadata of its training data.
 
         Raises:
-            CheckpointError: arrays among it are missing or torn.
+            CheckpointError: its arrays are missing or torn.
         """
         metadata = self.model["domain"]["facts"]
         if not (self.path / FACTS).is_file():
@@ -253,15 +254,15 @@ class Checkpoint:
 
     @property
     def has_domain(self) -> bool:
-        """Whether it says which adapter it was trained with; not where that was given in Python."""
+        """Whether it records an adapter to open; False if the adapter was given in Python."""
         record = self.model.get("domain")
         return bool(record and record.get("section"))
 
     def open_domain(self, section: DomainSection | None = None) -> Domain:
-        """The adapter it was trained with, on what the data told then.
+        """The adapter it was trained with, with the metadata of the training data.
 
         Args:
-            section: in place of the section that it was trained with.
+            section: replaces the recorded section.
 
         Raises:
             CheckpointError: the record is broken, or the adapter has changed since.
@@ -274,12 +275,12 @@ class Checkpoint:
             raise
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
-                f"{self.path / 'model.json'}: the installed domain does not take what this model "
-                f"was trained with: {error!r}"
+                f"{self.path / 'model.json'}: the installed domain does not accept the section or "
+                f"metadata that this model was trained with: {error!r}"
             ) from None
 
     def build(self) -> Denoiser:
-        """The model with fresh weights, and its domain to be opened when it is asked for."""
+        """The model with newly initialized parameters; its domain is opened on first use."""
         try:
             denoiser = build(self.model)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -293,7 +294,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """The checkpoint in a folder ``step-N``.
 
     Raises:
-        CheckpointError: it is torn, or not one; the text says what is missing or short.
+        CheckpointError: it is torn, or not a checkpoint; the text names the missing or short file.
     """
     try:
         state = json.loads((path / "state.json").read_text())
@@ -307,30 +308,31 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise _Torn(f"{path}: torn: {error}") from None
     if version > CHECKPOINT_FORMAT:
         raise CheckpointError(
-            f"{path}: format {version} is newer than this jitkit reads ({CHECKPOINT_FORMAT}); update jitkit"
+            f"{path}: format {version} is newer than this jitkit reads ({CHECKPOINT_FORMAT}); "
+            "update jitkit"
         )
     for name, size in files.items():
         file = path / name
-        found = file.stat().st_size if file.is_file() else None
-        if found != size:
-            what = "is missing" if found is None else f"has {found} bytes of {size}"
-            raise _Torn(f"{path}: torn: {name} {what}")
+        actual = file.stat().st_size if file.is_file() else None
+        if actual != size:
+            problem = "is missing" if actual is None else f"has {actual} bytes of {size}"
+            raise _Torn(f"{path}: torn: {name} {problem}")
     return Checkpoint(path, state, model)
 
 
 def newest(run: Path) -> Checkpoint | None:
-    """The newest whole checkpoint of a run; torn ones are passed over with a warning.
+    """The newest whole checkpoint of a run; torn ones are skipped with a warning.
 
     Raises:
-        CheckpointError: the newest is of a newer jitkit, and going on before it would be wrong; or
-            there are some and none is whole.
+        CheckpointError: the newest is of a newer jitkit (resuming from an earlier one would be
+            wrong), or there are checkpoints and none is whole.
     """
     steps = _steps(run)
     for step in steps:
         try:
             return open_checkpoint(run / "checkpoints" / f"step-{step}")
         except _Torn as error:
-            warn(f"{error}; trying the one before it")
+            warn(f"{error}; trying the previous checkpoint")
     if steps:
         raise CheckpointError(
             f"{run / 'checkpoints'}: none of {len(steps)} checkpoints is whole; start another run "
@@ -349,30 +351,30 @@ def load(
     """A trained model, in eval mode, in float32; ``denoiser.autocast = torch.bfloat16`` is faster.
 
     Args:
-        path: a run's folder (its newest checkpoint is taken) or one of its ``step-N`` folders.
-        device: where to put it; a GPU if there is one, else the CPU, where not given.
-        ema: the running mean to use: its decay, ``"sigma-0.1"`` for a power function's or one that
-            `jitkit ema` made, or ``"none"`` for the weights themselves; the first that the run
-            keeps, if any, where not given.
-        domain: the adapter of the data; needed to decode and write samples only where the model was
-            trained with one that was given in Python.
+        path: a run's folder (its newest checkpoint is loaded) or one of its ``step-N`` folders.
+        device: where to put it; a GPU if there is one, else the CPU, if not given.
+        ema: the EMA of the parameters to load: its decay, ``"sigma-0.1"`` for a power-function EMA
+            or one that `jitkit ema` made, or ``"none"`` for the raw parameters; by default the
+            first EMA that the run keeps, if any.
+        domain: the adapter of the data; needed to decode and write samples only if the model was
+            trained with an adapter given in Python.
 
     Raises:
-        CheckpointError: there is no whole checkpoint, no such mean, or weights are missing,
-            unexpected or of the wrong shape; all of them are listed. Or ``domain`` has other axes,
-            channels or conditions than the model.
+        CheckpointError: there is no whole checkpoint, no such EMA, or parameters are missing,
+            unexpected or of the wrong shape (all are listed); or ``domain`` differs from the model
+            in axes, channels or conditions.
         RecipeError: ``domain`` is a class.
     """
     check_instance(domain)
-    found = find_checkpoint(Path(path))
-    denoiser = found.build()
+    checkpoint = find_checkpoint(Path(path))
+    denoiser = checkpoint.build()
     if domain is not None:
-        _check_fits(denoiser, domain, found.path)
+        _check_fits(denoiser, domain, checkpoint.path)
         denoiser.domain = domain
-    name = mean_named(found, ema)
-    path = found.path / ("model.safetensors" if name == "none" else f"ema-{name}.safetensors")
-    if name not in ("none", *found.means):
-        path = made_mean(found.run, name, found.step) or path
+    name = ema_name(checkpoint, ema)
+    path = checkpoint.path / ("model.safetensors" if name == "none" else f"ema-{name}.safetensors")
+    if name not in ("none", *checkpoint.ema_names):
+        path = posthoc_ema_file(checkpoint.run, name, checkpoint.step) or path
     load_weights(denoiser.network, read_tensors(path), str(path))
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -382,20 +384,20 @@ def load(
 def layout_difference(
     model: Mapping[str, Any], layout: Layout, conditions: Mapping[str, Condition]
 ) -> list[str]:
-    """Where samples are not those that a model was built for, as ``"layout.channels.0: u -> v"``.
+    """How data differ from those a model was built for, as ``"layout.channels.0: u -> v"``.
 
     Args:
-        model: layout and conditions as ``model.json`` has them.
-        layout, conditions: of the samples.
+        model: layout and conditions as in ``model.json``.
+        layout, conditions: of the data.
     """
-    both = (describe(*described(model)), describe(layout, conditions))  # what is new has a default
+    both = (describe(*described(model)), describe(layout, conditions))  # new keys get defaults
     return changes(*(json.loads(json.dumps(each)) for each in both))
 
 
 def _check_fits(denoiser: Denoiser, domain: Domain, where: Path) -> None:
-    """Stop where a domain's samples are not those of the model.
+    """Refuse a domain whose samples differ from the model's.
 
-    How it was built and trained is its own affair: patch, places that attention turns by, drop.
+    The model's own choices are not compared: patch, channels of positions, condition dropout.
     """
 
     def bare(of: Denoiser | Domain) -> tuple[Layout, dict[str, Condition]]:
@@ -406,7 +408,7 @@ def _check_fits(denoiser: Denoiser, domain: Domain, where: Path) -> None:
         lines = "".join(f"\n  {line}" for line in different[:20])
         raise CheckpointError(
             f"domain {type(domain).__name__} does not fit the model of {where}, which was built "
-            f"for other samples:{lines}\ngive the domain that it was trained with"
+            f"for other data:{lines}\ngive the domain that it was trained with"
         )
 
 
@@ -435,7 +437,7 @@ def find_checkpoint(path: Path) -> Checkpoint:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file, or of the folder of shards in its place, on the CPU.
+    """The tensors of a file, or of a folder of shards of that name, on the CPU.
 
     Raises:
         CheckpointError: it is missing or torn.
@@ -450,114 +452,117 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
-    """Put tensors into a module's parameters, every one of them and nothing else.
+    """Copy tensors into a module's parameters; names must match exactly.
 
     Raises:
-        CheckpointError: names that are missing or unexpected and shapes that differ, all listed.
+        CheckpointError: missing or unexpected names, wrong shapes, values not finite; all listed.
     """
     check_weights(dict(module.named_parameters()), tensors, where)
     for name, parameter in module.named_parameters():
-        put(parameter, tensors[name])
+        copy_into(parameter, tensors[name])
 
 
 def check_weights(
     expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: str
 ) -> None:
-    """Names and shapes, compared as `load_weights` does, without loading."""
-    mistakes = []
+    """Check names, shapes and values as `load_weights` does, without loading."""
+    errors = []
     if missing := [name for name in expected if name not in tensors]:
-        mistakes.append(f"missing: {listed(missing)}")
+        errors.append(f"missing: {listed(missing)}")
     if unexpected := [name for name in tensors if name not in expected]:
-        mistakes.append(f"unexpected: {listed(unexpected)}")
+        errors.append(f"unexpected: {listed(unexpected)}")
     wrong = [
         f"{name} {tuple(tensors[name].shape)} where the model has {tuple(value.shape)}"
         for name, value in expected.items()
         if name in tensors and tensors[name].shape != value.shape
     ]
     if wrong:
-        mistakes.append(f"wrong shape: {listed(wrong)}")
+        errors.append(f"wrong shape: {listed(wrong)}")
     if broken := [name for name, value in tensors.items() if not value.isfinite().all()]:
-        mistakes.append(f"not finite: {listed(broken)}")
-    if mistakes:
-        raise CheckpointError(f"{where} does not fit the model; " + "; ".join(mistakes))
+        errors.append(f"not finite: {listed(broken)}")
+    if errors:
+        raise CheckpointError(f"{where} does not fit the model; " + "; ".join(errors))
 
 
-def restore(found: Checkpoint, denoiser: Denoiser, ema: EMA, optimizer: Optimizer) -> None:
-    """Weights, means and optimizer as they were when the checkpoint was written.
+def restore(checkpoint: Checkpoint, denoiser: Denoiser, ema: EMA, optimizer: Optimizer) -> None:
+    """Restore parameters, EMAs and optimizer from a checkpoint, bit for bit.
 
     Raises:
-        CheckpointError: something does not fit; nothing has been changed then but the weights.
+        CheckpointError: something does not fit; only the parameters may have been changed then.
     """
     network = denoiser.network
-    load_weights(network, found.tensors("model"), str(found.path / "model.safetensors"))
-    for name, mean in ema.means.items():
-        file = f"ema-{mean_named(found, name)}"
-        tensors = found.tensors(file)
-        check_weights(mean, tensors, str(found.path / f"{file}.safetensors"))
-        for key, value in mean.items():
-            put(value, tensors[key])
-        del tensors  # before the next file is read
-    ema.updates = int(found.state["ema_updates"])
-    tensors = found.tensors("optimizer")
+    load_weights(network, checkpoint.tensors("model"), str(checkpoint.path / "model.safetensors"))
+    for name, average in ema.averages.items():
+        file = f"ema-{ema_name(checkpoint, name)}"
+        tensors = checkpoint.tensors(file)
+        check_weights(average, tensors, str(checkpoint.path / f"{file}.safetensors"))
+        for key, value in average.items():
+            copy_into(value, tensors[key])
+        del tensors  # free memory before the next file is read
+    ema.updates = int(checkpoint.state["ema_updates"])
+    tensors = checkpoint.tensors("optimizer")
     for name, parameter in network.named_parameters():
-        entries, keys = state_of(optimizer, parameter)
+        entries, keys = optimizer_state(optimizer, parameter)
         for key in keys:
             if f"{key}/{name}" not in tensors:
-                raise CheckpointError(f"{found.path / 'optimizer.safetensors'}: no {key}/{name}")
+                where = checkpoint.path / "optimizer.safetensors"
+                raise CheckpointError(f"{where}: no {key}/{name}")
             value = tensors[f"{key}/{name}"].to(parameter.device)
             if key != "step":
                 entries[key] = torch.empty_like(parameter)
-                put(entries[key], value)
+                copy_into(entries[key], value)
             else:
                 entries[key] = value
 
 
-def mean_named(found: Checkpoint, asked: float | str | None) -> str:
-    """The name of a running mean that a checkpoint holds, or that was made for its run.
+def ema_name(checkpoint: Checkpoint, requested: float | str | None) -> str:
+    """The name of an EMA of a checkpoint, or of one that `jitkit ema` made for its run.
 
-    ``"none"`` stands for the weights themselves, which are meant where it holds no mean.
+    ``"none"`` is the raw parameters; they are the default if the checkpoint has no EMA.
 
     Raises:
-        CheckpointError: there is no such mean.
+        CheckpointError: there is no such EMA.
     """
-    if asked == "none" or (asked is None and not found.means):
+    if requested == "none" or (requested is None and not checkpoint.ema_names):
         return "none"
-    if asked is None:
-        return found.means[0]
-    name = _canonical(str(asked))
-    if name in found.means or made_mean(found.run, name, found.step):
+    if requested is None:
+        return checkpoint.ema_names[0]
+    name = _canonical(str(requested))
+    run = checkpoint.run
+    if name in checkpoint.ema_names or posthoc_ema_file(run, name, checkpoint.step):
         return name
-    hint = f"; make it with: jitkit ema {found.run} --sigma-rel {name.removeprefix('sigma-')}"
+    hint = f"; make it with: jitkit ema {run} --sigma-rel {name.removeprefix('sigma-')}"
     raise CheckpointError(
-        f"{found.path}: no EMA {asked}; it has {listed(found.means)}, and none for the weights "
-        f"themselves{hint if name.startswith('sigma-') else ''}"
+        f"{checkpoint.path}: no EMA {requested}; it has {listed(checkpoint.ema_names)}, and none "
+        f"for the raw parameters{hint if name.startswith('sigma-') else ''}"
     )
 
 
 def _canonical(name: str) -> str:
-    """A mean's name as it is stored: ``0.10`` is ``0.1``."""
-    start = SIGMA if name.startswith(SIGMA) else ""
+    """An EMA's name as it is stored: ``0.10`` is ``0.1``."""
+    start = SIGMA_PREFIX if name.startswith(SIGMA_PREFIX) else ""
     with suppress(ValueError):
         return f"{start}{float(name.removeprefix(start))}"
     return name
 
 
-def made_mean(run: Path, name: str, step: int) -> Path | None:
-    """The newest file of a mean, as ``sigma-0.1``, that `jitkit ema` made up to a step of a run."""
+def posthoc_ema_file(run: Path, name: str, step: int) -> Path | None:
+    """The newest file of an EMA, as ``sigma-0.1``, that `jitkit ema` made up to a step of a run."""
     start, end = f"{name}-step-", ".safetensors"
-    made = {
+    files = {
         int(number): path
         for path in (run / "ema").glob(f"{start}*{end}")
         if (number := path.name.removeprefix(start).removesuffix(end)).isdigit()
     }
-    return made[max(found)] if (found := [number for number in made if number <= step]) else None
+    usable = [number for number in files if number <= step]
+    return files[max(usable)] if usable else None
 
 
 def _from_shards(folder: Path) -> dict[str, Tensor]:
-    """The whole tensors of a folder of shards, read in this process alone."""
+    """The whole tensors of a folder of shards, read in this process only."""
     reader = HuggingFaceStorageReader(str(folder))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that there is no process group, which is meant
+        warnings.simplefilter("ignore")  # that there is no process group, as intended
         entries = reader.read_metadata().state_dict_metadata
         tensors = {
             name: torch.empty(entry.size, dtype=entry.properties.dtype)
@@ -580,5 +585,5 @@ def _optimizer_tensors(optimizer: Optimizer, network: nn.Module) -> dict[str, Te
     return {
         f"{key}/{name}": value
         for name, parameter in network.named_parameters()
-        for key, value in state_of(optimizer, parameter)[0].items()
+        for key, value in optimizer_state(optimizer, parameter)[0].items()
     }

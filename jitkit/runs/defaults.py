@@ -1,8 +1,8 @@
-"""The best setting that a sweep found: the run's own defaults, beside its recipe.
+"""Default sampling settings of a run, found by a sweep: ``best.yaml`` beside its recipe.
 
-``best.yaml`` in the run's folder holds keys of section ``sample``, and which mean of the weights.
-Commands that open the run lay it over the recipe, say so in a line, and lay what they are asked
-over that. Whoever deletes the file is back at the recipe.
+It holds keys of section ``sample`` and the name of an EMA. Commands that open the run apply it on
+top of recipe.yaml, print it on one line, and apply their own overrides on top. Without the file
+the recipe's values apply.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from jitkit.errors import RecipeError
-from jitkit.recipe.yaml import Draft, YamlPosition, dumped, parsed
+from jitkit.recipe.renamed import RENAMED
+from jitkit.recipe.yaml import Draft, YamlPosition, dump_yaml, parse_yaml
 from jitkit.runs.run_dir import write_text
 from jitkit.utils.console import remark
 
@@ -23,12 +24,12 @@ Overrides = Mapping[str, Any] | Sequence[str]
 
 
 def write_best(folder: Path, settings: Mapping[str, Any], about: Mapping[str, Any]) -> Path:
-    """Write the defaults of a run.
+    """Write the default settings of a run.
 
     Args:
-        folder: the run's.
-        settings: values by ``"sample.guidance"``, ``"ema"``.
-        about: where they come from, for people.
+        folder: of the run.
+        settings: values by key, ``"sample.guidance"`` or ``"ema"``.
+        about: their origin, kept for the reader.
     """
     prefix = "sample."
     values: dict[str, Any] = {
@@ -37,37 +38,38 @@ def write_best(folder: Path, settings: Mapping[str, Any], about: Mapping[str, An
     if "ema" in settings:
         values["ema"] = str(settings["ema"])
     head = "# defaults of this run, found by a sweep; delete this file to go back to recipe.yaml\n"
-    write_text(folder / FILE, head + dumped({**values, "found": dict(about)}))
+    write_text(folder / FILE, head + dump_yaml({**values, "found": dict(about)}))
     return folder / FILE
 
 
 def read_best(folder: Path) -> tuple[dict[str, Any], str | None, int | None]:
-    """Keys of the recipe with their values, the mean of the weights, and the step they are for.
+    """Values by recipe key, the name of the EMA, and the step for which they were found.
 
-    Nothing of it without a file.
+    Empty and None without a file. Keys that an earlier jitkit named otherwise get today's names.
 
     Raises:
-        RecipeError: the file is not what `write_best` writes.
+        RecipeError: the file is not one that `write_best` writes.
     """
     path = folder / FILE
     if not path.is_file():
         return {}, None, None
-    draft = Draft(places={(): YamlPosition(str(path))})
+    draft = Draft(positions={(): YamlPosition(str(path))})
     try:
-        values = parsed(path.read_text(encoding="utf-8"), draft, file=str(path))
-        sample, mean = values.get("sample") or {}, values.get("ema")
+        values = parse_yaml(path.read_text(encoding="utf-8"), draft, file=str(path))
+        sample, ema = values.get("sample") or {}, values.get("ema")
         keys = {f"sample.{key}": value for key, value in sample.items()}
+        keys = {RENAMED.get(key, key): value for key, value in keys.items()}
         step = (values.get("found") or {}).get("step")
     except (AttributeError, UnicodeDecodeError) as error:
-        why = draft.mistakes[0].text if draft.mistakes else error
-        raise RecipeError(f"{path} cannot be read: {why}; mend or delete it") from None
-    return keys, None if mean is None else str(mean), step
+        reason = draft.problems[0].text if draft.problems else error
+        raise RecipeError(f"{path} cannot be read: {reason}; correct or delete it") from None
+    return keys, None if ema is None else str(ema), step
 
 
-def named(overrides: Overrides) -> list[str]:
-    """The keys that overrides are of.
+def override_keys(overrides: Overrides) -> list[str]:
+    """The keys that are overridden.
 
-    >>> named(["sample.guidance=3", "ema=0.99"]), named({"sample.steps": 20})
+    >>> override_keys(["sample.guidance=3", "ema=0.99"]), override_keys({"sample.steps": 20})
     (['sample.guidance', 'ema'], ['sample.steps'])
     """
     words = [overrides] if isinstance(overrides, str) else overrides
@@ -77,19 +79,21 @@ def named(overrides: Overrides) -> list[str]:
 def with_best(
     folder: Path, overrides: Overrides, ema: float | str | None
 ) -> tuple[Overrides, float | str | None]:
-    """What is asked of a run, laid over its own defaults; a line on standard error says which.
+    """Overrides and EMA on top of a run's defaults; the defaults used are shown on standard error.
 
     Args:
-        folder: the run's.
-        overrides, ema: what is asked.
+        folder: of the run.
+        overrides, ema: as requested.
     """
-    keys, mean, step = read_best(folder)
-    asked = [overrides] if isinstance(overrides, str) else overrides
-    used = {key: value for key, value in keys.items() if key not in named(overrides)}
+    keys, best_ema, step = read_best(folder)
+    requested = [overrides] if isinstance(overrides, str) else overrides
+    used = {key: value for key, value in keys.items() if key not in override_keys(overrides)}
     words = [f"{key}={json.dumps(value)}" for key, value in used.items()]
-    shown = words + ([f"ema {mean}"] if mean is not None and ema is None else [])
+    shown = words + ([f"ema {best_ema}"] if best_ema is not None and ema is None else [])
     if shown:
         at = "" if step is None else f", found at step {step}"
-        remark(f"from {folder / FILE}{at}: {', '.join(shown)}; delete it to go back to recipe.yaml")
-    ema = mean if ema is None else ema
-    return ({**used, **asked} if isinstance(asked, Mapping) else [*words, *asked]), ema
+        remark(f"from {folder / FILE}{at}: {', '.join(shown)}; delete it to return to recipe.yaml")
+    ema = best_ema if ema is None else ema
+    if isinstance(requested, Mapping):
+        return {**used, **requested}, ema
+    return [*words, *requested], ema

@@ -1,8 +1,8 @@
-"""The authors' checkpoints: their names and shapes into ours, and no code run on the way.
+"""Load official JiT checkpoints: convert parameter names and shapes, without running pickled code.
 
-They hold ``model``, ``model_ema1`` (decay .9999) and ``model_ema2`` (.9996), each a whole state
-dict whose keys may begin with ``net.``, and beside them the optimizer and an argparse Namespace
-(github.com/LTH14/JiT).
+A file of the official code (github.com/LTH14/JiT) has entries ``model``, ``model_ema1`` (decay
+.9999) and ``model_ema2`` (.9996), each a whole state dict whose keys may begin with ``net.``,
+besides the optimizer and an argparse Namespace.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from jitkit.sections import SIZES, ModelSection
 from jitkit.utils.console import warn
 
 ENTRIES = {"model_ema1": 0.9999, "model_ema2": 0.9996, "model": None}
-"""Entries of a checkpoint, the preferred first, and the decay of each running mean."""
+"""State dicts of an official checkpoint, the preferred one first, and the decay of each EMA."""
 
 _LABEL = "label"
 GROUP = "jitkit.official_weights"
-"""Entry point of the function that makes a domain for the size, channels and classes of weights."""
+"""Entry-point group of the function that makes the image domain of an official checkpoint."""
 _CHANNELS = {
     1: ("grey",),
     3: ("red", "green", "blue"),
@@ -48,7 +48,7 @@ _CHANNELS = {
 }
 
 
-# What has another shape than a JiT's passes unturned, to be listed with the others.
+# Tensors of unexpected shape are returned unchanged; `load_weights` lists them with the others.
 
 
 def _same(value: Tensor, channels: int) -> Tensor:
@@ -56,7 +56,7 @@ def _same(value: Tensor, channels: int) -> Tensor:
 
 
 def _flat(value: Tensor, channels: int) -> Tensor:
-    """A convolution over one patch, as a matrix."""
+    """The kernel of a convolution over one patch, as a matrix."""
     return value.flatten(1) if value.ndim == 4 else value
 
 
@@ -65,7 +65,7 @@ def _first(value: Tensor, channels: int) -> Tensor:
 
 
 def _channels_first(value: Tensor, channels: int) -> Tensor:
-    """Rows of the last layer from (row, column, channel) to (channel, row, column)."""
+    """Reorder rows of the last layer from (row, column, channel) to (channel, row, column)."""
     rows = len(value) if value.ndim else 0
     side = isqrt(rows // channels)
     if not rows or side * side * channels != rows:
@@ -91,17 +91,17 @@ _NAMES: tuple[tuple[str, str, Callable[[Tensor, int], Tensor]], ...] = (
 
 
 def translate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors under the authors' names (weights, gradients, EMA) to ours, layouts turned as needed.
+    """Convert tensors (parameters, gradients, EMA) from the official names and layouts to ours.
 
     Raises:
-        CheckpointError: a key that a JiT does not have, all of them listed.
+        CheckpointError: keys that a JiT does not have; all are listed.
     """
     channels = state["x_embedder.proj1.weight"].shape[1] if _PROJ1 in state else 3
     ours, unknown = {}, []
     for key, value in state.items():
-        for pattern, name, turn in _NAMES:
+        for pattern, name, convert in _NAMES:
             if match := re.fullmatch(pattern, key):
-                ours[match.expand(name)] = turn(value, channels)
+                ours[match.expand(name)] = convert(value, channels)
                 break
         else:
             if key != "pos_embed":
@@ -121,30 +121,30 @@ def load_official(
     weights: str | None = None,
     noise_scale: float | None = None,
 ) -> Denoiser:
-    """A checkpoint of the authors' code as a `Denoiser`, in eval mode, on the CPU.
+    """An official JiT checkpoint as a `Denoiser`, in eval mode, on the CPU.
 
-    Every size is read off the shapes, every key is checked, and no code from the file is run.
+    All sizes are inferred from tensor shapes, every key is checked, and no code in the file is run.
 
     Args:
-        source: a ``.pth`` file, or what it holds: a state dict, or a mapping of several.
-        in_context_start: the block before which in-context tokens join, counted from 0; the
-            shapes do not say. Where not given it is the paper's for its sizes, else a third of
-            the depth.
-        weights: which entry to take; the first of ``model_ema1``, ``model_ema2``, ``model`` that
-            is there where not given.
-        noise_scale: standard deviation of the noise it was trained on; what the file says, else
-            side / 256 (at least 1), where not given.
+        source: a ``.pth`` file or its contents: a state dict, or a mapping of several.
+        in_context_start: the block before which in-context tokens are inserted, counted from 0,
+            which shapes cannot tell; by default the paper's value for the model size, else a third
+            of the depth.
+        weights: the entry to load; by default the first present of ``model_ema1``, ``model_ema2``,
+            ``model``.
+        noise_scale: standard deviation of the training noise; by default that recorded in the
+            file, else side / 256 (at least 1).
 
     Raises:
-        CheckpointError: the file is missing or torn, wants to run code, or a key is missing,
-            unexpected or of the wrong shape; all of them are listed.
+        CheckpointError: the file is missing, torn or needs to run code, or keys are missing,
+            unexpected or of the wrong shape; all are listed.
     """
     where = str(source) if isinstance(source, str | Path) else "state dict"
     content = _read(Path(source)) if isinstance(source, str | Path) else source
     state = _choose(content, weights, where)
-    said = content.get("args")
-    said = vars(said) if isinstance(said, argparse.Namespace) else said
-    said = said if isinstance(said, Mapping) else {}
+    args = content.get("args")
+    args = vars(args) if isinstance(args, argparse.Namespace) else args
+    args = args if isinstance(args, Mapping) else {}
 
     try:
         layout, classes, sizes = _shapes(state, in_context_start)
@@ -152,33 +152,33 @@ def load_official(
         raise CheckpointError(f"{where}: {error}") from None
     except (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError) as error:
         raise CheckpointError(
-            f"{where}: not a JiT of the authors' code: {error} is missing or has a shape that "
+            f"{where}: not an official JiT checkpoint: {error} is missing or has a shape that "
             f"does not fit; found {listed(state)}"
         ) from error
     if (
         sizes.in_context_tokens
         and in_context_start is None
-        and not _of_the_paper((sizes.width, sizes.depth))
+        and not _paper_preset((sizes.width, sizes.depth))
     ):
         warn(
-            f"{where}: in-context tokens are taken to join before block {sizes.in_context_start}, "
-            "a third of the depth; in_context_start says otherwise"
+            f"{where}: in-context tokens are assumed to be inserted before block "
+            f"{sizes.in_context_start}, a third of the depth; set in_context_start if this is wrong"
         )
-    scale = said.get("noise_scale") if noise_scale is None else noise_scale
+    scale = args.get("noise_scale") if noise_scale is None else noise_scale
     scale = auto_noise_scale(layout.grid[0] ** 2) if scale is None else scale
-    drop = said.get("label_drop_prob")
+    drop = args.get("label_drop_prob")
     try:
         label = Category(classes, drop=0.1 if drop is None else float(drop))
-        diffusion = Diffusion(noise_scale=float(scale), t_eps=float(said.get("t_eps") or 0.05))
+        diffusion = Diffusion(noise_scale=float(scale), t_eps=float(args.get("t_eps") or 0.05))
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{where}: {error}") from None
     denoiser = Denoiser(layout, {_LABEL: label}, sizes, diffusion)
 
-    difference = (state["pos_embed"][0] - denoiser.network.code).abs().max()
-    if not difference < 1e-2:  # half precision alone moves it by 1e-3
+    difference = (state["pos_embed"][0] - denoiser.network.pos_embed).abs().max()
+    if not difference < 1e-2:  # half precision alone changes it by 1e-3
         raise CheckpointError(
-            f"{where}: pos_embed differs by {difference:.2g} from the fixed code of a "
-            f"{layout.grid} grid, so this model was built otherwise"
+            f"{where}: pos_embed differs by {difference:.2g} from the fixed position embedding "
+            f"of a {layout.grid} grid, so this model was built differently"
         )
     try:
         load_weights(denoiser.network, translate(state), "the checkpoint")
@@ -192,17 +192,17 @@ def load_official(
 def _read(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
-    zipped = zipfile.is_zipfile(path)  # torch's older files are not, and cannot be mapped
+    zipped = zipfile.is_zipfile(path)  # older torch files are not, and cannot be memory-mapped
     try:
         with (
             torch.serialization.safe_globals([argparse.Namespace]),
-            warnings.catch_warnings(action="ignore"),  # of pickles that it then refuses
+            warnings.catch_warnings(action="ignore"),  # about pickles that it then refuses
         ):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
-        if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
+        if code := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise CheckpointError(
-                f"{path}: it holds more than tensors and wants to run code ({found[1]}); refused"
+                f"{path}: it holds more than tensors and would run code ({code[1]}); refused"
             ) from None
         raise CheckpointError(f"{path}: not a checkpoint, or torn: no pickle of tensors") from None
     except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
@@ -214,12 +214,12 @@ def _read(path: Path) -> Mapping[str, Any]:
 
 
 def _entries(content: Mapping[str, Any]) -> list[str]:
-    """The state dicts that a file holds, the preferred first; none where it is one itself."""
+    """Names of the state dicts in a file, the preferred one first; empty for a bare state dict."""
     return [name for name in ENTRIES if isinstance(content.get(name), Mapping)]
 
 
 def _choose(content: Mapping[str, Any], weights: str | None, where: str) -> dict[str, Tensor]:
-    """The state dict that is asked for, without ``net.``."""
+    """The requested state dict, in float32, without the prefix ``net.``."""
     entries = _entries(content)
     if weights is not None and weights not in entries:
         raise CheckpointError(f"{where}: no entry {weights!r}; it has {listed(entries) or 'none'}")
@@ -231,10 +231,10 @@ def _choose(content: Mapping[str, Any], weights: str | None, where: str) -> dict
     return {key: value.float() for key, value in state.items()}
 
 
-def _of_the_paper(width_and_depth: tuple[int, int]) -> dict[str, Any]:
-    """The paper's own size of this width and depth; empty where there is none."""
-    own = [s for s in SIZES.values() if (s["width"], s["depth"]) == width_and_depth]
-    return own[0] if own else {}
+def _paper_preset(width_and_depth: tuple[int, int]) -> dict[str, Any]:
+    """The paper's model size of this width and depth; empty if there is none."""
+    presets = [s for s in SIZES.values() if (s["width"], s["depth"]) == width_and_depth]
+    return presets[0] if presets else {}
 
 
 def _shapes(state: Mapping[str, Tensor], in_context_start: int | None) -> tuple[Layout, int, Sizes]:
@@ -243,7 +243,7 @@ def _shapes(state: Mapping[str, Tensor], in_context_start: int | None) -> tuple[
     _, tokens, width = state["pos_embed"].shape
     side = isqrt(tokens) * patch
     if isqrt(tokens) ** 2 != tokens:
-        raise CheckpointError(f"pos_embed has {tokens} tokens, which make no square")
+        raise CheckpointError(f"pos_embed has {tokens} tokens, which is not a square number")
     rows, columns = Axis("row", side, patch), Axis("column", side, patch)
     names = _CHANNELS.get(channels) or tuple(f"channel {i}" for i in range(channels))
     blocks = [re.match(r"blocks\.(\d+)\.", key) for key in state]
@@ -253,7 +253,7 @@ def _shapes(state: Mapping[str, Tensor], in_context_start: int | None) -> tuple[
         raise CheckpointError(
             f"in_context_start is {in_context_start}, but the network has blocks 0 to {depth - 1}"
         )
-    preset = _of_the_paper((width, depth))
+    preset = _paper_preset((width, depth))
     resolved = ModelSection(
         width=width,
         depth=depth,
@@ -278,22 +278,22 @@ def import_official(
     weights: str | None = None,
     noise_scale: float | None = None,
 ) -> Path:
-    """Write a checkpoint of the authors' code as a run, and return its folder.
+    """Import an official JiT checkpoint as a run, and return its folder.
 
     Raises:
         CheckpointError: as in `load_official`.
-        RecipeError: the folder holds something already.
+        RecipeError: the folder is not empty.
     """
     if run.exists() and (not run.is_dir() or any(run.iterdir())):
-        raise RecipeError(f"{run} holds something already; choose another folder with --run DIR")
+        raise RecipeError(f"{run} is not empty; choose another folder with --run DIR")
     denoiser = load_official(source, in_context_start, weights=weights, noise_scale=noise_scale)
     if len(denoiser.layout.channels) not in _CHANNELS:
         raise CheckpointError(
-            f"{source}: {len(denoiser.layout.channels)} channels are no picture; use it in Python, "
-            "with jitkit.load_official"
+            f"{source}: {len(denoiser.layout.channels)} channels do not make an image; load it in "
+            "Python with jitkit.load_official"
         )
-    taken = [weights] if weights else _entries(_read(source))[:1]
-    decays = [decay for name in taken if (decay := ENTRIES[name]) is not None]
+    loaded = [weights] if weights else _entries(_read(source))[:1]
+    decays = [decay for name in loaded if (decay := ENTRIES[name]) is not None]
     section = section_of(denoiser.domain)
     assert section is not None
     recipe = load_recipe(
@@ -317,11 +317,16 @@ def import_official(
 
 
 def _image_domain(denoiser: Denoiser) -> Domain:
-    """The domain of the images that the model makes; its adapter registers itself in `GROUP`."""
-    (point,) = entry_points(group=GROUP)
+    """The domain of the images that the model generates; its adapter registers in `GROUP`."""
+    points = tuple(entry_points(group=GROUP))
+    if len(points) != 1:
+        raise CheckpointError(
+            f"{len(points)} packages register a domain for the images of official weights in the "
+            f"entry points {GROUP!r}, not one; install jitkit again: pip install -e ."
+        )
     label = denoiser.conditions[_LABEL]
     assert isinstance(label, Category)
-    domain: Domain = point.load()(
+    domain: Domain = points[0].load()(
         size=denoiser.layout.grid[0],
         channels=len(denoiser.layout.channels),
         classes=label.n,

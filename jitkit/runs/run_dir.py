@@ -1,18 +1,18 @@
-"""A run's folder: what was asked, where it ran, what happened.
+"""A run's folder: recipe, environment, logs, checkpoints, scores and samples.
 
 ```
 runs/digits/
   recipe.yaml        every key with its value
   environment.json   versions, machine, commit
   status.json        running, stopped (by a signal, saved), failed or done
-  metrics.jsonl      one object a step: what the run computed
-  speed.jsonl        how fast it went, and on what it waited
-  tensorboard/       the same numbers and pictures for TensorBoard, where it is installed
-  checkpoints/       step-N/, newest kept
+  metrics.jsonl      one object a step: loss and other metrics
+  speed.jsonl        throughput and waiting times
+  tensorboard/       the same metrics and figures for TensorBoard, if it is installed
+  checkpoints/       step-N/, the newest are kept
   evaluation.json    scores of samples
   sweeps/            scores under many settings; best.yaml has the best
-  samples/           pictures of samples while training; what `jitkit sample` writes
-  ema/               snapshots of power-function means, and what `jitkit ema` made of them
+  samples/           previews of samples while training; output of `jitkit sample`
+  ema/               snapshots of power-function EMAs, and the EMAs that `jitkit ema` makes
 ```
 """
 
@@ -32,8 +32,8 @@ from pathlib import Path
 from typing import Any
 
 from jitkit.errors import JitkitError, RecipeError
-from jitkit.utils.atomic import written_aside
-from jitkit.utils.cpu import cores, told_by_itself
+from jitkit.utils.atomic import atomic_write
+from jitkit.utils.cpu import cores, cpuinfo
 
 try:
     import fcntl
@@ -45,11 +45,10 @@ LIBRARIES = ("torch", "numpy", "safetensors", "pydantic", "pillow")
 
 
 def choose_folder(name: str, run: Path | None, *, new: bool) -> Path:
-    """The folder of a run: the one that is asked for, else ``runs/<name>``; with ``new``, one
-    beside it that does not exist yet.
+    """The folder of a run: ``run``, else ``runs/<name>``; with ``new``, an unused name beside it.
 
     Raises:
-        RecipeError: the folder holds something that is not a run.
+        RecipeError: the folder holds files but no run.
     """
     first = run or Path("runs") / name
     folder, number = first, 2
@@ -64,25 +63,25 @@ def choose_folder(name: str, run: Path | None, *, new: bool) -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small file aside and rename it, so that it is never half there."""
-    with written_aside(path) as aside:
-        aside.write_text(text, encoding="utf-8")
+    """Write a small text file atomically (`atomic_write`)."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def environment() -> dict[str, Any]:
-    """Versions, machine and the commit of the code, for the record."""
-    found = {}
+    """Versions, machine and the commit of the code."""
+    versions = {}
     for library in ("jitkit", *LIBRARIES):
         try:
-            found[library] = version(library)
+            versions[library] = version(library)
         except PackageNotFoundError:
-            found[library] = "not installed"
+            versions[library] = "not installed"
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {"python": platform.python_version()} | found,
+        "versions": {"python": platform.python_version()} | versions,
         "machine": {
             "system": platform.platform(),
-            "processor": told_by_itself("model name") or platform.processor(),
+            "processor": cpuinfo("model name") or platform.processor(),
             "cores": cores(),
         },
         "commit": _commit(),
@@ -90,10 +89,10 @@ def environment() -> dict[str, Any]:
 
 
 def append_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """Add lines of JSON to a file, all of them or, on a full disk, none.
+    """Append lines of JSON to a file: all of them or, on a full disk, none.
 
     Raises:
-        OSError: they cannot be written; the file is as it was.
+        OSError: they cannot be written; the file is unchanged.
     """
     lines = "".join(json.dumps(record) + "\n" for record in records).encode()
     with path.open("ab", buffering=0) as file:
@@ -107,7 +106,7 @@ def append_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
 
 
 def skipped_at_end(run: Path) -> int:
-    """How many of the last steps in ``metrics.jsonl`` were passed over, in a row."""
+    """How many of the last steps in ``metrics.jsonl`` were skipped, in a row."""
     path = run / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     skipped = takewhile(lambda line: "skipped" in json.loads(line), reversed(lines))
@@ -121,15 +120,15 @@ def locked(
     *,
     busy: str = "trains in {}; wait for it, or choose a folder with --run DIR",
 ) -> Iterator[None]:
-    """Keep other processes from writing in a run's folder while the block runs.
+    """Lock a run's folder against other writing processes while the block runs.
 
     Args:
-        run: the folder; made where it is not there.
+        run: the folder; made if it does not exist.
         writes: whether this process is the one of its team that writes.
-        busy: what another process does there, for people.
+        busy: for the error message, what another process does there.
 
     Raises:
-        JitkitError: another one does.
+        JitkitError: another process holds the lock.
     """
     if not writes or fcntl is None:
         yield
@@ -146,13 +145,13 @@ def locked(
         try:
             yield
         finally:
-            if [entry.name for entry in run.iterdir()] == [LOCK]:  # nothing has begun
+            if [entry.name for entry in run.iterdir()] == [LOCK]:  # nothing was written
                 lock.unlink()
                 run.rmdir()
 
 
 def cut_metrics(run: Path, step: int) -> None:
-    """Forget what was logged after a step, so that a run that goes on from it logs it once."""
+    """Remove metrics logged after a step, so that a run resumed from it logs each step once."""
     path = run / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     kept = []
@@ -167,7 +166,7 @@ def cut_metrics(run: Path, step: int) -> None:
 
 def _commit() -> str | None:
     try:
-        asked = subprocess.run(
+        described = subprocess.run(
             ["git", "-C", str(Path(__file__).resolve().parent), "describe", "--always", "--dirty"],
             capture_output=True,
             text=True,
@@ -175,4 +174,4 @@ def _commit() -> str | None:
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return asked.stdout.strip() or None
+    return described.stdout.strip() or None

@@ -1,1 +1,1 @@
-"""Samples from a trained model in physical units, and autoregressive forecasts."""
+"""Samples of a trained model in physical units, and autoregressive ensemble forecasts."""

@@ -1,4 +1,4 @@
-"""From a trained model to items in the files that their field uses."""
+"""Sample from a trained model: decoded items, or features of them, in batches over all ranks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from jitkit.utils.types import Array
 def generate(
     denoiser: Denoiser,
     n: int,
-    told: Conditioning,
+    conditioning: Conditioning,
     section: SampleSection,
     *,
     guide: Denoiser | None = None,
@@ -31,105 +31,107 @@ def generate(
     progress: bool = False,
     team: Team = ALONE,
 ) -> Iterator[Any]:
-    """Items in native form, made batch by batch as they are asked for.
+    """Samples as items in native form, generated lazily, batch by batch.
 
-    Processes of a team make the batches in turn; all must ask, and rank 0 alone gets items.
+    Ranks share the batches; all must iterate, and only rank 0 receives items.
 
     Args:
         denoiser: a model with its domain.
-        n: how many.
-        told: their conditions and masks, from `conditions_for`.
+        n: number of samples.
+        conditioning: their conditions and masks, from `conditioning_for`.
         section: section ``sample`` of a recipe.
-        guide: the weaker model of autoguidance; the one that the section names where not given.
+        guide: the weaker model of autoguidance; by default ``sample.autoguidance``.
         first: index of the first sample.
         progress: show a bar for each batch on a terminal.
         team: the processes that share the work.
 
     Raises:
-        CheckpointError, JitkitError: at once, as `guide_of`.
+        CheckpointError, JitkitError: on the call itself, as `load_guide`.
     """
-    guide = guide or guide_of(denoiser, section)  # at once: before anybody makes a folder
-    made = _made(denoiser, n, told, section, guide, progress, team, first)
+    guide = guide or load_guide(denoiser, section)  # now, before the caller makes a folder
+    batches = _batches(denoiser, n, conditioning, section, guide, progress, team, first)
     return (
         item
-        for start, x in made
+        for start, x in batches
         for begin, values in filter(None, team.gather(None if x is None else (start, x)))
-        for item in _decoded(denoiser, values, told.part(slice(begin, begin + len(values))))
+        for item in _decode(denoiser, values, conditioning.part(slice(begin, begin + len(values))))
     )
 
 
-def summarised(
+def generate_features(
     denoiser: Denoiser,
     n: int,
-    told: Conditioning,
+    conditioning: Conditioning,
     section: SampleSection,
-    summary: Callable[[Sequence[Any]], Array],
-    kept: Container[int] = (),
+    features: Callable[[Sequence[Any]], Array],
+    keep: Container[int] = (),
     *,
     guide: Denoiser | None = None,
     progress: bool = False,
     team: Team = ALONE,
 ) -> tuple[Array | None, list[Any]]:
-    """What a summary says of every sample, and some of the samples themselves, in their order.
+    """Features of all samples, and some of the samples as items, in order.
 
-    Each process summarises what it made, so that samples need not travel or be held.
+    Each rank computes the features of its own samples, so that only features are gathered.
 
     Args:
-        summary: items to (items, D) numbers.
-        kept: indices of samples that are returned as items.
-        denoiser, n, told, section, guide, progress, team: as in `generate`.
+        features: maps items to an array (items, D).
+        keep: indices of samples that are returned as items.
+        denoiser, n, conditioning, section, guide, progress, team: as in `generate`.
 
     Returns:
-        (n, D) numbers and the kept items; None and nothing in other processes than rank 0.
+        Features (n, D) and the kept items; None and an empty list on ranks other than 0.
     """
-    rows, items = [], []
-    guide = guide or guide_of(denoiser, section)
-    for start, x in _made(denoiser, n, told, section, guide, progress, team):
-        found = None
+    parts, items = [], []
+    guide = guide or load_guide(denoiser, section)
+    for start, x in _batches(denoiser, n, conditioning, section, guide, progress, team):
+        result = None
         if x is not None:
-            made = list(_decoded(denoiser, x, told.part(slice(start, start + len(x)))))
-            found = (summary(made), [item for i, item in enumerate(made, start) if i in kept])
-        for numbers, some in filter(None, team.gather(found)):
-            rows.append(numbers)
-            items += some
-    return np.concatenate(rows) if rows else None, items
+            part = conditioning.part(slice(start, start + len(x)))
+            decoded = list(_decode(denoiser, x, part))
+            kept = [item for i, item in enumerate(decoded, start) if i in keep]
+            result = (features(decoded), kept)
+        for values, kept in filter(None, team.gather(result)):
+            parts.append(values)
+            items += kept
+    return np.concatenate(parts) if parts else None, items
 
 
-def guide_of(denoiser: Denoiser, section: SampleSection) -> Denoiser | None:
-    """The weaker model that ``sample.autoguidance`` names; None without one.
+def load_guide(denoiser: Denoiser, section: SampleSection) -> Denoiser | None:
+    """The weaker model of ``sample.autoguidance``, a path or PATH@EMA; None if that is not set.
 
     Raises:
-        CheckpointError: there is no such checkpoint or mean.
-        JitkitError: it is no model of the same data.
+        CheckpointError: there is no such checkpoint or EMA.
+        JitkitError: the model is for other data.
     """
     if section.autoguidance is None:
         return None
-    path, mean = section.autoguidance, ""
+    path, ema = section.autoguidance, ""
     if "@" in path and not Path(path).exists():
-        path, _, mean = path.rpartition("@")
-    guide = load(path, device=denoiser.device, ema=mean or None)
+        path, _, ema = path.rpartition("@")
+    guide = load(path, device=denoiser.device, ema=ema or None)
     check_guide(denoiser, guide)
     guide.autocast = denoiser.autocast
     return guide
 
 
-def _made(
+def _batches(
     denoiser: Denoiser,
     n: int,
-    told: Conditioning,
+    conditioning: Conditioning,
     section: SampleSection,
     guide: Denoiser | None,
     progress: bool,
     team: Team,
     first: int = 0,
 ) -> Iterator[tuple[int, Tensor | None]]:
-    """This process's batches, with the place of each one's first sample; None when others end."""
+    """This rank's batches as (index of the first sample, x); x is None where none is left."""
     size = section.batch_size or team.min(fitting_batch(denoiser))
     size = min(size, -(-n // team.world))
-    for turn in range(0, n, size * team.world):
-        own = turn + team.rank * size
-        start = min(own, n - 1)  # who has nothing to do makes one for company: all call the network
-        part = told.part(slice(start, min(start + size, n)))
+    for offset in range(0, n, size * team.world):
+        own = offset + team.rank * size
+        start = min(own, n - 1)  # a rank without work samples too: all ranks must call the network
+        part = conditioning.part(slice(start, min(start + size, n)))
         x = sample(
             denoiser,
             min(size, n - start),
@@ -152,10 +154,10 @@ def _made(
         yield start, x if own < n else None
 
 
-def _decoded(denoiser: Denoiser, x: Tensor, told: Conditioning) -> Iterator[Any]:
+def _decode(denoiser: Denoiser, x: Tensor, conditioning: Conditioning) -> Iterator[Any]:
     """Samples as items."""
     for i, values in enumerate(x):
-        cond = {name: value[i].cpu() for name, value in told.cond.items()}
-        mask = None if told.mask is None else told.mask[i].expand_as(values)
-        coords = None if told.coords is None else told.coords[i]
+        cond = {name: value[i].cpu() for name, value in conditioning.cond.items()}
+        mask = None if conditioning.mask is None else conditioning.mask[i].expand_as(values)
+        coords = None if conditioning.coords is None else conditioning.coords[i]
         yield denoiser.domain.decode(Field(values, mask, cond, coords))

@@ -1,11 +1,11 @@
-"""Roll-outs: each sample is what the next one is told, for many starts and members.
+"""Autoregressive ensemble forecasts: each sampled state conditions the next one.
 
-    states before a start ── Sequential.told ── sample ── decode ── state ─┐
-                      ▲────────────────────────────────────────────────────┘
+    states before an initial time ── Autoregressive.conditioning ── sample ── decode ── state ─┐
+                                  ▲────────────────────────────────────────────────────────────┘
 
-A member is a function of the weights, the seed, its start and its number: the noise of each of its
-steps is drawn from a generator of its own, so that neither the batch that it is made in nor what
-else is asked changes it (but for rounding).
+A member is a function of the model, the seed, its initial time (start) and its number. Each member
+has one noise generator per step, so that batch composition and other members change it only by
+rounding.
 """
 
 from __future__ import annotations
@@ -26,39 +26,40 @@ from jitkit.diffusion.sampler import draw_noise, fitting_batch, sample
 from jitkit.errors import JitkitError, RecipeError, Stopped, listed
 from jitkit.fields import Field
 from jitkit.protocols import Autoregressive, ForecastWriter
+from jitkit.recipe.renamed import with_new_names
 from jitkit.runs.run_dir import locked, write_text
-from jitkit.sampling.generate import guide_of
+from jitkit.sampling.generate import load_guide
 from jitkit.sections import SampleSection
 from jitkit.utils.console import bar
 from jitkit.utils.distributed import ALONE, Team
 from jitkit.utils.json_arrays import unequal
 from jitkit.utils.seeding import mix
-from jitkit.utils.signals import Stop, listening
+from jitkit.utils.signals import Stop, catch_signals
 
-RECORD, PROGRESS, STATES = "record.json", "progress", "states"  # in the folder of a part
+RECORD, PROGRESS, STATES = "record.json", "progress", "states"  # in the folder .NAME.part
 LARGEST_BATCH = 64
 
 Member = tuple[str, int]
-"""A start and a member's number."""
+"""Initial time and member number."""
 
 
-def sequential(denoiser: Denoiser) -> Autoregressive:
-    """A model's domain, if its items follow one another.
+def autoregressive_domain(denoiser: Denoiser) -> Autoregressive:
+    """A model's domain, if it is a sequence of states.
 
     Raises:
-        JitkitError: they do not.
+        JitkitError: it is not.
     """
     domain = denoiser.domain
     if not isinstance(domain, Autoregressive) or not domain.is_sequence:
         raise JitkitError(
-            f"domain {type(domain).__name__}, as this model was trained, makes items that do not "
-            "follow one another; draw them with jitkit sample"
+            f"domain {type(domain).__name__}, with this model's recipe, has independent items, not "
+            "a sequence of states; use jitkit sample"
         )
     return domain
 
 
-class RollOut:
-    """Members of a start, step by step: ``roll_out("2020-01-01T00", range(8), 40)``."""
+class Rollout:
+    """Forecasts the members of an initial time: ``rollout("2020-01-01T00", range(8), 40)``."""
 
     def __init__(
         self,
@@ -68,47 +69,48 @@ class RollOut:
         batch_size: int | None = None,
         guide: Denoiser | None = None,
     ) -> None:
-        """Make ready.
+        """Choose the batch size and load the guide.
 
         Args:
             denoiser: a model whose domain is `Autoregressive`.
-            section: section ``sample`` of a recipe; its seed is the members'.
-            batch_size: members made at once; by the section or the memory where not given.
-            guide: the weaker model of autoguidance; the one that the section names where not given.
+            section: section ``sample`` of a recipe; its seed is that of the members.
+            batch_size: members per batch; by default ``sample.batch_size``, else what fits.
+            guide: the weaker model of autoguidance; by default ``sample.autoguidance``.
 
         Raises:
-            JitkitError: the domain is something else.
+            JitkitError: the domain is not a sequence of states.
         """
-        self.denoiser, self.domain, self.section = denoiser, sequential(denoiser), section
+        self.denoiser, self.section = denoiser, section
+        self.domain = autoregressive_domain(denoiser)
         self.batch_size = batch_size or section.batch_size or fitting_members(denoiser)
-        self._guide = guide or guide_of(denoiser, section)
+        self._guide = guide or load_guide(denoiser, section)
 
     def __call__(self, start: str, members: Sequence[int], steps: int) -> Iterator[Sequence[Any]]:
-        """The states of all members after each of so many steps, as items of the domain."""
-        known = list(self.domain.history(start))
-        histories = [known for _ in members]
+        """Yield the states of all members after each step, as items of the domain."""
+        initial = list(self.domain.history(start))
+        histories = [initial for _ in members]
         for step in range(1, steps + 1):
-            made: list[Any] = []
-            for at in range(0, len(members), self.batch_size):
-                rows = slice(at, at + self.batch_size)
-                chosen = [(start, member) for member in members[rows]]
-                made += self.advance(chosen, step, histories[rows])
+            states: list[Any] = []
+            for first in range(0, len(members), self.batch_size):
+                rows = slice(first, first + self.batch_size)
+                batch = [(start, member) for member in members[rows]]
+                states += self.advance(batch, step, histories[rows])
             histories = [
-                [*history[1:], item] for history, item in zip(histories, made, strict=True)
+                [*history[1:], state] for history, state in zip(histories, states, strict=True)
             ]
-            yield made
+            yield states
 
     @torch.no_grad()
     def advance(
         self, members: Sequence[Member], step: int, histories: Sequence[Sequence[Any]]
     ) -> list[Any]:
-        """The states of members at a step, made in one batch.
+        """The states of members at a step, sampled in one batch.
 
         Args:
-            members: whose.
+            members: initial time and number of each.
             step: counted from 1.
-            histories: the states before it, of each member, oldest first, as many as
-                `Sequential.known` gives.
+            histories: the previous states of each member, oldest first, as many as
+                `Autoregressive.history` returns.
         """
         denoiser, section = self.denoiser, self.section
         fields = [
@@ -137,28 +139,28 @@ class RollOut:
             mask=batch.mask,
             coords=batch.coords,
         ).cpu()
-        return [self._decoded(field, values) for field, values in zip(fields, x, strict=True)]
+        return [self._decode(field, values) for field, values in zip(fields, x, strict=True)]
 
-    def _decoded(self, told: Field, values: torch.Tensor) -> Any:
-        cut = values[(slice(None), *(slice(n) for n in told.values.shape[1:]))]
-        mask = None if told.mask is None else told.mask.expand_as(cut)
-        return self.denoiser.domain.decode(Field(cut, mask, told.cond, told.coords))
+    def _decode(self, template: Field, values: torch.Tensor) -> Any:
+        cropped = values[(slice(None), *(slice(n) for n in template.values.shape[1:]))]
+        mask = None if template.mask is None else template.mask.expand_as(cropped)
+        return self.denoiser.domain.decode(Field(cropped, mask, template.cond, template.coords))
 
 
 def fitting_members(denoiser: Denoiser) -> int:
-    """Members that are made at once where nothing says: a power of two that fits the memory."""
+    """Default number of members per batch: a power of two that fits in memory."""
     return int(1 << (min(LARGEST_BATCH, fitting_batch(denoiser)).bit_length() - 1))
 
 
 @dataclass(frozen=True)
 class ForecastRequest:
-    """What forecasts are asked.
+    """Requested forecasts.
 
     Attributes:
-        inits: where they start, in words of the domain.
-        lead: how far they go, in words of the domain.
-        members: of each start.
-        model: which weights and data they are of, for the record; plain data for JSON.
+        inits: initial times, as text that the domain parses.
+        lead: length of a forecast, as text that the domain parses.
+        members: for each initial time.
+        model: checkpoint and data, kept in the record; plain data for JSON.
     """
 
     inits: tuple[str, ...]
@@ -168,13 +170,13 @@ class ForecastRequest:
 
 
 @dataclass(frozen=True)
-class Forecast:
-    """What a file of forecasts holds.
+class EnsembleShape:
+    """Extent of a file of forecasts.
 
     Attributes:
-        starts: their names.
-        members: of each start, numbered from 0.
-        steps: of each.
+        starts: names of the initial times.
+        members: for each initial time, numbered from 0.
+        steps: of each member.
     """
 
     starts: tuple[str, ...]
@@ -185,96 +187,103 @@ class Forecast:
 def forecast(
     denoiser: Denoiser,
     section: SampleSection,
-    asked: ForecastRequest,
+    request: ForecastRequest,
     out: Path,
     *,
     team: Team = ALONE,
 ) -> str:
-    """Roll out ensembles and write them as they are made; go on where a file is unfinished.
+    """Write autoregressive ensemble forecasts to a file, step by step; resume an unfinished one.
 
-    The file grows beside its place, in the folder ``.NAME.part``, and is moved when all is in.
-    Processes of a team share the batches.
+    The file grows in the folder ``.NAME.part`` beside ``out`` and is moved when complete. Ranks
+    share the batches.
 
     Args:
         denoiser: a model whose domain is `Autoregressive`.
         section: section ``sample`` of a recipe.
-        asked: starts, lead, members.
-        out: the file's place.
+        request: initial times, lead, members.
+        out: path of the file.
         team: the processes that share the work.
 
     Returns:
-        What is in the file, in words.
+        A line on the contents of the file.
 
     Raises:
-        RecipeError: the place holds something else, or forecasts with other settings.
-        Stopped: a signal came; all finished steps are kept, and the same call goes on.
+        RecipeError: ``out`` holds something else, or forecasts with other settings.
+        Stopped: by a signal; all finished steps are kept, and the same call resumes.
     """
-    domain = sequential(denoiser)
-    whole = Forecast(_starts(domain, asked.inits), asked.members, domain.steps(asked.lead))
+    domain = autoregressive_domain(denoiser)
+    starts = _init_times(domain, request.inits)
+    shape = EnsembleShape(starts, request.members, domain.steps(request.lead))
     part = out.with_name(f".{out.name}.part")
     begun = domain.recorded(out) or _begun(part)
     batch = section.batch_size or (begun or {}).get("batch_size")
-    roll_out = RollOut(denoiser, section, batch_size=batch or _agreed_size(denoiser, team))
-    record = _record(whole, section, roll_out.batch_size, asked.model)
-    _check_place(out, begun, record)
-    told = f"{len(whole.starts)} starts x {whole.members} members x {whole.steps} steps in {out}"
+    rollout = Rollout(denoiser, section, batch_size=batch or _agreed_size(denoiser, team))
+    record = _record(shape, section, rollout.batch_size, request.model)
+    _check_output(out, begun, record)
+    summary = f"{len(shape.starts)} starts x {shape.members} members x {shape.steps} steps in {out}"
     if out.exists():
-        return f"{told}, all there already"
+        return f"{summary}, already complete"
     lock, busy = out.with_name(f".{out.name}.lock"), f"writes {out}; wait for it ({{}})"
     with locked(lock, team.is_main, busy=busy):
         with team.main_first():
-            file = _opened(domain, part, whole, record, make=team.is_main and begun is None)
-        with listening() as stop:
-            stopped = _fill(roll_out, whole, file, part, stop, team)
+            file = _opened(domain, part, shape, record, make=team.is_main and begun is None)
+        with catch_signals() as stop:
+            stopped = _fill(rollout, shape, file, part, stop, team)
         name = next((name for name in team.all_gather(stopped) if name), None)
         if name:
-            raise Stopped(f"{name}: all finished steps are in {part}; the same command goes on")
+            raise Stopped(f"{name}: all finished steps are in {part}; the same command resumes")
         if team.is_main:
             file.finish()
             os.replace(part / STATES, out)
             shutil.rmtree(part)
         team.barrier()
-    return told
+    return summary
 
 
 def _opened(
-    domain: Autoregressive, part: Path, whole: Forecast, record: Mapping[str, Any], *, make: bool
+    domain: Autoregressive,
+    part: Path,
+    shape: EnsembleShape,
+    record: Mapping[str, Any],
+    *,
+    make: bool,
 ) -> ForecastWriter:
-    """The file that grows, made first where it is to be."""
-    size = (whole.starts, whole.members, whole.steps)
+    """The unfinished file, opened for writing; created first if ``make``."""
+    size = (shape.starts, shape.members, shape.steps)
     if make:
         shutil.rmtree(part, ignore_errors=True)
         domain.forecasts(part / STATES, *size, record)
-        write_text(part / RECORD, json.dumps(record, indent=1))  # last: then all is there
+        write_text(part / RECORD, json.dumps(record, indent=1))  # last: marks the file as usable
     return domain.forecasts(part / STATES, *size, record)
 
 
 def _agreed_size(denoiser: Denoiser, team: Team) -> int:
-    """The same in all processes, since it decides which members make a batch."""
+    """Members per batch, equal on all ranks, since it decides which members form a batch."""
     return team.min(fitting_members(denoiser))
 
 
 def _begun(part: Path) -> dict[str, Any] | None:
-    """What a forecast was begun with; None where none was."""
+    """The record of an unfinished forecast; None if there is none."""
     try:
-        found: dict[str, Any] = json.loads((part / RECORD).read_text(encoding="utf-8"))
-        return found
+        record: dict[str, Any] = json.loads((part / RECORD).read_text(encoding="utf-8"))
+        return record
     except (OSError, ValueError):
         return None
 
 
-def _check_place(out: Path, begun: Mapping[str, Any] | None, record: Mapping[str, Any]) -> None:
-    """Whether a place is free, or holds forecasts that were made alike."""
+def _check_output(out: Path, begun: Mapping[str, Any] | None, record: Mapping[str, Any]) -> None:
+    """Refuse a path that holds no forecast, or a forecast with other settings."""
     if begun is None:
         if out.exists():
-            raise RecipeError(f"--out {out} holds something that is no forecast; choose a new name")
+            raise RecipeError(f"--out {out} exists and is no forecast; choose a new name")
         return
-    # keys of section sample that are younger than the file had their defaults
+    # keys of section sample that are newer than the file had their default values
     defaults = SampleSection().model_dump(mode="json", exclude={"batch_size"})
-    begun = dict(begun) | {"sample": defaults | dict(begun.get("sample", {}))}
+    old_record = with_new_names(dict(begun) | {"sample": dict(begun.get("sample", {}))})
+    old_record["sample"] = defaults | old_record["sample"]
     differences = [
         f"{key} was {json.dumps(old)}, now {json.dumps(new)}"
-        for key, old, new in unequal(begun, json.loads(json.dumps(record)))
+        for key, old, new in unequal(old_record, json.loads(json.dumps(record)))
     ]
     if differences:
         raise RecipeError(
@@ -285,36 +294,41 @@ def _check_place(out: Path, begun: Mapping[str, Any] | None, record: Mapping[str
 
 
 def _fill(
-    roll_out: RollOut, whole: Forecast, file: ForecastWriter, part: Path, stop: Stop, team: Team
+    rollout: Rollout,
+    shape: EnsembleShape,
+    file: ForecastWriter,
+    part: Path,
+    stop: Stop,
+    team: Team,
 ) -> str | None:
-    """Make what is missing of this process's batches; the name of a signal that came meanwhile."""
-    members = [(start, member) for start in whole.starts for member in range(whole.members)]
-    size = roll_out.batch_size
-    batches = [members[at : at + size] for at in range(0, len(members), size)]
+    """Sample the missing states of this rank's batches; the name of a signal that stopped it."""
+    members = [(start, member) for start in shape.starts for member in range(shape.members)]
+    size = rollout.batch_size
+    batches = [members[first : first + size] for first in range(0, len(members), size)]
     own = list(enumerate(batches))[team.rank :: team.world]
     done = {number: _steps_done(part, number) for number, _ in own}
-    before = sum(done[number] * len(batch) for number, batch in own)
-    total = whole.steps * sum(len(batch) for _, batch in own)
-    with bar("forecasting", total, unit="states", start=before) as show:
+    num_done = sum(done[number] * len(batch) for number, batch in own)
+    total = shape.steps * sum(len(batch) for _, batch in own)
+    with bar("forecasting", total, unit="states", start=num_done) as show:
         for number, batch in own:
             first, histories = done[number] + 1, list[Sequence[Any]]()
-            if first <= whole.steps:
-                histories = [_history(roll_out.domain, file, member, first) for member in batch]
-            for step in range(first, whole.steps + 1):
+            if first <= shape.steps:
+                histories = [_history(rollout.domain, file, member, first) for member in batch]
+            for step in range(first, shape.steps + 1):
                 if stop.name:
                     return stop.name
-                states = roll_out.advance(batch, step, histories)
+                states = rollout.advance(batch, step, histories)
                 for (start, member), state in zip(batch, states, strict=True):
                     file.write(start, member, step, state)
                 write_text(part / PROGRESS / f"{number}", str(step))
                 histories = [[*h[1:], s] for h, s in zip(histories, states, strict=True)]
-                before += len(batch)
-                show(before)
+                num_done += len(batch)
+                show(num_done)
     return None
 
 
 def _steps_done(part: Path, number: int) -> int:
-    """Steps of a batch that are in the file."""
+    """Finished steps of a batch."""
     try:
         return int((part / PROGRESS / f"{number}").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -322,34 +336,34 @@ def _steps_done(part: Path, number: int) -> int:
 
 
 def _history(domain: Autoregressive, file: ForecastWriter, member: Member, step: int) -> list[Any]:
-    """The states that a member is told at a step: known ones, then those in the file."""
-    known = list(domain.history(member[0]))
-    made = range(max(1, step - len(known)), step)
-    return [*known[len(made) :], *(file.read(*member, s) for s in made)]
+    """The states that condition a member at a step: initial ones, then forecast ones."""
+    initial = list(domain.history(member[0]))
+    made = range(max(1, step - len(initial)), step)
+    return [*initial[len(made) :], *(file.read(*member, s) for s in made)]
 
 
 def _record(
-    whole: Forecast, section: SampleSection, batch_size: int, model: Mapping[str, Any]
+    shape: EnsembleShape, section: SampleSection, batch_size: int, model: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Plain JSON that is equal for two files whose numbers are."""
+    """Settings as plain JSON; two files with equal records have equal values."""
     return {
-        "starts": list(whole.starts),
-        "members": whole.members,
-        "steps": whole.steps,
+        "starts": list(shape.starts),
+        "members": shape.members,
+        "steps": shape.steps,
         "model": dict(model),
         "sample": section.model_dump(mode="json", exclude={"batch_size"}),
         "batch_size": batch_size,
     }
 
 
-def _starts(domain: Autoregressive, words: Sequence[str]) -> tuple[str, ...]:
-    """The starts that words name, in their order.
+def _init_times(domain: Autoregressive, words: Sequence[str]) -> tuple[str, ...]:
+    """The requested initial times, in the domain's order.
 
     Raises:
-        RecipeError: one is named twice.
+        RecipeError: an initial time is given twice.
     """
-    found = list(domain.init_times(words))
-    twice = [name for name in dict.fromkeys(found) if found.count(name) > 1]
+    starts = list(domain.init_times(words))
+    twice = [name for name in dict.fromkeys(starts) if starts.count(name) > 1]
     if twice:
-        raise RecipeError(f"--init: {listed(twice)} is named twice")
-    return tuple(found)
+        raise RecipeError(f"--init: {listed(twice)} is given twice")
+    return tuple(starts)

@@ -1,7 +1,7 @@
-"""Arrays in chunks, read at random by many threads: one decode a chunk, in bounded memory.
+"""Chunked arrays: random reads by many threads through an LRU cache of decoded chunks.
 
-A `Source` hands out whole chunks of one variable as they are stored. `read_box` puts a box of cells
-together from the chunks that it touches, each of them through a `ChunkCache`.
+A `Source` returns whole chunks of one variable as stored. `read_box` assembles a box of cells from
+the chunks that it overlaps, each read through a `ChunkCache` of bounded size.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Box = tuple[slice, ...]
 
 
 class Source(Protocol):
-    """A variable as it is stored. Pickles without open files."""
+    """The chunks of a variable as stored. Pickles without open files."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -31,29 +31,29 @@ class Source(Protocol):
     """First cell of every chunk along each axis, then the size of the axis."""
 
     def chunk(self, index: tuple[int, ...]) -> Array:
-        """The stored values of a chunk, perhaps padded past the end of the array.
+        """The stored values of a chunk, possibly padded past the end of the array.
 
         Raises:
-            Exception: of any kind, where it cannot be read; `named` says which it was.
+            Exception: of any kind, if it cannot be read; `chunk_name` identifies the chunk.
         """
 
-    def named(self, index: tuple[int, ...]) -> str:
-        """The chunk's key, or how else to find it in its store."""
+    def chunk_name(self, index: tuple[int, ...]) -> str:
+        """The chunk's key or another identification within its store."""
 
     def stamp(self, index: tuple[int, ...]) -> str:
-        """What changes when the chunk is written anew: size and time, or an entity tag."""
+        """A version of the chunk that changes on rewriting: size and time, or an entity tag."""
 
 
 @runtime_checkable
 class Direct(Source, Protocol):
-    """A source that costs nothing to cut, such as a map of a file: its chunks need no cache."""
+    """A source sliced without cost, such as a memory-mapped file: its chunks need no cache."""
 
-    def cut(self, box: Box) -> Array:
+    def view(self, box: Box) -> Array:
         """The stored values of a box, not copied."""
 
 
-def regular(shape: Sequence[int], chunk: Sequence[int]) -> tuple[Array, ...]:
-    """Starts of equal chunks, the last of an axis cut at its end.
+def regular_starts(shape: Sequence[int], chunk: Sequence[int]) -> tuple[Array, ...]:
+    """Start of every chunk and the size, for each axis of a regular chunk grid.
 
     >>> [list(map(int, axis)) for axis in regular((5, 4), (2, 4))]
     [[0, 2, 4, 5], [0, 4]]
@@ -64,13 +64,13 @@ def regular(shape: Sequence[int], chunk: Sequence[int]) -> tuple[Array, ...]:
     )
 
 
-def longest(starts: Array) -> int:
-    """Cells of the longest chunk along an axis; at least 1."""
+def longest_chunk(starts: Array) -> int:
+    """Size of the longest chunk along an axis; at least 1."""
     return int(np.diff(starts).max()) if len(starts) > 1 else 1
 
 
-def as_box(source: Source, index: tuple[int, ...]) -> Box:
-    """The cells of a chunk that lie inside the array."""
+def chunk_box(source: Source, index: tuple[int, ...]) -> Box:
+    """The box of a chunk, clipped to the array."""
     return tuple(
         slice(int(starts[i]), int(starts[i + 1]))
         for starts, i in zip(source.starts, index, strict=True)
@@ -79,7 +79,7 @@ def as_box(source: Source, index: tuple[int, ...]) -> Box:
 
 @dataclass
 class Stats:
-    """What a cache has done: reads it answered from memory, chunks and bytes it had decoded."""
+    """Counters of a cache: hits, decoded chunks and decoded bytes."""
 
     hits: int = 0
     decoded: int = 0
@@ -87,74 +87,74 @@ class Stats:
 
 
 class ChunkCache:
-    """Chunks by key, the least recently used dropped first when they pass ``capacity`` bytes.
+    """LRU cache of decoded chunks, limited to ``capacity`` bytes.
 
-    Those that are being decoded count, each as large as the last one was. Two threads that want one
-    chunk wait for one decode. A chunk larger than ``capacity`` is handed out and not kept. A fork
-    starts empty, since the threads that would fill it are gone.
+    Chunks being decoded count too, each as large as the last one. Threads that request the same
+    chunk wait for one decode. A chunk larger than ``capacity`` is returned but not cached. A forked
+    process starts with an empty cache, because it lacks the threads that fill it.
     """
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self._forget()
+        self._reset()
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         self._process = os.getpid()
         self._lock = threading.Lock()
         self._kept: OrderedDict[Hashable, Array] = OrderedDict()
-        self._coming: dict[Hashable, Future[Array]] = {}
-        self.held = self._usual = 0
+        self._pending: dict[Hashable, Future[Array]] = {}
+        self.bytes_held = self._last_bytes = 0
         self.stats = Stats()
 
     def get(self, key: Hashable, decode: Callable[[], Array]) -> Array:
-        """The chunk of a key, decoded by the first who asks."""
+        """The chunk of a key, decoded by the first thread that requests it."""
         if self._process != os.getpid():
-            self._forget()
+            self._reset()
         with self._lock:
             chunk = self._kept.get(key)
             if chunk is not None:
                 self._kept.move_to_end(key)
                 self.stats.hits += 1
                 return chunk
-            coming = self._coming.get(key)
-            if coming is None:
-                mine: Future[Array] = Future()
-                self._coming[key] = mine
-                self._make_room(len(self._coming) * self._usual)
+            pending = self._pending.get(key)
+            if pending is None:
+                future: Future[Array] = Future()
+                self._pending[key] = future
+                self._make_room(len(self._pending) * self._last_bytes)
             else:
                 self.stats.hits += 1
-        if coming is not None:
-            return coming.result()
-        return self._decode(key, decode, mine)
+        if pending is not None:
+            return pending.result()
+        return self._decode(key, decode, future)
 
-    def _decode(self, key: Hashable, decode: Callable[[], Array], mine: Future[Array]) -> Array:
+    def _decode(self, key: Hashable, decode: Callable[[], Array], future: Future[Array]) -> Array:
         try:
             chunk = decode()
         except BaseException as error:
             with self._lock:
-                del self._coming[key]
-            mine.set_exception(error)
+                del self._pending[key]
+            future.set_exception(error)
             raise
         with self._lock:
             self.stats.decoded += 1
             self.stats.decoded_bytes += chunk.nbytes
             self._keep(key, chunk)
-            del self._coming[key]
-        mine.set_result(chunk)
+            del self._pending[key]
+        future.set_result(chunk)
         return chunk
 
     def _keep(self, key: Hashable, chunk: Array) -> None:
         if chunk.nbytes > self.capacity:
             return
-        self._usual = chunk.nbytes
+        self._last_bytes = chunk.nbytes
         self._make_room(chunk.nbytes)
         self._kept[key] = chunk
-        self.held += chunk.nbytes
+        self.bytes_held += chunk.nbytes
 
     def _make_room(self, size: int) -> None:
-        while self._kept and self.held + size > self.capacity:
+        while self._kept and self.bytes_held + size > self.capacity:
             _, old = self._kept.popitem(last=False)
-            self.held -= old.nbytes
+            self.bytes_held -= old.nbytes
 
     def __getstate__(self) -> dict[str, Any]:
         return {"capacity": self.capacity}
@@ -168,62 +168,62 @@ Fetch = Callable[[Sequence[tuple[int, ...]]], Iterable[Array]]
 
 
 def read_box(source: Source, box: Box, fetch: Fetch, dtype: np.dtype[Any]) -> Array:
-    """The cells of a box, (slices' lengths), as ``dtype``; the array is the caller's own.
+    """The cells of a box, shape (lengths of the slices), as a new array of ``dtype``.
 
     Args:
         source: where the chunks come from; only its ``starts`` are used.
         box: for each axis a slice with start, stop and positive step, inside the array.
-        fetch: gives chunks, perhaps longer than the part inside the array.
-        dtype: of the result; numbers are cast as they are copied.
+        fetch: returns chunks, possibly padded past the end of the array.
+        dtype: of the result; values are cast while copying.
     """
-    cuts = [parts(starts, cut) for starts, cut in zip(source.starts, box, strict=True)]
+    cuts = [chunk_slices(starts, cut) for starts, cut in zip(source.starts, box, strict=True)]
     out = np.empty([len(range(cut.start, cut.stop, cut.step)) for cut in box], dtype)
-    touched = list(itertools.product(*cuts))
-    indices = [tuple(number for number, _, _ in each) for each in touched]
-    for each, chunk in zip(touched, fetch(indices), strict=True):
-        inside, place = (tuple(each_axis[i] for each_axis in each) for i in (1, 2))
-        out[place] = chunk[inside]
+    overlaps = list(itertools.product(*cuts))
+    indices = [tuple(index for index, _, _ in each) for each in overlaps]
+    for each, chunk in zip(overlaps, fetch(indices), strict=True):
+        inside, target = (tuple(each_axis[i] for each_axis in each) for i in (1, 2))
+        out[target] = chunk[inside]
     return out
 
 
-def parts(starts: Array, cut: slice) -> list[tuple[int, slice, slice]]:
-    """For each chunk that a cut of an axis touches: its number, cells in it, cells of the cut."""
+def chunk_slices(starts: Array, cut: slice) -> list[tuple[int, slice, slice]]:
+    """For each chunk that a slice of an axis overlaps: its index, slice in it, slice of the cut."""
     if cut.stop <= cut.start:
         return []
-    if len(starts) == 2:  # one chunk, which most axes are
+    if len(starts) == 2:  # one chunk, the usual case
         return [(0, cut, slice(0, len(range(cut.start, cut.stop, cut.step))))]
     first, last = np.searchsorted(starts, [cut.start, cut.stop - 1], side="right") - 1
-    found = []
-    for number in range(int(first), int(last) + 1):
-        begin, end = int(starts[number]), int(starts[number + 1])
+    slices = []
+    for index in range(int(first), int(last) + 1):
+        begin, end = int(starts[index]), int(starts[index + 1])
         skipped = max(0, -(-(begin - cut.start) // cut.step))  # cells of the cut before this chunk
         inside = range(cut.start + skipped * cut.step, min(end, cut.stop), cut.step)
         if len(inside):
-            here = slice(inside.start - begin, inside[-1] + 1 - begin, cut.step)
-            found.append((number, here, slice(skipped, skipped + len(inside))))
-    return found
+            in_chunk = slice(inside.start - begin, inside[-1] + 1 - begin, cut.step)
+            slices.append((index, in_chunk, slice(skipped, skipped + len(inside))))
+    return slices
 
 
-def stretches(entries: Array) -> tuple[slice, ...]:
-    """Indices as the fewest slices with positive steps, read one after the other.
+def as_slices(entries: Array) -> tuple[slice, ...]:
+    """Indices as the fewest slices with positive steps, in order.
 
     >>> stretches(np.array([0, 1, 2, 5, 7, 9]))
     (slice(0, 3, 1), slice(5, 10, 2))
     """
-    found: list[slice] = []
+    slices: list[slice] = []
     at = 0
     while at < len(entries):
         step = int(entries[at + 1] - entries[at]) if at + 1 < len(entries) else 1
         end = at + 1
         while step > 0 and end < len(entries) and entries[end] - entries[end - 1] == step:
             end += 1
-        found.append(slice(int(entries[at]), int(entries[end - 1]) + 1, max(1, step)))
+        slices.append(slice(int(entries[at]), int(entries[end - 1]) + 1, max(1, step)))
         at = end
-    return tuple(found)
+    return tuple(slices)
 
 
-def block(shape: tuple[int, ...], itemsize: int, most: int = 2**22) -> tuple[int, ...]:
-    """A chunk of at most ``most`` bytes for data that have none: whole trailing axes.
+def block_shape(shape: tuple[int, ...], itemsize: int, most: int = 2**22) -> tuple[int, ...]:
+    """Shape of a block of at most ``most`` bytes for unchunked data: whole trailing axes first.
 
     >>> block((1000, 512, 1024), 4)
     (2, 512, 1024)

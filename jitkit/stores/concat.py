@@ -1,4 +1,4 @@
-"""Files that follow each other along a dimension, as one store."""
+"""Concatenation of files along a dimension into one store."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from jitkit.utils.types import Array
 if TYPE_CHECKING:
     import xarray
 
-SAMPLE = "sample"  # of The Well: simulations follow each other, though nothing numbers them
-COMPARED = 2**22  # cells of a variable without the dimension, up to which all files are compared
+SAMPLE = "sample"  # of The Well: simulations are concatenated, without a coordinate
+COMPARED = 2**22  # cells up to which a variable without the dimension is compared between files
 
 
-def joined(parts: Sequence[Contents], path: str) -> Contents:
-    """One store of several, in the order of the one dimension whose coordinate differs.
+def concatenate(parts: Sequence[Contents], path: str) -> Contents:
+    """One store of several files, ordered along the one dimension whose coordinate differs.
 
     Raises:
-        DataError: no dimension or several differ, files overlap, or differ in anything else.
+        DataError: none or several dimensions differ, files overlap or differ in anything else.
     """
     _check_names(parts)
-    dim, key = _order(parts, path)
+    dim, key = _concat_dim(parts, path)
     parts = _sorted(parts, key)
     _check_equal(parts, dim)
     first = parts[0]
@@ -36,27 +36,32 @@ def joined(parts: Sequence[Contents], path: str) -> Contents:
         first.attrs,
         _coords(parts, dim).drop_vars([dim] if key not in (None, dim) else [], errors="ignore"),
         {name: _join([p.variables[name] for p in parts], dim, name) for name in first.variables},
-        {name: _join([p.inner[name] for p in parts], dim, name) for name in first.inner},
+        {
+            name: _join([p.coord_variables[name] for p in parts], dim, name)
+            for name in first.coord_variables
+        },
     )
 
 
 def _check_names(parts: Sequence[Contents]) -> None:
     first = parts[0]
     for part in parts[1:]:
-        for what in ("variables", "inner"):
-            ours, theirs = getattr(first, what), getattr(part, what)
-            if odd := set(ours) ^ set(theirs):
+        for kind in ("variables", "coord_variables"):
+            ours, theirs = getattr(first, kind), getattr(part, kind)
+            if unmatched := set(ours) ^ set(theirs):
                 raise DataError(
-                    f"{first.path} and {part.path} are not alike: only one of them has "
-                    f"{listed(sorted(odd))}; files are joined that hold the same variables; others "
-                    "by xarray.open_mfdataset(paths).to_zarr('new.zarr')"
+                    f"{first.path} and {part.path} differ: only one of them has "
+                    f"{listed(sorted(unmatched))}; files to join must have the same variables; "
+                    "else use xarray.open_mfdataset(paths).to_zarr('new.zarr')"
                 )
             for name, variable in ours.items():
-                _check_alike(name, first.path, variable, part.path, theirs[name])
+                _check_dims_and_units(name, first.path, variable, part.path, theirs[name])
 
 
-def _check_alike(name: str, path: str, ours: Variable, other: str, theirs: Variable) -> None:
-    a, b = ours.described, theirs.described
+def _check_dims_and_units(
+    name: str, path: str, ours: Variable, other: str, theirs: Variable
+) -> None:
+    a, b = ours.info, theirs.info
     if a.dims != b.dims:
         raise DataError(
             f"{name!r} has dimensions {listed(a.dims)} in {path} and {listed(b.dims)} in {other}"
@@ -66,43 +71,43 @@ def _check_alike(name: str, path: str, ours: Variable, other: str, theirs: Varia
         raise DataError(f"{name!r} is in {units[0]} in {path} and in {units[1]} in {other}")
 
 
-def _order(parts: Sequence[Contents], path: str) -> tuple[str, str | None]:
-    """The dimension along which files follow each other, and the coordinate that tells their order.
+def _concat_dim(parts: Sequence[Contents], path: str) -> tuple[str, str | None]:
+    """The dimension to concatenate along, and the coordinate that orders the files.
 
-    It is the dimension's own or, where that is the same in all, another along it. Simulations of
-    The Well have none, and follow each other by name.
+    The dimension's own coordinate or, if that is the same in all files, another along it.
+    Simulations of The Well have none and are ordered by name.
     """
     first = parts[0].coords
-    telling: dict[str, list[str]] = {}
+    differing: dict[str, list[str]] = {}
     for name, coordinate in first.coords.items():
         if coordinate.ndim == 1 and not all(_same(p.coords[name], coordinate) for p in parts[1:]):
-            telling.setdefault(str(coordinate.dims[0]), []).append(str(name))
-    if len(telling) == 1:
-        ((dim, names),) = telling.items()
+            differing.setdefault(str(coordinate.dims[0]), []).append(str(name))
+    if len(differing) == 1:
+        ((dim, names),) = differing.items()
         return dim, dim if dim in names else names[0]
-    sampled = [any(SAMPLE in v.described.dims for v in p.variables.values()) for p in parts]
-    if not telling and all(sampled):
+    sampled = [any(SAMPLE in v.info.dims for v in p.variables.values()) for p in parts]
+    if not differing and all(sampled):
         return SAMPLE, None
     raise DataError(
         f"{path}: {len(parts)} files are joined along the one dimension whose coordinate differs "
-        f"between them, and {_what_differs(first, telling)}"
+        f"between them, but {_what_differs(first, differing)}"
     )
 
 
-def _what_differs(first: xarray.Dataset, telling: Mapping[str, Sequence[str]]) -> str:
-    if telling:
-        return f"those of {listed(telling)} differ here; give a glob of fewer files"
+def _what_differs(first: xarray.Dataset, differing: Mapping[str, Sequence[str]]) -> str:
+    if differing:
+        return f"those of {listed(differing)} differ here; give a glob of fewer files"
     scalars = [str(name) for name, c in first.coords.items() if not c.ndim]
     if not scalars:
         return "none differs here"
     return (
-        f"none differs here; if {listed(scalars)} tells them apart: xarray.open_mfdataset(paths, "
+        f"none differs here; if {listed(scalars)} differs: xarray.open_mfdataset(paths, "
         f"combine='nested', concat_dim={scalars[0]!r}).to_zarr('new.zarr')"
     )
 
 
 def _same(a: xarray.DataArray, b: xarray.DataArray) -> bool:
-    """Equal, floats up to the rounding of float32."""
+    """Whether two coordinates are equal, floats up to float32 rounding."""
     if a.shape != b.shape:
         return False
     x, y = a.values, b.values
@@ -114,32 +119,34 @@ def _same(a: xarray.DataArray, b: xarray.DataArray) -> bool:
 
 
 def _sorted(parts: Sequence[Contents], key: str | None) -> list[Contents]:
-    """Files in the order of a coordinate, rising or falling as inside them.
+    """Files ordered by a coordinate, ascending or descending as within the files.
 
     Raises:
-        DataError: two of them overlap, or one is out of order.
+        DataError: two files overlap, or one is not monotonic.
     """
     if key is None:
         return sorted(parts, key=lambda part: part.path)
     values = {part.path: part.coords[key].values for part in parts if part.coords[key].size}
-    falling = any(v[0] > v[-1] for v in values.values())
+    descending = any(v[0] > v[-1] for v in values.values())
     for path, v in values.items():
-        if not np.all(v[1:] < v[:-1] if falling else v[1:] > v[:-1]):
-            raise DataError(f"{path}: {key!r} does not {'fall' if falling else 'rise'} throughout")
+        if not np.all(v[1:] < v[:-1] if descending else v[1:] > v[:-1]):
+            raise DataError(
+                f"{path}: {key!r} does not {'fall' if descending else 'rise'} throughout"
+            )
     kept = [part for part in parts if part.path in values]
-    kept.sort(key=lambda part: values[part.path][0], reverse=falling)
+    kept.sort(key=lambda part: values[part.path][0], reverse=descending)
     for before, after in pairwise(kept):
         last, first = values[before.path][-1], values[after.path][0]
-        if last <= first if falling else last >= first:
+        if last <= first if descending else last >= first:
             raise DataError(
-                f"{before.path} and {after.path} overlap: {key!r} goes on to {last} in the one and "
-                f"starts at {first} in the other; give a glob of files that do not"
+                f"{before.path} and {after.path} overlap: {key!r} ends at {last} in the first and "
+                f"starts at {first} in the second; give a glob of files that do not overlap"
             )
     return kept
 
 
 def _check_equal(parts: Sequence[Contents], dim: str) -> None:
-    """What does not lie along the dimension is the same in every file."""
+    """Check that everything without the dimension is the same in every file."""
     first = parts[0]
     for part in parts[1:]:
         for name, coordinate in first.coords.variables.items():
@@ -148,19 +155,19 @@ def _check_equal(parts: Sequence[Contents], dim: str) -> None:
                 continue
             if not _same(first.coords[name], part.coords[name]):
                 raise DataError(
-                    f"{name!r} differs between {first.path} ({_ends(coordinate.values)}) and "
-                    f"{part.path} ({_ends(other.values)}); files are joined along {dim!r} alone"
+                    f"{name!r} differs between {first.path} ({_summary(coordinate.values)}) and "
+                    f"{part.path} ({_summary(other.values)}); files are joined along {dim!r} alone"
                 )
         for name, variable in first.variables.items():
             _check_static(name, variable, part.variables[name], dim)
 
 
-def _ends(values: Array) -> str:
+def _summary(values: Array) -> str:
     return f"{values.size} of {values.flat[0]} to {values.flat[-1]}" if values.size else "empty"
 
 
 def _check_static(name: str, ours: Variable, theirs: Variable, dim: str) -> None:
-    a, b = ours.described, theirs.described
+    a, b = ours.info, theirs.info
     for axis, size, other in zip(a.dims, a.shape, b.shape, strict=True):
         if size != other and axis != dim:
             raise DataError(
@@ -173,56 +180,54 @@ def _check_static(name: str, ours: Variable, theirs: Variable, dim: str) -> None
     same = np.array_equal(x, y, equal_nan=True) if x.dtype.kind in "fc" else np.array_equal(x, y)
     if not same:
         raise DataError(
-            f"{name!r} does not lie along {dim!r}, and differs between {ours.pieces[0].path} and "
+            f"{name!r} does not vary along {dim!r} but differs between {ours.pieces[0].path} and "
             f"{theirs.pieces[0].path}"
         )
 
 
 def _coords(parts: Sequence[Contents], dim: str) -> xarray.Dataset:
-    """Coordinates one behind the other; numbers that differ from file to file lie along ``dim``."""
+    """Concatenated coordinates; scalars that differ between files get dimension ``dim``."""
     import xarray
 
-    every: Any = xarray.Variable
+    variable: Any = xarray.Variable
     first = parts[0].coords
     sizes = [_size(part, dim) for part in parts]
     out: dict[Any, Any] = {}
     for name, coordinate in first.variables.items():
         each = [part.coords.variables[name] for part in parts]
         if dim in coordinate.dims:
-            out[name] = every.concat(each, dim)
-        elif not coordinate.ndim and any(not _same_number(e, coordinate) for e in each):
-            spread = [every.set_dims(e, {dim: n}) for e, n in zip(each, sizes, strict=True)]
-            out[name] = every.concat(spread, dim)
+            out[name] = variable.concat(each, dim)
+        elif not coordinate.ndim and any(not _same_scalar(e, coordinate) for e in each):
+            expanded = [variable.set_dims(e, {dim: n}) for e, n in zip(each, sizes, strict=True)]
+            out[name] = variable.concat(expanded, dim)
         else:
             out[name] = coordinate
     return xarray.Dataset(coords=out, attrs=first.attrs)
 
 
-def _same_number(a: Any, b: Any) -> bool:
+def _same_scalar(a: Any, b: Any) -> bool:
     return bool(np.array_equal(a.values, b.values, equal_nan=a.dtype.kind == "f"))
 
 
 def _size(part: Contents, dim: str) -> int:
-    every = [*part.variables.values(), *part.inner.values()]
-    return next(
-        v.described.shape[v.described.dims.index(dim)] for v in every if dim in v.described.dims
-    )
+    variables = [*part.variables.values(), *part.coord_variables.values()]
+    return next(v.info.shape[v.info.dims.index(dim)] for v in variables if dim in v.info.dims)
 
 
 def _join(each: Sequence[Variable], dim: str, name: str) -> Variable:
-    """A variable of every file as one; the first file's where it does not lie along ``dim``."""
-    first = each[0].described
+    """Concatenate a variable; without ``dim``, the first file's variable."""
+    first = each[0].info
     if dim not in first.dims:
         return each[0]
     axis = first.dims.index(dim)
     shape = list(first.shape)
-    shape[axis] = sum(v.described.shape[axis] for v in each)
-    dtypes = {v.described.dtype for v in each}
-    described = replace(
+    shape[axis] = sum(v.info.shape[axis] for v in each)
+    dtypes = {v.info.dtype for v in each}
+    info = replace(
         first,
         shape=tuple(shape),
         dtype=np.result_type(*dtypes) if len(dtypes) > 1 else first.dtype,
-        chunks=tuple(max(sizes) for sizes in zip(*(v.described.chunks for v in each), strict=True)),
-        missing=True if any(v.described.missing for v in each) else first.missing,
+        chunks=tuple(max(sizes) for sizes in zip(*(v.info.chunks for v in each), strict=True)),
+        missing=True if any(v.info.missing for v in each) else first.missing,
     )
-    return Variable(described, tuple(piece for v in each for piece in v.pieces), axis)
+    return Variable(info, tuple(piece for v in each for piece in v.pieces), axis)

@@ -1,10 +1,11 @@
-"""Copies on disk of what a recipe reads of a bucket or any other store, in chunks for training.
+"""Download (`jitkit fetch`): copy what a recipe reads to a local Zarr store, chunked for training.
 
-store ── Read: variables, entries ── Copied: shape, chunks ── blocks ── chunks ── copies.Copy
+store ── DownloadRequest: variables, entries ── CopiedVariable: shape, chunks ── blocks of chunks
+── local_copy.LocalCopy
 
-The copy is a Zarr store with the names, dimensions, coordinates, attributes and stored numbers of
-its source, cut to the entries that are read. It grows in ``FOLDER.part``, which is renamed when all
-is there; what a kill leaves is gone on with.
+The copy is a Zarr store with the names, dimensions, coordinates, attributes and stored values of
+its source, restricted to the entries that are read. It is written to ``FOLDER.part``, which is
+renamed when complete; an interrupted copy resumes.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jitkit.errors import DataError
-from jitkit.stores.chunks import stretches
-from jitkit.stores.local_copy import Copied, Copy, create, encoded
+from jitkit.stores.chunks import as_slices
+from jitkit.stores.local_copy import CopiedVariable, LocalCopy, create_array, encode_chunk
 from jitkit.utils.console import bar, say
 from jitkit.utils.types import Array
 
@@ -34,13 +35,21 @@ if TYPE_CHECKING:
     from jitkit.stores.store import Store
 
 COPY_FORMAT = 1
-CHUNK_BYTES = 2**21  # of the largest variable, before compression: a few steps of a coarse grid
-MOST_CHUNK_BYTES = 2**25  # of one step, above which its levels are chunks of their own
-BLOCK_BYTES = 2**26  # that a thread reads at once, so that each chunk of the source is read once
-MOST_BYTES = 2**30  # of the blocks, or of the source's chunks, that all threads hold
-EARLY_BYTES = 2**22  # of a variable that is copied before the copy is checked
-KEPT = ("units", "calendar", "dtype", "_FillValue", "missing_value", "scale_factor", "add_offset")
-"""How coordinates are stored, as far as a copy keeps it."""
+CHUNK_BYTES = 2**21  # of the largest variable, uncompressed: a few steps of a coarse grid
+MOST_CHUNK_BYTES = 2**25  # limit of a chunk; above it each level is a chunk
+BLOCK_BYTES = 2**26  # read by a thread at once, so that each source chunk is read once
+MOST_BYTES = 2**30  # of blocks, or source chunks, in memory of all threads
+EARLY_BYTES = 2**22  # limit of variables copied before the copy is checked
+KEPT_ENCODING = (
+    "units",
+    "calendar",
+    "dtype",
+    "_FillValue",
+    "missing_value",
+    "scale_factor",
+    "add_offset",
+)
+"""Encoding of coordinates that a copy keeps."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,12 +57,12 @@ class DownloadRequest:
     """What a recipe reads of one store.
 
     Attributes:
-        key: of section ``domain``, which points at the store: ``"path"``.
-        store: where it lies.
-        variables: data variables, and by dimension the entries that are read, rising; a dimension
-            that is not named is read whole.
-        sampled: dimensions that items are drawn from, the one that windows go along first.
-        attrs: global attributes of the copy, where entries that are left out change the source's.
+        key: the key of section ``domain`` with the store's path, such as ``"path"``.
+        store: the source.
+        variables: for each data variable, the entries read by dimension, ascending; other
+            dimensions are read whole.
+        sampled: dimensions that index items, the one of windows first.
+        attrs: global attributes of the copy that replace the source's.
     """
 
     key: str
@@ -63,101 +72,102 @@ class DownloadRequest:
     attrs: Mapping[str, Any] = field(default_factory=dict)
 
 
-def fetch(
-    read: DownloadRequest,
+def download(
+    request: DownloadRequest,
     folder: Path,
     *,
     threads: int,
     check: Callable[[Path], None] = lambda _: None,
 ) -> None:
-    """Copy what is read of a store into a folder, or go on with it, or mend it.
+    """Copy the requested data of a store into a folder; resume or repair an existing copy.
 
     Args:
-        read: what is copied.
-        folder: where to; new, or a copy that this function made, of which damaged parts are
-            fetched again.
-        threads: that read at once.
-        check: is asked about the copy when its coordinates and small variables are there, before
-            the large ones; what it raises stops the copy.
+        request: what to copy.
+        folder: new, or a copy made by this function, whose damaged files are downloaded again.
+        threads: number of parallel reads.
+        check: called with the copy's path when coordinates and small variables are written, before
+            the large ones; an exception stops the copy.
 
     Raises:
         DataError: the source cannot be read or has changed, the copy does not fit on the disk, the
-            folder holds something else.
+            folder has other content.
     """
-    variables = copied(read)
-    with Copy(folder, _asked(read, variables)) as copy:
-        sound = copy.sound(threads)
+    variables = copied_variables(request)
+    with LocalCopy(folder, _description(request, variables)) as copy:
+        intact = copy.intact_files(threads)
         missing = [
-            (v, block, lacking)
+            (v, block, absent)
             for v in variables
-            for block in _blocks(v, read.sampled)
-            if (lacking := [i for i in product(*block) if _key(v, i) not in sound])
+            for block in _blocks(v, request.sampled)
+            if (absent := [i for i in product(*block) if _key(v, i) not in intact])
         ]
-        _announce(read, copy, variables, missing)
-        if not copy.framed(sound):
-            copy.frame(partial(_write_frame, read, variables))
+        _announce(request, copy, variables, missing)
+        if not copy.metadata_complete(intact):
+            copy.write_metadata(partial(_write_metadata, request, variables))
         early = [each for each in missing if each[0].bytes <= EARLY_BYTES]
-        _fill(read.store, copy, early, threads)
-        check(copy.place)
-        _fill(read.store, copy, [each for each in missing if each[0].bytes > EARLY_BYTES], threads)
+        _fill(request.store, copy, early, threads)
+        check(copy.path)
+        _fill(
+            request.store, copy, [each for each in missing if each[0].bytes > EARLY_BYTES], threads
+        )
         copy.finish()
 
 
-def copied(read: DownloadRequest) -> list[Copied]:
+def copied_variables(request: DownloadRequest) -> list[CopiedVariable]:
     """The numeric variables of a copy and their chunks.
 
-    An entry that one variable asks for along a dimension is copied for all that have it, as one
-    coordinate holds for all.
+    An entry requested by one variable is copied for all variables with that dimension, because
+    they share the coordinate.
     """
-    entries = _entries(read)
-    numeric = [name for name in sorted(read.variables) if read.store.variables[name].numeric]
-    found = [_copied(read.store, name, entries) for name in numeric]
-    steps = _steps(found, read.sampled)
-    return [_chunked(v, read.sampled, steps) for v in found]
+    entries = _entries(request)
+    numeric = [name for name in sorted(request.variables) if request.store.variables[name].numeric]
+    variables = [_copied(request.store, name, entries) for name in numeric]
+    steps = _steps_per_chunk(variables, request.sampled)
+    return [_chunked(v, request.sampled, steps) for v in variables]
 
 
-def _copied(store: Store, name: str, entries: Mapping[str, Array]) -> Copied:
-    """A variable of a copy in one chunk."""
+def _copied(store: Store, name: str, entries: Mapping[str, Array]) -> CopiedVariable:
+    """A variable of a copy, as one chunk."""
     d = store.variables[name]
     where = tuple(entries.get(dim, np.arange(n)) for dim, n in zip(d.dims, d.shape, strict=True))
-    raw = store.alike(name)
+    raw = store.uniformly_stored(name)
     dtype: np.dtype[Any] = np.dtype(np.float32)
     encoding: dict[str, Any] = {"_FillValue": np.nan}
     if raw:
         dtype = np.dtype(bool) if d.dtype.kind == "b" else d.encoding["dtype"]
         encoding = {key: value for key, value in d.encoding.items() if key != "dtype"}
-    return Copied(name, d, where, tuple(map(len, where)), dtype, encoding, raw)
+    return CopiedVariable(name, d, where, tuple(map(len, where)), dtype, encoding, raw)
 
 
-def _entries(read: DownloadRequest) -> dict[str, Array]:
-    """By dimension, the entries that any variable reads; dimensions read whole are left out."""
-    asked: dict[str, list[Array]] = {}
+def _entries(request: DownloadRequest) -> dict[str, Array]:
+    """Union of the entries read by all variables, by dimension; whole dimensions are left out."""
+    requested: dict[str, list[Array]] = {}
     sizes: dict[str, int] = {}
-    for name, where in read.variables.items():
-        d = read.store.variables[name]
+    for name, where in request.variables.items():
+        d = request.store.variables[name]
         for dim, size in zip(d.dims, d.shape, strict=True):
             sizes[dim] = size
-            asked.setdefault(dim, []).append(np.asarray(where.get(dim, np.arange(size))))
-    united = {dim: np.unique(np.concatenate(each)) for dim, each in asked.items()}
-    return {dim: entries for dim, entries in united.items() if len(entries) < sizes[dim]}
+            requested.setdefault(dim, []).append(np.asarray(where.get(dim, np.arange(size))))
+    union = {dim: np.unique(np.concatenate(each)) for dim, each in requested.items()}
+    return {dim: entries for dim, entries in union.items() if len(entries) < sizes[dim]}
 
 
-def _steps(variables: Sequence[Copied], sampled: Sequence[str]) -> int:
-    """Steps of a chunk, the same for all variables, whose chunks are then read together."""
+def _steps_per_chunk(variables: Sequence[CopiedVariable], sampled: Sequence[str]) -> int:
+    """Steps per chunk, the same for all variables, so that their chunks are read together."""
     largest = max((_step_bytes(v, sampled) for v in variables), default=1)
     return max(1, CHUNK_BYTES // max(1, largest))
 
 
-def _step_bytes(v: Copied, sampled: Sequence[str]) -> int:
-    dims = zip(v.described.dims, v.shape, strict=True)
+def _step_bytes(v: CopiedVariable, sampled: Sequence[str]) -> int:
+    dims = zip(v.info.dims, v.shape, strict=True)
     return v.dtype.itemsize * prod(n for dim, n in dims if dim not in sampled)
 
 
-def _chunked(v: Copied, sampled: Sequence[str], steps: int) -> Copied:
-    """With chunks of a few steps and whole grids; large ones are cut along leading dimensions."""
+def _chunked(v: CopiedVariable, sampled: Sequence[str], steps: int) -> CopiedVariable:
+    """Chunks of a few steps of whole grids; large chunks are split along leading axes."""
     limits = dict.fromkeys(sampled, 1) | ({sampled[0]: steps} if sampled else {})
     chunks = [
-        max(1, min(n, limits.get(dim, n))) for dim, n in zip(v.described.dims, v.shape, strict=True)
+        max(1, min(n, limits.get(dim, n))) for dim, n in zip(v.info.dims, v.shape, strict=True)
     ]
     for axis in range(len(chunks)):
         if prod(chunks) * v.dtype.itemsize > MOST_CHUNK_BYTES:
@@ -165,15 +175,15 @@ def _chunked(v: Copied, sampled: Sequence[str], steps: int) -> Copied:
     return replace(v, chunks=tuple(chunks))
 
 
-def _asked(read: DownloadRequest, variables: Sequence[Copied]) -> dict[str, Any]:
-    """What a folder is a copy of: JSON that differs where the copies would."""
+def _description(request: DownloadRequest, variables: Sequence[CopiedVariable]) -> dict[str, Any]:
+    """JSON that identifies the content of a copy."""
     return {
         "format": COPY_FORMAT,
-        "source": read.store.path,
-        "group": read.store.group,
-        "data": read.store.fingerprint(read.variables),
-        "variables": sorted(read.variables),
-        "entries": {d: _digest(entries) for d, entries in sorted(_entries(read).items())},
+        "source": request.store.path,
+        "group": request.store.group,
+        "data": request.store.fingerprint(request.variables),
+        "variables": sorted(request.variables),
+        "entries": {d: _digest(entries) for d, entries in sorted(_entries(request).items())},
         "chunks": {v.name: list(v.chunks) for v in variables},
     }
 
@@ -182,42 +192,42 @@ def _digest(entries: Array) -> str:
     return hashlib.sha256(entries.astype("<i8").tobytes()).hexdigest()
 
 
-# What is told before it starts
+# Report before the start
 
 
 def _announce(
-    read: DownloadRequest,
-    copy: Copy,
-    variables: Sequence[Copied],
-    missing: Sequence[tuple[Copied, CopyBlock, Sequence[Index]]],
+    request: DownloadRequest,
+    copy: LocalCopy,
+    variables: Sequence[CopiedVariable],
+    missing: Sequence[tuple[CopiedVariable, CopyBlock, Sequence[Index]]],
 ) -> None:
-    """Say how much there is to do and whether the disk has room for it.
+    """Report the amount of data to download and check the free disk space.
 
     Raises:
-        DataError: it has not.
+        DataError: the disk is too small.
     """
     total = sum(v.bytes for v in variables)
-    left = sum(_chunk_bytes(v, index) for v, _, lacking in missing for index in lacking)
-    near = next(folder for folder in (copy.place, *copy.place.parents) if folder.exists())
-    free = shutil.disk_usage(near).free
-    names = f"{len(read.variables)} variable{'s' * (len(read.variables) != 1)}"
-    say(f"{read.store.path}: {names}, {gigabytes(total)} before compression")
-    source = sum(_source_bytes(read.store, v) for v in variables)
+    left = sum(_chunk_bytes(v, index) for v, _, absent in missing for index in absent)
+    existing = next(folder for folder in (copy.path, *copy.path.parents) if folder.exists())
+    free = shutil.disk_usage(existing).free
+    names = f"{len(request.variables)} variable{'s' * (len(request.variables) != 1)}"
+    say(f"{request.store.path}: {names}, {gigabytes(total)} before compression")
+    source = sum(_source_bytes(request.store, v) for v in variables)
     if source > 1.1 * total:
-        say(f"they lie in chunks of {gigabytes(source)}, which are fetched whole")
+        say(f"the source's chunks that contain them have {gigabytes(source)} and are read whole")
     if left < total:
-        say(f"{gigabytes(total - left)} of it are in {copy.place} already, and sound")
+        say(f"{gigabytes(total - left)} of it are in {copy.path} already, with correct checksums")
     if left > free:
         raise DataError(
-            f"{gigabytes(left)} do not fit: {gigabytes(free)} are free where {copy.place} lies; "
+            f"{gigabytes(left)} do not fit: {gigabytes(free)} are free on the disk of {copy.path}; "
             "choose another disk with --to, or fewer variables, levels or years in the recipe"
         )
     if left:
-        say(f"{gigabytes(left)} to fetch, {gigabytes(free)} free where {copy.place} lies")
+        say(f"{gigabytes(left)} to fetch, {gigabytes(free)} free on the disk of {copy.path}")
 
 
 def gigabytes(count: int) -> str:
-    """Bytes as people read them.
+    """Bytes as text with a unit.
 
     >>> gigabytes(59_700_000_000), gigabytes(2_048)
     ('59.7 GB', '2.05 kB')
@@ -227,31 +237,31 @@ def gigabytes(count: int) -> str:
     return f"{count / size:.3g} {unit}"
 
 
-def _source_bytes(store: Store, v: Copied) -> int:
-    """Of the source's chunks that hold a variable's entries, decoded."""
+def _source_bytes(store: Store, v: CopiedVariable) -> int:
+    """Decoded bytes of the source's chunks that contain a variable's entries."""
     cells = 1
-    for dim, entries in zip(v.described.dims, v.entries, strict=True):
+    for dim, entries in zip(v.info.dims, v.entries, strict=True):
         starts = store.starts(v.name, dim)
         touched = np.unique(np.searchsorted(starts, entries, side="right") - 1)
         cells *= int(np.diff(starts)[touched].sum())
-    return cells * v.described.encoding["dtype"].itemsize
+    return cells * v.info.encoding["dtype"].itemsize
 
 
 # Cells, block by block
 
 Index = tuple[int, ...]
-"""A chunk of a variable: its number along each dimension."""
+"""A chunk of a variable: its index along each dimension."""
 
 CopyBlock = tuple[range, ...]
-"""Chunks that are read at once: their numbers along each dimension."""
+"""Chunks read at once: their range of indices along each dimension."""
 
 
-def _blocks(v: Copied, sampled: Sequence[str]) -> Iterator[CopyBlock]:
-    """All chunks of a variable in blocks that hold whole chunks of the source, where they can."""
+def _blocks(v: CopiedVariable, sampled: Sequence[str]) -> Iterator[CopyBlock]:
+    """All chunks of a variable in blocks, of whole source chunks where possible."""
     parts = []
     most = BLOCK_BYTES // max(1, _step_bytes(v, sampled))  # steps
     for dim, chunk, count, source in zip(
-        v.described.dims, v.chunks, v.counts, v.described.chunks, strict=True
+        v.info.dims, v.chunks, v.counts, v.info.chunks, strict=True
     ):
         length = count
         if dim in sampled:
@@ -260,34 +270,34 @@ def _blocks(v: Copied, sampled: Sequence[str]) -> Iterator[CopyBlock]:
     yield from product(*parts)
 
 
-def _key(v: Copied, index: Index) -> str:
+def _key(v: CopiedVariable, index: Index) -> str:
     return f"{v.name}/{'.'.join(map(str, index)) or '0'}"
 
 
-def _cut(v: Copied, block: CopyBlock) -> list[Array]:
-    """The source's entries of a block along each dimension."""
+def _cut(v: CopiedVariable, block: CopyBlock) -> list[Array]:
+    """The source entries of a block along each dimension."""
     return [
         entries[part.start * chunk : part.stop * chunk]
         for part, chunk, entries in zip(block, v.chunks, v.entries, strict=True)
     ]
 
 
-def _block_bytes(v: Copied, block: CopyBlock) -> int:
+def _block_bytes(v: CopiedVariable, block: CopyBlock) -> int:
     return prod(len(entries) for entries in _cut(v, block)) * v.dtype.itemsize
 
 
-def _chunk_bytes(v: Copied, index: Index) -> int:
+def _chunk_bytes(v: CopiedVariable, index: Index) -> int:
     return _block_bytes(v, tuple(range(i, i + 1) for i in index))
 
 
 def _fill(
     store: Store,
-    copy: Copy,
-    missing: Sequence[tuple[Copied, CopyBlock, Sequence[Index]]],
+    copy: LocalCopy,
+    missing: Sequence[tuple[CopiedVariable, CopyBlock, Sequence[Index]]],
     threads: int,
 ) -> None:
-    """Fetch the chunks that are not there, several blocks at once."""
-    total = sum(len(lacking) for *_, lacking in missing)
+    """Download the missing chunks, several blocks in parallel."""
+    total = sum(len(absent) for *_, absent in missing)
     largest = max(
         (max(_block_bytes(v, block), _source_chunk_bytes(v)) for v, block, _ in missing), default=1
     )
@@ -295,100 +305,102 @@ def _fill(
     done = written = 0
     with (
         ThreadPoolExecutor(at_once, "jitkit-fetch") as pool,
-        bar("fetching", total, unit="chunks") as shown,
+        bar("fetching", total, unit="chunks") as progress,
     ):
         jobs = [pool.submit(_fetch_block, store, copy, *each) for each in missing]
         try:
-            for job, (*_, lacking) in zip(jobs, missing, strict=True):
+            for job, (*_, absent) in zip(jobs, missing, strict=True):
                 written += job.result()
-                done += len(lacking)
-                shown(done, f"{gigabytes(written)} written")
+                done += len(absent)
+                progress(done, f"{gigabytes(written)} written")
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
-def _source_chunk_bytes(v: Copied) -> int:
-    itemsize: int = v.described.encoding["dtype"].itemsize
-    return prod(v.described.chunks) * itemsize
+def _source_chunk_bytes(v: CopiedVariable) -> int:
+    itemsize: int = v.info.encoding["dtype"].itemsize
+    return prod(v.info.chunks) * itemsize
 
 
 def _fetch_block(
-    store: Store, copy: Copy, v: Copied, block: CopyBlock, lacking: Sequence[Index]
+    store: Store, copy: LocalCopy, v: CopiedVariable, block: CopyBlock, absent: Sequence[Index]
 ) -> int:
-    """Read a block and write those of its chunks that are lacking; bytes that were written."""
+    """Read a block and write its absent chunks; returns the bytes written."""
     cells = _cells(store, v, block)
     written = 0
-    for index in lacking:
-        place = tuple(
+    for index in absent:
+        chunk_slices = tuple(
             slice((i - part.start) * chunk, (i - part.start + 1) * chunk)
             for i, part, chunk in zip(index, block, v.chunks, strict=True)
         )
-        data = encoded(cells[place], v.chunks)
+        data = encode_chunk(cells[chunk_slices], v.chunks)
         copy.write(_key(v, index), data)
         written += len(data)
     return written
 
 
-def _cells(store: Store, v: Copied, block: CopyBlock) -> Array:
+def _cells(store: Store, v: CopiedVariable, block: CopyBlock) -> Array:
     """The cells of a block as the copy stores them."""
-    cuts = [stretches(entries) for entries in _cut(v, block)]
-    take = store.read_raw if v.raw else store.read
-    values = _gathered(take, v.name, v.described.dims, cuts, ())
-    return values.astype(v.dtype, copy=False)  # also back to the sign that a file stores
+    cuts = [as_slices(entries) for entries in _cut(v, block)]
+    read = store.read_raw if v.raw else store.read
+    values = _gather(read, v.name, v.info.dims, cuts, ())
+    return values.astype(v.dtype, copy=False)  # also restores the signedness in the file
 
 
-def _gathered(
-    take: Callable[..., Array],
+def _gather(
+    read: Callable[..., Array],
     name: str,
     dims: Sequence[str],
     cuts: Sequence[tuple[slice, ...]],
-    chosen: tuple[slice, ...],
+    selected: tuple[slice, ...],
 ) -> Array:
-    """A variable's cells along stretches of every dimension."""
-    axis = len(chosen)
+    """Cells of a variable by lists of slices along every dimension."""
+    axis = len(selected)
     if axis == len(dims):
-        return take(name, dict(zip(dims, chosen, strict=True)))
-    parts = [_gathered(take, name, dims, cuts, (*chosen, cut)) for cut in cuts[axis]]
+        return read(name, dict(zip(dims, selected, strict=True)))
+    parts = [_gather(read, name, dims, cuts, (*selected, cut)) for cut in cuts[axis]]
     return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=axis)
 
 
 # Coordinates, attributes, metadata
 
 
-def _write_frame(read: DownloadRequest, variables: Sequence[Copied], folder: Path) -> None:
-    """Write all of a copy but its cells: coordinates, what holds no numbers, and metadata."""
+def _write_metadata(
+    request: DownloadRequest, variables: Sequence[CopiedVariable], folder: Path
+) -> None:
+    """Write everything except chunks: coordinates, non-numeric variables and metadata."""
     import zarr
 
-    small = _small(read)
+    small = _small(request)
     small.to_zarr(folder, mode="w", zarr_format=2, consolidated=False)
     for v in variables:
-        create(folder, v)
+        create_array(folder, v)
     zarr.consolidate_metadata(folder, zarr_format=2)
 
 
-def _small(read: DownloadRequest) -> xarray.Dataset:
-    """Coordinates cut to the entries, and variables of text or times, in memory.
+def _small(request: DownloadRequest) -> xarray.Dataset:
+    """Coordinates restricted to the entries, and variables of text or times, in memory.
 
-    A dimension that is cut and has no coordinate gets one, its entries' numbers in the source: a
-    recipe that chooses by number then means the same ones.
+    A restricted dimension without coordinate gets one, the indices in the source, so that a recipe
+    that selects by index selects the same entries.
     """
     import xarray
 
-    store, entries = read.store, _entries(read)
-    dims = {dim for name in read.variables for dim in store.variables[name].dims}
-    beyond = [name for name, c in store.coords.coords.items() if not set(c.dims) <= dims]
-    small = store.coords.drop_vars(beyond).copy()
-    small = small.isel({dim: chosen for dim, chosen in entries.items() if dim in small.dims})
+    store, entries = request.store, _entries(request)
+    dims = {dim for name in request.variables for dim in store.variables[name].dims}
+    unrelated = [name for name, c in store.coords.coords.items() if not set(c.dims) <= dims]
+    small = store.coords.drop_vars(unrelated).copy()
+    small = small.isel({dim: indices for dim, indices in entries.items() if dim in small.dims})
     small = small.assign_coords(
-        {dim: (dim, chosen) for dim, chosen in entries.items() if dim not in small.variables}
+        {dim: (dim, indices) for dim, indices in entries.items() if dim not in small.variables}
     )
-    for name in read.variables:
+    for name in request.variables:
         d = store.variables[name]
         if not d.numeric:
             whole = xarray.Variable(d.dims, store.read_raw(name), d.attrs)
             small[name] = whole.isel({dim: entries[dim] for dim in d.dims if dim in entries})
     for variable in small.variables.values():
-        kept = {key: value for key, value in variable.encoding.items() if key in KEPT}
+        kept = {key: value for key, value in variable.encoding.items() if key in KEPT_ENCODING}
         variable.encoding = kept
-    return small.assign_attrs({**store.attrs, **read.attrs})
+    return small.assign_attrs({**store.attrs, **request.attrs})

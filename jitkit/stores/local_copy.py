@@ -1,9 +1,9 @@
-"""A copy that is being made: files that are written aside and renamed, and a list of them.
+"""Local copy of a store: files written atomically, with a log of lengths and checksums to resume.
 
-FOLDER.part/            the copy until it is whole, then FOLDER
+FOLDER.part/            the copy until it is complete, then FOLDER
   .zgroup ...           a Zarr store (v2, consolidated)
-  .fetch/asked.json     what it is a copy of
-  .fetch/written.jsonl  a line for each file: its key, length and checksum
+  .fetch/asked.json     the content of the copy
+  .fetch/written.jsonl  one line per file: key, length, checksum, whether metadata
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from jitkit.errors import DataError, listed
-from jitkit.utils.atomic import written_aside
+from jitkit.utils.atomic import atomic_write
 from jitkit.utils.console import bar
 from jitkit.utils.types import Array
 
 if TYPE_CHECKING:
-    from jitkit.stores.variables import Described
+    from jitkit.stores.variables import VariableInfo
 
 try:
     import fcntl
@@ -36,25 +36,25 @@ except ImportError:  # Windows
 
 NOTES = ".fetch"
 WRITTEN = f"{NOTES}/written.jsonl"
-LAST = ".zmetadata"  # what xarray and zarr look for first, written when all that it names is there
+LAST = ".zmetadata"  # read first by xarray and zarr, so written after everything it lists
 
 
 @dataclass(frozen=True, eq=False)
-class Copied:
+class CopiedVariable:
     """A variable of a copy.
 
     Attributes:
         name: as in the source.
-        described: the source's variable.
-        entries: along each of its dimensions, those of the source that are copied.
+        info: of the source variable.
+        entries: source entries to copy, along each dimension.
         chunks: of the copy.
-        dtype, encoding: how its numbers are stored; as in the source, where one way holds for all
-            of its files, else as physical values in float32.
-        raw: whether stored numbers are copied as they are.
+        dtype, encoding: as in the source if the same in all files, else physical values in
+            float32.
+        raw: whether stored values are copied unchanged.
     """
 
     name: str
-    described: Described
+    info: VariableInfo
     entries: tuple[Array, ...]
     chunks: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -68,143 +68,141 @@ class Copied:
 
     @property
     def bytes(self) -> int:
-        """Of its numbers before compression."""
+        """Uncompressed size."""
         return prod(self.shape) * self.dtype.itemsize
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """Chunks along each dimension."""
+        """Number of chunks along each dimension."""
         return tuple(ceil(n / chunk) for n, chunk in zip(self.shape, self.chunks, strict=True))
 
 
-class Copy:
-    """A copy in a folder, begun, going on or whole, to be used in a ``with`` block.
+class LocalCopy:
+    """A copy in a folder, new, partial or complete, as a context manager.
 
-    `write` is safe for threads; another process that makes the same copy is refused.
+    `write` is thread-safe; another process that makes the same copy is refused.
 
     Attributes:
-        place: where it lies now: ``FOLDER.part`` until it is whole.
+        path: current folder: ``FOLDER.part`` until it is complete.
     """
 
-    def __init__(self, folder: Path, asked: Mapping[str, Any]) -> None:
-        """Find a copy, or begin one.
+    def __init__(self, folder: Path, description: Mapping[str, Any]) -> None:
+        """Open an existing copy or start one.
 
         Args:
-            folder: where it is to lie.
-            asked: what it is a copy of, as JSON.
+            folder: of the complete copy.
+            description: the content of the copy, as JSON.
 
         Raises:
-            DataError: the folder holds something else, or the copy of something else, or another
-                process is at it.
+            DataError: the folder has other content, or another process is writing it.
         """
         self._folder = folder
-        begun = folder.exists() and not _is_empty(folder)
-        self.place = folder if begun else folder.with_name(f"{folder.name}.part")
-        self._writing = threading.Lock()
-        self._check(asked)
-        (self.place / NOTES).mkdir(parents=True, exist_ok=True)
-        self._lock = _locked(self.place / NOTES / "lock")
-        self._put(self.place / NOTES / "asked.json", json.dumps(asked, indent=1).encode())
+        complete = folder.exists() and not _is_empty(folder)
+        self.path = folder if complete else folder.with_name(f"{folder.name}.part")
+        self._log_lock = threading.Lock()
+        self._check(description)
+        (self.path / NOTES).mkdir(parents=True, exist_ok=True)
+        self._lock = _locked(self.path / NOTES / "lock")
+        self._put(self.path / NOTES / "asked.json", json.dumps(description, indent=1).encode())
 
-    def __enter__(self) -> Copy:
+    def __enter__(self) -> LocalCopy:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._lock.close()
-        if self.place != self._folder and not (self.place / WRITTEN).exists():  # nothing has begun
-            shutil.rmtree(self.place)
+        if self.path != self._folder and not (self.path / WRITTEN).exists():  # nothing was written
+            shutil.rmtree(self.path)
 
-    def _check(self, asked: Mapping[str, Any]) -> None:
-        if not self.place.exists() or _is_empty(self.place):
+    def _check(self, description: Mapping[str, Any]) -> None:
+        if not self.path.exists() or _is_empty(self.path):
             return
-        notes = self.place / NOTES / "asked.json"
+        notes = self.path / NOTES / "asked.json"
         if not notes.is_file():
             raise DataError(
-                f"{self.place} holds something that is no copy made here; choose a new folder"
+                f"{self.path} has files that are no copy by `jitkit fetch`; choose a new folder"
             )
         try:
-            found = json.loads(notes.read_text(encoding="utf-8"))
+            existing = json.loads(notes.read_text(encoding="utf-8"))
         except ValueError:
-            found = {}
-        other = [key for key in asked if found.get(key) != asked[key]]
-        if other:
-            changed = "has changed since it was begun" if other == ["data"] else "differs"
+            existing = {}
+        different = [key for key in description if existing.get(key) != description[key]]
+        if different:
+            how = "has changed since the copy started" if different == ["data"] else "differs"
             raise DataError(
-                f"{self.place} holds the copy of other data: its {listed(other)} {changed}; choose "
+                f"{self.path} has a copy of other data: its {listed(different)} {how}; choose "
                 "a new folder, or delete that one"
             )
 
-    def sound(self, threads: int) -> set[str]:
-        """Keys of the files that are as they were written; all of them are read."""
-        noted = self._noted()
-        found: set[str] = set()
+    def intact_files(self, threads: int) -> set[str]:
+        """Keys of the files with correct length and checksum; reads all files."""
+        logged = self._read_log()
+        intact: set[str] = set()
         with (
             ThreadPoolExecutor(threads) as pool,
-            bar(f"checking {self.place}", len(noted), unit="files") as shown,
+            bar(f"checking {self.path}", len(logged), unit="files") as progress,
         ):
-            intact = pool.map(self._intact, noted, noted.values())
-            for done, (key, whole) in enumerate(zip(noted, intact, strict=True), 1):
-                if whole:
-                    found.add(key)
-                shown(done)
-        return found
+            results = pool.map(self._is_intact, logged, logged.values())
+            for done, (key, is_intact) in enumerate(zip(logged, results, strict=True), 1):
+                if is_intact:
+                    intact.add(key)
+                progress(done)
+        return intact
 
-    def framed(self, sound: set[str]) -> bool:
-        """Whether all is there but chunks: its last file was written, and all are sound."""
-        frame = {key for key, (*_, frame) in self._noted().items() if frame}
-        return LAST in frame and frame <= sound
+    def metadata_complete(self, intact: set[str]) -> bool:
+        """Whether all files other than chunks are written and intact."""
+        metadata = {key for key, (*_, is_metadata) in self._read_log().items() if is_metadata}
+        return LAST in metadata and metadata <= intact
 
-    def _noted(self) -> dict[str, tuple[int, int, bool]]:
-        """By key, the length and checksum that a file was written with, and whether it is of the
-        frame."""
+    def _read_log(self) -> dict[str, tuple[int, int, bool]]:
+        """For each key: length, checksum, and whether it is a metadata file."""
         try:
-            lines = (self.place / WRITTEN).read_text(encoding="utf-8").splitlines()
+            lines = (self.path / WRITTEN).read_text(encoding="utf-8").splitlines()
         except FileNotFoundError:
             return {}
-        noted = {}
+        logged = {}
         for line in lines:
             try:
-                key, length, checksum, frame = json.loads(line)
-            except ValueError:  # torn by a kill
+                key, length, checksum, is_metadata = json.loads(line)
+            except ValueError:  # truncated by a kill
                 continue
-            noted[key] = (length, checksum, frame)
-        return noted
+            logged[key] = (length, checksum, is_metadata)
+        return logged
 
-    def _intact(self, key: str, noted: tuple[int, int, bool]) -> bool:
+    def _is_intact(self, key: str, logged: tuple[int, int, bool]) -> bool:
         try:
-            data = (self.place / key).read_bytes()
+            data = (self.path / key).read_bytes()
         except OSError:
             return False
-        return (len(data), zlib.crc32(data)) == noted[:2]
+        return (len(data), zlib.crc32(data)) == logged[:2]
 
-    def write(self, key: str, data: bytes, *, frame: bool = False) -> None:
-        """Put a file in its place, and note it once it is there."""
-        self._put(self.place / key, data)
-        line = json.dumps([key, len(data), zlib.crc32(data), frame]) + "\n"
-        with self._writing, open(self.place / WRITTEN, "ab", buffering=0) as file:
+    def write(self, key: str, data: bytes, *, is_metadata: bool = False) -> None:
+        """Write a file, then add it to the log."""
+        self._put(self.path / key, data)
+        line = json.dumps([key, len(data), zlib.crc32(data), is_metadata]) + "\n"
+        with self._log_lock, open(self.path / WRITTEN, "ab", buffering=0) as file:
             file.write(line.encode())
 
     def _put(self, path: Path, data: bytes) -> None:
-        with written_aside(path) as aside:
+        with atomic_write(path) as aside:
             aside.write_bytes(data)
 
-    def frame(self, write: Callable[[Path], None]) -> None:
-        """Everything but chunks, written by ``write`` into a folder that it is given."""
-        aside = self.place / NOTES / "frame"
+    def write_metadata(self, write: Callable[[Path], None]) -> None:
+        """Add all files other than chunks; ``write`` writes them into a given folder."""
+        aside = self.path / NOTES / "frame"
         shutil.rmtree(aside, ignore_errors=True)
         write(aside)
         files = [path for path in aside.rglob("*") if path.is_file()]
         for path in sorted(files, key=lambda path: (path.name == LAST, path)):
-            self.write(path.relative_to(aside).as_posix(), path.read_bytes(), frame=True)
+            self.write(path.relative_to(aside).as_posix(), path.read_bytes(), is_metadata=True)
         shutil.rmtree(aside)
 
     def finish(self) -> None:
-        """The copy is whole: give it its name."""
-        if self.place != self._folder:
-            if self._folder.exists():  # it was empty when this began
+        """Rename the complete copy to its final folder."""
+        if self.path != self._folder:
+            if self._folder.exists():  # empty at the start
                 self._folder.rmdir()
-            self.place.rename(self._folder)
-            self.place = self._folder
+            self.path.rename(self._folder)
+            self.path = self._folder
 
 
 def _is_empty(path: Path) -> bool:
@@ -212,7 +210,11 @@ def _is_empty(path: Path) -> bool:
 
 
 def _locked(path: Path) -> IO[bytes]:
-    """A file that this process alone holds open; others are refused."""
+    """Open a file with an exclusive lock.
+
+    Raises:
+        DataError: another process has the lock.
+    """
     file = open(path, "wb")
     try:
         if fcntl is not None:
@@ -221,16 +223,16 @@ def _locked(path: Path) -> IO[bytes]:
         file.close()
         raise DataError(f"another process is making the copy in {path.parents[1]}") from None
     except OSError:
-        pass  # a file system without locks
+        pass  # the file system has no locks
     return file
 
 
-def create(folder: Path, v: Copied) -> None:
-    """The metadata of a variable in a Zarr v2 store."""
+def create_array(folder: Path, v: CopiedVariable) -> None:
+    """Write the metadata of a variable in a Zarr v2 store."""
     import zarr
 
-    attrs = {**v.described.attrs, **v.encoding}
-    fill = attrs.pop("_FillValue", None)  # xarray takes it from the array's own fill value
+    attrs = {**v.info.attrs, **v.encoding}
+    fill = attrs.pop("_FillValue", None)  # xarray reads it from the array's fill_value
     zarr.create_array(
         folder,
         name=v.name,
@@ -239,21 +241,21 @@ def create(folder: Path, v: Copied) -> None:
         dtype=v.dtype,
         compressors=_compressor(),
         fill_value=None if fill is None else v.dtype.type(fill),
-        attributes={"_ARRAY_DIMENSIONS": list(v.described.dims), **dict(_plain(attrs))},
+        attributes={"_ARRAY_DIMENSIONS": list(v.info.dims), **dict(_plain(attrs))},
         zarr_format=2,
     )
 
 
 def _plain(attrs: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Attributes as JSON has them; a missing value of NaN says nothing: NaN is missing anyway."""
+    """Attributes as JSON types; NaN values are dropped, since NaN is always missing."""
     for key, value in attrs.items():
         value = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
         if not (isinstance(value, float) and not np.isfinite(value)):
             yield key, value
 
 
-def encoded(cells: Array, chunk: tuple[int, ...]) -> bytes:
-    """A chunk of a Zarr v2 array, filled up with its last cells where the array ends inside it."""
+def encode_chunk(cells: Array, chunk: tuple[int, ...]) -> bytes:
+    """Encode a chunk of a Zarr v2 array; a partial one is padded with its last cells."""
     if cells.shape != chunk:
         widths = [(0, n - size) for n, size in zip(chunk, cells.shape, strict=True)]
         cells = np.pad(cells, widths, mode="edge")

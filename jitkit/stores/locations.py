@@ -1,7 +1,7 @@
-"""Where bytes lie: folders, single files and zip archives on disk.
+"""Locations of a store's bytes on disk: folder, single file, zip archive.
 
-A `Location` hands out the bytes of a key. It holds no open file of its own, so that it crosses forks
-and pickles; files that are read again and again stay open in `descriptors`. Nothing is written.
+A `Location` returns the bytes of a key. It holds no open file, so it survives fork and pickle;
+files that are read repeatedly stay open in `open_descriptors`. Nothing is written.
 """
 
 from __future__ import annotations
@@ -19,33 +19,33 @@ T = TypeVar("T")
 
 
 class Location(Protocol):
-    """Bytes by key. Safe for threads; pickles."""
+    """Bytes by key. Thread-safe and picklable."""
 
     def read(self, key: str, start: int = 0, length: int | None = None) -> bytes | None:
-        """Bytes of a key from ``start`` (from the end if negative); None where there is no key.
+        """Bytes of a key from ``start`` (from the end if negative); None if the key does not exist.
 
         Raises:
-            OSError, DataError: they cannot be read.
+            OSError, DataError: the bytes cannot be read.
         """
 
     def stamp(self, key: str) -> str:
-        """Size and time of change, or the like; ``""`` where there is no key."""
+        """Size and modification time or similar; ``""`` if the key does not exist."""
 
 
 class Lazy(Generic[T]):
-    """Something opened at its first use in each process; it crosses neither fork nor pickle."""
+    """An object created at first use in each process; never shared through fork or pickle."""
 
     def __init__(self, make: Callable[[], T]) -> None:
         self._make = make
         self._lock = threading.Lock()
-        self._made: tuple[int, T] | None = None  # with the process that made it
+        self._made: tuple[int, T] | None = None  # with the id of the process
 
     def __call__(self) -> T:
         made = self._made
         if made is not None:
             if made[0] == os.getpid():
                 return made[1]
-            self._lock, self._made = threading.Lock(), None  # a thread of the parent may hold it
+            self._lock, self._made = threading.Lock(), None  # the parent may hold the lock
         with self._lock:
             if self._made is None:
                 self._made = (os.getpid(), self._make())
@@ -58,21 +58,21 @@ class Lazy(Generic[T]):
         self.__init__(state["_make"])  # type: ignore[misc]
 
 
-class KeptOpen(Generic[T]):
-    """The things opened last, by key; one that is dropped closes when its last reader lets go."""
+class OpenFiles(Generic[T]):
+    """LRU cache of open files by key; an evicted one closes with its last reference."""
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._forget()
+        self._reset()
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         self._process, self._lock = os.getpid(), threading.Lock()
         self._open: OrderedDict[Hashable, T] = OrderedDict()
 
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
-        """What ``make`` opened for a key."""
+        """The open file of a key, opened by ``make`` at first use."""
         if self._process != os.getpid():
-            self._forget()
+            self._reset()
         with self._lock:
             if key not in self._open:
                 self._open[key] = make()
@@ -83,22 +83,22 @@ class KeptOpen(Generic[T]):
 
 
 class _Descriptor:
-    """A file open for reading, closed with its last reference."""
+    """A file descriptor open for reading, closed with its last reference."""
 
     def __init__(self, path: str) -> None:
-        self.number = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        self.fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
 
-    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # os may be gone by then
-        if hasattr(self, "number"):
-            close(self.number)
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # os may be gone
+        if hasattr(self, "fd"):
+            close(self.fd)
 
 
-descriptors: KeptOpen[_Descriptor] = KeptOpen(64)
-"""Of all stores of a process: hundreds of files joined must not use up what the system allows."""
+open_descriptors: OpenFiles[_Descriptor] = OpenFiles(64)
+"""Shared by all stores of a process, so hundreds of files stay below the system's limit."""
 
 
 class Folder:
-    """A folder; keys are paths below it."""
+    """A folder; keys are relative paths."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -117,64 +117,62 @@ class Folder:
 
 
 class File:
-    """One file; its only key is ``""``. Threads read it at once, none moves another's position."""
+    """One file; its only key is ``""``. Threads read in parallel with positional reads."""
 
     def __init__(self, path: str) -> None:
         self.path = path
-        found = os.stat(path)
-        # another file that took this one's name must not be read through an old descriptor
-        self._identity = (path, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+        stat = os.stat(path)
+        # a new file of the same name must not be read through the old descriptor
+        self._identity = (path, stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
 
     def __repr__(self) -> str:
         return f"File{self._identity}"
 
     def read(self, key: str = "", start: int = 0, length: int | None = None) -> bytes:
-        opened = descriptors.get(self._identity, partial(_Descriptor, self.path))
-        file = opened.number
+        descriptor = open_descriptors.get(self._identity, partial(_Descriptor, self.path))
+        fd = descriptor.fd
         if length is None or start < 0:
-            size = os.fstat(file).st_size
+            size = os.fstat(fd).st_size
             start = start if start >= 0 else size + start
             length = size - start if length is None else length
-        return _exactly(_pread(file, length, start), length)
+        return _exactly(_pread(fd, length, start), length)
 
     def stamp(self, key: str = "") -> str:
         return stamp(self.path)
 
 
-def _pread(file: int, length: int, start: int) -> bytes:
-    """``os.pread``, which gives at most 2 GiB at once."""
-    data = os.pread(file, length, start)
-    while 0 < len(data) < length and (
-        more := os.pread(file, length - len(data), start + len(data))
-    ):
+def _pread(fd: int, length: int, start: int) -> bytes:
+    """``os.pread`` without its limit of 2 GiB per call."""
+    data = os.pread(fd, length, start)
+    while 0 < len(data) < length and (more := os.pread(fd, length - len(data), start + len(data))):
         data += more
     return data
 
 
 def _exactly(data: bytes, length: int) -> bytes:
     if len(data) != length:
-        raise OSError(f"the file is cut short: {len(data)} of {length} bytes are there")
+        raise OSError(f"the file is cut short: it has {len(data)} of {length} bytes")
     return data
 
 
 def stamp(path: str) -> str:
-    """Size and time of change of a file or folder; ``""`` where there is none."""
+    """Size and modification time of a file or folder; ``""`` if it does not exist."""
     try:
-        found = os.stat(path)
+        stat = os.stat(path)
     except FileNotFoundError:
         return ""
-    return f"{found.st_size} {found.st_mtime_ns}"
+    return f"{stat.st_size} {stat.st_mtime_ns}"
 
 
 class Zip:
-    """A zip archive; keys are the names in it. What is stored uncompressed is read in place."""
+    """A zip archive; keys are entry names. Uncompressed entries are read in place."""
 
     def __init__(self, path: str) -> None:
         self.path = path
         self._file = File(path)
-        self._archive = Lazy(self._list)
+        self._archive = Lazy(self._open)
 
-    def _list(self) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo], threading.Lock]:
+    def _open(self) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo], threading.Lock]:
         archive = zipfile.ZipFile(Path(self.path))
         return archive, {info.filename: info for info in archive.infolist()}, threading.Lock()
 
@@ -193,20 +191,20 @@ class Zip:
         return _exactly(data[start : start + length], length)
 
     def names(self) -> list[str]:
-        """The entries, in their order."""
+        """Names of the entries, in order."""
         return list(self._archive()[1])
 
     def size(self, name: str) -> int:
-        """Bytes of an entry, uncompressed."""
+        """Uncompressed size of an entry in bytes."""
         return self._archive()[1][name].file_size
 
     def start(self, name: str) -> int | None:
-        """Where an entry's bytes begin in the file; None where they are compressed."""
+        """Byte offset of an entry in the file; None if it is compressed."""
         info = self._archive()[1][name]
         if info.compress_type != zipfile.ZIP_STORED:
             return None
         header = self._file.read(start=info.header_offset, length=30)
-        # the lengths of name and extra field in the local header, which may differ from the list's
+        # lengths of name and extra field in the local header, which may differ from the directory's
         return (
             info.header_offset
             + 30

@@ -1,8 +1,8 @@
-"""The header of NetCDF 3: classic, 64-bit offset and 64-bit data (CDF-1, CDF-2, CDF-5).
+"""NetCDF 3 header reader: classic, 64-bit offset and 64-bit data (CDF-1, CDF-2, CDF-5).
 
 After "NetCDF Classic Format Specification" (Unidata, netCDF 4.9 documentation, appendix B) and the
-CDF-5 specification of PnetCDF. SciPy knows the first two and copies what it reads; here the numbers
-stay where they are.
+CDF-5 specification of PnetCDF. SciPy supports the first two only and copies the data; here they
+are not copied.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from jitkit.stores.locations import Location
 TYPES = dict(
     enumerate(["i1", "S1", ">i2", ">i4", ">f4", ">f8", "u1", ">u2", ">u4", ">i8", ">u8"], 1)
 )
-STREAMING = {4: 2**32 - 1, 8: 2**64 - 1}  # records that were not counted, by bytes of a count
-FIRST = 2**16  # bytes that are read at first; a header rarely needs more
+STREAMING = {4: 2**32 - 1, 8: 2**64 - 1}  # record count left unset, by bytes of a count
+FIRST = 2**16  # bytes of the first read; a header is rarely longer
 
 
 @dataclass
 class Variable3:
-    """A variable: axes, attributes, and where its numbers lie.
+    """A variable: axes, attributes, and byte offset of its data.
 
     Attributes:
-        stride: bytes from one record to the next; None where all lie in one piece.
+        stride: bytes from one record to the next; None if contiguous.
     """
 
     dims: tuple[str, ...]
@@ -41,34 +41,34 @@ class Variable3:
 
 @dataclass
 class Header3:
-    """What stands in a file: global attributes and variables."""
+    """Header of a file: global attributes and variables."""
 
     attrs: dict[str, Any] = field(default_factory=dict)
     variables: dict[str, Variable3] = field(default_factory=dict)
 
 
 class _Reader:
-    """The header's numbers and names, one after the other."""
+    """Sequential reader of the header's fields."""
 
-    def __init__(self, place: Location) -> None:
-        self._place, self._at = place, 4
-        self._size = int(place.stamp("").split()[0])
-        self._data = place.read("", 0, min(FIRST, self._size)) or b""
+    def __init__(self, location: Location) -> None:
+        self._location, self._offset = location, 4
+        self._size = int(location.stamp("").split()[0])
+        self._data = location.read("", 0, min(FIRST, self._size)) or b""
         self.version = self._data[3]
         self.count_bytes = 8 if self.version == 5 else 4
         self.offset_bytes = 4 if self.version == 1 else 8
 
     def take(self, length: int) -> bytes:
-        end = self._at + length
+        end = self._offset + length
         if end > self._size:
-            raise DataError(f"its header is cut short at {self._size} bytes; copy the file anew")
+            raise DataError(f"its header is cut short at {self._size} bytes; copy the file again")
         if end > len(self._data):
             self._data = (
-                self._place.read("", 0, min(self._size, max(end, 2 * len(self._data)))) or b""
+                self._location.read("", 0, min(self._size, max(end, 2 * len(self._data)))) or b""
             )
-        taken = self._data[self._at : end]
-        self._at = end
-        return taken
+        data = self._data[self._offset : end]
+        self._offset = end
+        return data
 
     def number(self, length: int) -> int:
         return int.from_bytes(self.take(length), "big")
@@ -77,14 +77,14 @@ class _Reader:
         return self.number(self.count_bytes)
 
     def padded(self, length: int) -> bytes:
-        """Bytes up to the next multiple of 4, of which ``length`` count."""
+        """``length`` bytes, after which the padding to a multiple of 4 is skipped."""
         return self.take(-(-length // 4) * 4)[:length]
 
     def name(self) -> str:
         return self.padded(self.count()).decode("utf-8")
 
     def entries(self) -> range:
-        """The entries of a list; its tag says what follows, and is 0 where nothing does."""
+        """Indices of a list's entries; its tag, 0 for an empty list, is skipped."""
         self.number(4)
         return range(self.count())
 
@@ -102,7 +102,7 @@ class _Reader:
     def dtype(self) -> np.dtype[Any]:
         number = self.number(4)
         if number not in TYPES:
-            raise DataError(f"its header names a type {number}, which NetCDF 3 does not have")
+            raise DataError(f"its header has type {number}, which NetCDF 3 does not define")
         return np.dtype(TYPES[number])
 
     @property
@@ -110,37 +110,38 @@ class _Reader:
         return self._size
 
 
-def read_header(place: Location) -> Header3:
+def read_header(location: Location) -> Header3:
     """The header of a NetCDF 3 file.
 
     Raises:
-        DataError: it is cut short or is none.
+        DataError: it is truncated or invalid.
     """
-    reader = _Reader(place)
+    reader = _Reader(location)
     records = reader.count()
     dims = [(reader.name(), reader.count()) for _ in reader.entries()]
     header = Header3(reader.attributes())
-    recorded: dict[str, int] = {}  # bytes of a record of each variable
+    recorded: dict[str, int] = {}  # bytes per record of each record variable
     for _ in reader.entries():
         name = reader.name()
         axes = [dims[reader.count()] for _ in range(reader.count())]
         attrs, dtype = reader.attributes(), reader.dtype()
-        reader.count()  # the size, which overflows for large variables and follows from the shape
+        reader.count()  # size: unused, as it overflows for large variables
         offset = reader.number(reader.offset_bytes)
         shape = tuple(size for _, size in axes)
         header.variables[name] = Variable3(
             tuple(dim for dim, _ in axes), shape, dtype, attrs, offset
         )
-        if axes and axes[0][1] == 0:  # the record dimension has no length of its own
+        if axes and axes[0][1] == 0:  # the record dimension has length 0 in the header
             recorded[name] = prod(shape[1:]) * dtype.itemsize
     _set_records(header, recorded, records, reader)
     return header
 
 
 def _set_records(header: Header3, recorded: dict[str, int], records: int, reader: _Reader) -> None:
-    """Number and distance of records, in which all record variables take turns."""
+    """Set number and stride of records, which interleave all record variables."""
     padded = {name: -(-size // 4) * 4 for name, size in recorded.items()}
-    stride = sum(padded.values()) if len(recorded) > 1 else sum(recorded.values())  # sic
+    # by the format, records of a single variable are not padded
+    stride = sum(padded.values()) if len(recorded) > 1 else sum(recorded.values())
     if records == STREAMING[reader.count_bytes]:
         first = min((header.variables[name].offset for name in recorded), default=0)
         records = (reader.size - first) // stride if stride else 0

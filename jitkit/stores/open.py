@@ -1,4 +1,4 @@
-"""Open a path or an address: `opened`, for files, folders and object stores."""
+"""Open an array file, a Zarr folder or an object store by path or URL."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jitkit.errors import DataError
-from jitkit.stores.formats import opened_file, opened_folder
+from jitkit.stores.formats import open_file, open_folder
 from jitkit.stores.locations import File
 from jitkit.stores.opened import Opened
 
@@ -16,34 +16,34 @@ CHECK_PATH = "check the path (in a recipe it is domain.path)"
 
 
 @contextmanager
-def opened(path: str, group: str | None, options: Mapping[str, Any]) -> Iterator[Opened]:
-    """The contents of one file or store.
+def open_path(path: str, group: str | None, options: Mapping[str, Any]) -> Iterator[Opened]:
+    """Open one file or store.
 
-    ``options`` are for addresses; on disk they say nothing, so that a recipe for a bucket reads a
-    copy of it when its path alone is changed.
+    ``options`` apply to URLs and are ignored on disk, so that a recipe for a bucket reads a local
+    copy when only its path is changed.
 
     Raises:
-        DataError: nothing there, an unknown format, a group that is not there, a file cut short.
+        DataError: no such path or group, an unknown format, a truncated file.
     """
     if "://" in path:
-        from jitkit.stores.remote import opened_remote
+        from jitkit.stores.remote import open_remote
 
-        with opened_remote(path, group, options) as found:
-            yield found
+        with open_remote(path, group, options) as opened:
+            yield opened
         return
-    with _opened_local(path, group) as found:
-        yield found
+    with _open_local(path, group) as opened:
+        yield opened
 
 
 @contextmanager
-def _opened_local(path: str, group: str | None) -> Iterator[Opened]:
+def _open_local(path: str, group: str | None) -> Iterator[Opened]:
     where = Path(path).expanduser()
     if not where.exists():
         raise DataError(f"{path}: no such file or folder; {CHECK_PATH}")
     if where.is_dir():
-        with opened_folder(where, group) as found:
-            yield found
+        with open_folder(where, group) as opened:
+            yield opened
         return
-    place = File(str(where.resolve()))
-    with opened_file(place, path, group) as found:
-        yield found
+    location = File(str(where.resolve()))
+    with open_file(location, path, group) as opened:
+        yield opened

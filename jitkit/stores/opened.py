@@ -1,4 +1,4 @@
-"""What every opener of array files gives: a lazy dataset, and a source of cells per variable."""
+"""Result of opening an array file: a lazy xarray dataset and a chunk source per variable."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ if TYPE_CHECKING:
 
 @dataclass
 class Opened:
-    """What an opener found.
+    """An open file or store.
 
     Attributes:
-        raw: every variable, undecoded; usable while the opener's context lasts.
-        sources: of the numeric variables, by name; they outlast the context.
-        place: where its bytes lie.
+        raw: every variable, undecoded; usable inside the opener's context.
+        sources: of the numeric variables, by name; usable after the context.
+        location: of its bytes.
     """
 
     raw: xarray.Dataset
     sources: Mapping[str, Source]
-    place: Location
+    location: Location
 
 
-def of_sources(sources: Mapping[str, Source], place: Location) -> Opened:
-    """Arrays without named axes: dim_0, dim_1 and so on, by size where sizes differ."""
+def from_sources(sources: Mapping[str, Source], location: Location) -> Opened:
+    """Arrays without named axes: dim_0, dim_1, ...; dim_0_of_SIZE where sizes differ."""
     import xarray
 
     sizes: dict[str, int] = {}
@@ -46,29 +46,29 @@ def of_sources(sources: Mapping[str, Source], place: Location) -> Opened:
         variables[name] = as_variable(dims, sources[name], {})
     in_order = {name: variables[name] for name in sources}
     numeric = {n: s for n, s in sources.items() if s.dtype.kind in "iufb"}
-    return Opened(xarray.Dataset(in_order), numeric, place)
+    return Opened(xarray.Dataset(in_order), numeric, location)
 
 
 def as_variable(dims: Any, source: Source, attrs: Mapping[str, Any]) -> xarray.Variable:
-    """A source as a lazy variable of xarray."""
+    """A source as a lazy xarray variable."""
     import xarray
     from xarray.backends import BackendArray
     from xarray.core import indexing
 
     if isinstance(source, Direct):
-        return xarray.Variable(dims, source.cut((slice(None),) * len(source.shape)), dict(attrs))
+        return xarray.Variable(dims, source.view((slice(None),) * len(source.shape)), dict(attrs))
 
     class Adapter(BackendArray):
-        """Reads the whole variable, since only coordinates are ever asked for."""
+        """Reads the whole variable, because only coordinates are read this way."""
 
         shape, dtype = source.shape, source.dtype
 
         def __getitem__(self, key: Any) -> Any:
             return indexing.explicit_indexing_adapter(
-                key, self.shape, indexing.IndexingSupport.BASIC, self._cut
+                key, self.shape, indexing.IndexingSupport.BASIC, self._read
             )
 
-        def _cut(self, key: tuple[Any, ...]) -> Any:
+        def _read(self, key: tuple[Any, ...]) -> Any:
             box = tuple(slice(0, size, 1) for size in source.shape)
             cells = read_box(source, box, partial(map, source.chunk), source.dtype)
             return cells[key]

@@ -1,6 +1,6 @@
-"""Arrays that lie in a file uncompressed: NumPy's .npy and .npz, NetCDF 3, HDF5 without chunks.
+"""Uncompressed arrays in a file: NumPy .npy and .npz, NetCDF 3, contiguous HDF5.
 
-On disk they are mapped, so that reading a few cells reads a few pages; elsewhere they are read in
+On disk they are memory-mapped, so reading a few cells reads a few pages; remote ones are read in
 blocks.
 """
 
@@ -15,52 +15,52 @@ from typing import Any
 import numpy as np
 
 from jitkit.errors import DataError
-from jitkit.stores.chunks import Box, Source, as_box, block, regular
+from jitkit.stores.chunks import Box, Source, block_shape, chunk_box, regular_starts
 from jitkit.stores.locations import File, Lazy, Location, Zip
 from jitkit.utils.types import Array
 
 
 class Mapped:
-    """An array mapped from a file, or any other that costs nothing to cut."""
+    """An array that is memory-mapped, or otherwise sliced without cost."""
 
-    def __init__(self, make: Any, shape: tuple[int, ...], dtype: Any, stamped: Location) -> None:
+    def __init__(self, make: Any, shape: tuple[int, ...], dtype: Any, location: Location) -> None:
         self.shape, self.dtype = shape, np.dtype(dtype)
-        self.starts = regular(shape, block(shape, self.dtype.itemsize))
-        self._array, self._place = Lazy(make), stamped
+        self.starts = regular_starts(shape, block_shape(shape, self.dtype.itemsize))
+        self._array, self._location = Lazy(make), location
 
-    def named(self, index: tuple[int, ...]) -> str:
+    def chunk_name(self, index: tuple[int, ...]) -> str:
         return ".".join(map(str, index))
 
     def stamp(self, index: tuple[int, ...]) -> str:
-        return self._place.stamp("")
+        return self._location.stamp("")
 
     def chunk(self, index: tuple[int, ...]) -> Array:
-        return self.cut(as_box(self, index))
+        return self.view(chunk_box(self, index))
 
-    def cut(self, box: Box) -> Array:
+    def view(self, box: Box) -> Array:
         """The cells of a box, not copied."""
         cells: Array = self._array()[box]
         return cells
 
 
 class Ranges:
-    """An array in one piece, or one piece for each first index, read in blocks."""
+    """A contiguous array, or one contiguous part per first index, read in blocks."""
 
     def __init__(
-        self, place: Location, offset: int, shape: tuple[int, ...], dtype: Any, stride: int
+        self, location: Location, offset: int, shape: tuple[int, ...], dtype: Any, stride: int
     ) -> None:
         self.shape, self.dtype = shape, np.dtype(dtype)
         self._row = prod(shape[1:]) * self.dtype.itemsize
-        chunk = block(shape, self.dtype.itemsize)
+        chunk = block_shape(shape, self.dtype.itemsize)
         chunk = (1, *chunk[1:]) if stride != self._row and shape else chunk
-        self.starts = regular(shape, chunk)
-        self._place, self._offset, self._stride = place, offset, stride
+        self.starts = regular_starts(shape, chunk)
+        self._location, self._offset, self._stride = location, offset, stride
 
-    def named(self, index: tuple[int, ...]) -> str:
+    def chunk_name(self, index: tuple[int, ...]) -> str:
         return ".".join(map(str, index))
 
     def stamp(self, index: tuple[int, ...]) -> str:
-        return self._place.stamp("")
+        return self._location.stamp("")
 
     def chunk(self, index: tuple[int, ...]) -> Array:
         begin = [int(s[i]) for s, i in zip(self.starts, index, strict=True)]
@@ -68,12 +68,12 @@ class Ranges:
         steps = [prod(self.shape[axis + 1 :]) for axis in range(len(self.shape))]
         inside = sum(b * s for b, s in zip(begin[1:], steps[1:], strict=True)) * self.dtype.itemsize
         start = self._offset + (begin[0] * self._stride if begin else 0) + inside
-        data = self._place.read("", start, prod(shape) * self.dtype.itemsize)
+        data = self._location.read("", start, prod(shape) * self.dtype.itemsize)
         return np.frombuffer(data or b"", self.dtype).reshape(shape)
 
 
-def one_piece(
-    place: Location,
+def contiguous_source(
+    location: Location,
     offset: int,
     shape: tuple[int, ...],
     dtype: Any,
@@ -81,14 +81,14 @@ def one_piece(
     stride: int | None = None,
     fortran: bool = False,
 ) -> Source:
-    """The source of an array whose numbers begin at byte ``offset`` of a file.
+    """The source of an array that starts at byte ``offset`` of a file.
 
     Args:
-        place: of the file.
+        location: of the file.
         offset: in bytes.
         shape: of the array.
         dtype: with its byte order.
-        stride: bytes from one first index to the next, where records of others lie between.
+        stride: bytes from one first index to the next, if other records are interleaved.
         fortran: the first axis varies fastest.
 
     Raises:
@@ -97,20 +97,18 @@ def one_piece(
     dtype = np.dtype(dtype)
     row = prod(shape[1:]) * dtype.itemsize
     stride = row if stride is None else stride
-    size = int(place.stamp("").split()[0])
+    size = int(location.stamp("").split()[0])
     needed = offset + (max(0, shape[0] - 1) * stride if shape else 0) + row
     if 0 not in shape and size < needed:
-        raise DataError(
-            f"it is cut short: {size} of at least {needed} bytes are there; copy it anew"
-        )
-    if isinstance(place, File) and 0 not in shape:
+        raise DataError(f"it is cut short: it has {size} of at least {needed} bytes; copy it again")
+    if isinstance(location, File) and 0 not in shape:
         strides = _strides(shape, dtype.itemsize, stride, fortran)
         return Mapped(
-            partial(map_file, place.path, offset, shape, dtype, strides), shape, dtype, place
+            partial(map_file, location.path, offset, shape, dtype, strides), shape, dtype, location
         )
     if fortran and len(shape) > 1:
-        raise DataError("it lies in Fortran's order, which is read on disk alone; copy it there")
-    return Ranges(place, offset, shape, dtype, stride)
+        raise DataError("it is in Fortran order, which is read from disk only; copy it to disk")
+    return Ranges(location, offset, shape, dtype, stride)
 
 
 def _strides(shape: tuple[int, ...], itemsize: int, first: int, fortran: bool) -> tuple[int, ...]:
@@ -124,46 +122,47 @@ def _strides(shape: tuple[int, ...], itemsize: int, first: int, fortran: bool) -
 def map_file(
     path: str, offset: int, shape: tuple[int, ...], dtype: Any, strides: tuple[int, ...]
 ) -> Array:
-    """A part of a file as an array, read page by page as it is used."""
+    """A memory-mapped part of a file as an array."""
     with open(path, "rb") as file:
         memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     return np.ndarray(shape, dtype, memory, offset, strides)
 
 
 class Whole:
-    """An array that can only be read whole: a compressed entry of an .npz, a variable of text."""
+    """An array that is read only as a whole: a compressed .npz entry, a text variable."""
 
     def __init__(
-        self, make: Any, shape: tuple[int, ...], dtype: Any, name: str, stamped: Location
+        self, make: Any, shape: tuple[int, ...], dtype: Any, name: str, location: Location
     ) -> None:
         self.shape, self.dtype = shape, np.dtype(dtype)
-        self.starts = regular(shape, shape)
-        self._make, self._name, self._place = make, name, stamped
+        self.starts = regular_starts(shape, shape)
+        self._make, self._name, self._location = make, name, location
 
-    def named(self, index: tuple[int, ...]) -> str:
+    def chunk_name(self, index: tuple[int, ...]) -> str:
         return self._name
 
     def stamp(self, index: tuple[int, ...]) -> str:
-        return self._place.stamp("")
+        return self._location.stamp("")
 
     def chunk(self, index: tuple[int, ...]) -> Array:
         values: Array = self._make()
         return values
 
 
-def npy_source(place: Location, start: int, name: str) -> Source:
-    """The source of NumPy's format, which begins at byte ``start`` of a file.
+def npy_source(location: Location, start: int, name: str) -> Source:
+    """The source of an array in NumPy format at byte ``start`` of a file.
 
     Raises:
-        DataError: it holds Python objects or records, which are no arrays of numbers.
+        DataError: it holds Python objects or records.
     """
-    left = int(place.stamp("").split()[0]) - start
-    shape, fortran, dtype, header = npy_header(place.read("", start, min(2**12, left)) or b"", name)
-    return one_piece(place, start + header, shape, dtype, fortran=fortran)
+    left = int(location.stamp("").split()[0]) - start
+    head = location.read("", start, min(2**12, left)) or b""
+    shape, fortran, dtype, header = npy_header(head, name)
+    return contiguous_source(location, start + header, shape, dtype, fortran=fortran)
 
 
 def npy_header(data: bytes, name: str) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
-    """Shape, whether in Fortran's order, dtype and the header's length."""
+    """Shape, whether in Fortran order, dtype, and length of the header in bytes."""
     file = io.BytesIO(data)
     try:
         version = np.lib.format.read_magic(file)
@@ -180,7 +179,7 @@ def npy_header(data: bytes, name: str) -> tuple[tuple[int, ...], bool, np.dtype[
 
 
 def npz_sources(path: str) -> dict[str, Source]:
-    """Arrays of an .npz by name: mapped where it is uncompressed, else each read whole."""
+    """Arrays of an .npz by name: memory-mapped if uncompressed, else each read whole."""
     archive = Zip(path)
     sources: dict[str, Source] = {}
     for name in archive.names():
@@ -190,7 +189,7 @@ def npz_sources(path: str) -> dict[str, Source]:
         shape, fortran, dtype, header = npy_header(head, name[:-4])
         start = archive.start(name)
         if start is not None:
-            source = one_piece(File(path), start + header, shape, dtype, fortran=fortran)
+            source = contiguous_source(File(path), start + header, shape, dtype, fortran=fortran)
         else:
             make = partial(_entry, archive, name)
             source = Whole(make, shape, dtype, name, archive)

@@ -1,7 +1,7 @@
-"""Data behind an address: s3://, gs://, az:// and http(s)://, through obstore.
+"""Remote data: s3://, gs://, az:// and http(s):// URLs through obstore, with retries.
 
-A request that fails is tried again, each time later; one that keeps failing is a `DataError` that
-names the key. Files are read by ranges of bytes, so that none is downloaded whole.
+A failed request is retried with exponential backoff; if it keeps failing, a `DataError` names the
+key. Files are read by byte ranges and never downloaded whole.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from jitkit.errors import DataError, listed, nearest
-from jitkit.stores.formats import opened_file
+from jitkit.stores.formats import open_file
 from jitkit.stores.locations import Lazy
 from jitkit.stores.opened import Opened
 
@@ -26,28 +26,28 @@ T = TypeVar("T")
 SCHEMES = ("s3", "gs", "az", "http", "https")
 OPTIONS = ("anonymous", "endpoint", "region", "allow_http", "retries")
 RETRIES = 6
-FIRST_CONTACT = 3  # tries of a host that has not answered yet: a machine may have no network
-FIRST_WAIT = 0.2  # seconds before the second try; doubled each time, and varied by half
+CONNECT_TRIES = 3  # tries of a host that never answered: there may be no network
+FIRST_WAIT = 0.2  # seconds before the second try; doubled each time, with 50 % jitter
 LONGEST_WAIT = 10.0
-_process: int | None = None  # the process that runs obstore's threads
+_process: int | None = None  # id of the process with obstore's threads
 NO_STORE = "pip install 'jitkit[remote]'"
 CAUSES = (
     ("dns error", "the name of the host is not found"),
     ("ConnectionRefused", "the connection is refused"),
-    ("TimedOut", "no answer came in time"),
+    ("TimedOut", "the request timed out"),
 )
-"""What obstore's state says of a failure beside its message."""
-ELSEWHERE = (
-    "where there is a network, `jitkit fetch RECIPE --to FOLDER` copies what a recipe reads; bring "
-    "the folder here and point at it with domain.path=FOLDER"
+"""Signs of a cause in obstore's debug output, and the text to show."""
+OFFLINE_HINT = (
+    "on a machine with network access, `jitkit fetch RECIPE --to FOLDER` copies what a recipe "
+    "reads; move the folder here and set domain.path=FOLDER"
 )
 
 
 class Remote:
-    """An object store from an address on; keys are paths below it. Safe for threads; pickles."""
+    """An object store below a URL; keys are relative paths. Thread-safe and picklable."""
 
     def __init__(self, url: str, options: Mapping[str, Any]) -> None:
-        """Name a store; nothing is asked of it yet.
+        """Check URL and options; no request is sent yet.
 
         Raises:
             DataError: an unknown scheme or option, or obstore is not installed.
@@ -62,13 +62,13 @@ class Remote:
         return f"Remote({self.url!r}, {sorted(self.options.items())})"
 
     def read(self, key: str, start: int = 0, length: int | None = None) -> bytes | None:
-        """As `places.Place.read`.
+        """As `locations.Location.read`.
 
         Raises:
-            DataError: refused, or failed ``retries`` times, or the host does not answer at all; the
-                text names the key.
+            DataError: access denied, ``retries`` failures, or no answer from the host; the text
+                names the key.
         """
-        return self._patiently(key, partial(self._read, key, start, length))
+        return self._with_retries(key, partial(self._read, key, start, length))
 
     def _read(self, key: str, start: int, length: int | None) -> bytes:
         import obstore
@@ -87,75 +87,75 @@ class Remote:
         else:
             data = bytes(obstore.get_range(self._store(), key, start=start, length=length))
         if length is not None and len(data) != length:
-            raise OSError(f"{len(data)} of {length} bytes came")
+            raise OSError(f"received {len(data)} of {length} bytes")
         return data
 
     def stamp(self, key: str) -> str:
-        """Size, time of change and entity tag; ``""`` where there is no key."""
+        """Size, modification time and entity tag; ``""`` if the key does not exist."""
         import obstore
 
-        found = self._patiently(key, lambda: obstore.head(self._store(), key))
-        if found is None:
+        head = self._with_retries(key, lambda: obstore.head(self._store(), key))
+        if head is None:
             return ""
-        return f"{found['size']} {found['last_modified']} {found.get('e_tag')}"
+        return f"{head['size']} {head['last_modified']} {head.get('e_tag')}"
 
-    def _patiently(self, key: str, ask: Callable[[], T]) -> T | None:
-        """What ``ask`` gives, asked again while the connection fails; None for a missing key."""
+    def _with_retries(self, key: str, request: Callable[[], T]) -> T | None:
+        """Result of ``request``, retried while the connection fails; None for a missing key."""
         for attempt in range(self.retries + 1):
             try:
-                found = ask()
+                result = request()
                 self._answered = True
-                return found
+                return result
             except FileNotFoundError:
                 self._answered = True
                 return None
             except BaseException as error:
-                why = _final(error)
-                unheard = not self._answered and "kind: Connect" in str(error)
-                most = min(self.retries, FIRST_CONTACT - 1) if unheard else self.retries
-                if why is None and attempt >= most:
-                    why = f"failed {attempt + 1} times, at last with: {_short(error)}"
-                if why is not None and unheard:
-                    tries = f"failed {attempt + 1} times, since {_cause(error) or _short(error)}"
+                why = _permanent(error)
+                unreached = not self._answered and "kind: Connect" in str(error)
+                limit = min(self.retries, CONNECT_TRIES - 1) if unreached else self.retries
+                if why is None and attempt >= limit:
+                    why = f"failed {attempt + 1} times, last with: {_short(error)}"
+                if why is not None and unreached:
+                    tries = f"failed {attempt + 1} times: {_cause(error) or _short(error)}"
                     raise DataError(
-                        f"{self.url}: cannot be reached: {tries}; {ELSEWHERE}"
+                        f"{self.url}: cannot be reached: {tries}; {OFFLINE_HINT}"
                     ) from error
                 if why is not None:
                     raise DataError(f"{self.url}/{key}: {why}") from error
-                self._answered |= not unheard
+                self._answered |= not unreached
             time.sleep(_wait(attempt))
         raise AssertionError("not reached")
 
 
 def _wait(attempt: int) -> float:
-    """Seconds before the next try, random so that workers do not come back all at once."""
+    """Seconds before the next try, with jitter so that workers do not retry in lockstep."""
     return min(LONGEST_WAIT, FIRST_WAIT * 2.0**attempt) * random.uniform(0.5, 1.5)
 
 
 def _short(error: BaseException) -> str:
-    told = str(error).partition("Debug source")[0]  # what follows is obstore's own state
-    return " ".join(told.split())[:300] or type(error).__name__
+    text = str(error).partition("Debug source")[0]  # without obstore's debug output
+    return " ".join(text.split())[:300] or type(error).__name__
 
 
 def _cause(error: BaseException) -> str:
-    """Why a connection was not made, where obstore's state says so."""
-    return next((what for sign, what in CAUSES if sign in str(error)), "")
+    """Cause of a failed connection by obstore's debug output, if known."""
+    return next((text for sign, text in CAUSES if sign in str(error)), "")
 
 
-def _final(error: BaseException) -> str | None:
-    """Why another try would be in vain; None where it would not.
+def _permanent(error: BaseException) -> str | None:
+    """Reason not to retry; None for a transient error.
 
     Raises:
-        BaseException: what is no failure of a request, such as an interrupt.
+        BaseException: anything other than a failed request, such as an interrupt.
     """
-    from obstore import exceptions as failed
+    from obstore import exceptions
 
-    refused = (failed.PermissionDeniedError, failed.UnauthenticatedError)
-    if isinstance(error, refused):
-        return f"refused; for public data set domain.options.anonymous ({_short(error)})"
-    if isinstance(error, failed.NotSupportedError):
-        return f"the server does not do what is needed: {_short(error)}; copy the data to disk"
-    if isinstance(error, failed.BaseError | OSError):
+    denied = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)
+    if isinstance(error, denied):
+        return f"access denied; for public data set domain.options.anonymous ({_short(error)})"
+    if isinstance(error, exceptions.NotSupportedError):
+        return f"the server does not support the request: {_short(error)}; copy the data to disk"
+    if isinstance(error, exceptions.BaseError | OSError):
         return None
     if isinstance(error, Exception):
         return _short(error)
@@ -163,7 +163,7 @@ def _final(error: BaseException) -> str | None:
 
 
 class RemoteFile:
-    """One object as a place of its own; its only key is ``""``."""
+    """One object as a location; its only key is ``""``."""
 
     def __init__(self, folder: Remote, key: str) -> None:
         self._folder, self._key = folder, key
@@ -174,7 +174,7 @@ class RemoteFile:
     def read(self, key: str = "", start: int = 0, length: int | None = None) -> bytes:
         data = self._folder.read(self._key, start, length)
         if data is None:
-            raise DataError(f"{self._folder.url}/{self._key}: is gone")
+            raise DataError(f"{self._folder.url}/{self._key}: no longer exists")
         return data
 
     def stamp(self, key: str = "") -> str:
@@ -199,11 +199,11 @@ def _check(url: str, options: Mapping[str, Any]) -> None:
 
 
 def _connect(url: str, options: Mapping[str, Any], retries: int) -> Any:
-    """An obstore store whose root is ``url``.
+    """An obstore store with root ``url``.
 
     Raises:
-        DataError: in a fork of a process that has used obstore, whose threads are then gone; the
-            process would hang or crash.
+        DataError: in a fork of a process that has used obstore; without obstore's threads, the
+            fork would hang or crash.
     """
     global _process
     from obstore.store import from_url
@@ -247,7 +247,7 @@ def _connect(url: str, options: Mapping[str, Any], retries: int) -> Any:
 
 
 def _shared_credentials() -> dict[str, Any]:
-    """Those of ``~/.aws``, which obstore leaves to boto3; none where the environment has some."""
+    """Credentials of ``~/.aws`` through boto3; empty if the environment has credentials."""
     path = Path(os.environ.get("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials")).expanduser()
     if "AWS_ACCESS_KEY_ID" in os.environ or not path.exists():
         return {}
@@ -259,34 +259,34 @@ def _shared_credentials() -> dict[str, Any]:
 
 
 @contextmanager
-def opened_remote(url: str, group: str | None, options: Mapping[str, Any]) -> Iterator[Opened]:
-    """The contents of a Zarr store or a file at an address.
+def open_remote(url: str, group: str | None, options: Mapping[str, Any]) -> Iterator[Opened]:
+    """Open a Zarr store or a file by URL.
 
     Raises:
-        DataError: as `formats.opened`, or the store cannot be reached.
+        DataError: as `open.open_path`, or the store cannot be reached.
     """
-    from jitkit.stores.zarrfiles import METADATA, opened_zarr
+    from jitkit.stores.zarrfiles import METADATA, open_zarr
 
     if "*" in url:
         raise DataError(f"{url}: globs are for files on disk; name one file, or a Zarr store")
-    place = Remote(url, options)
-    metadata = {name: data for name in METADATA if (data := _probe(place, name))}
+    location = Remote(url, options)
+    metadata = {name: data for name in METADATA if (data := _probe(location, name))}
     if metadata:
         if url.startswith("http") and not _needs_no_listing(metadata):
             raise DataError(
-                f"{url}: has no consolidated metadata, and a web server does not list what is "
-                "there; run zarr.consolidate_metadata(path) where the data lie"
+                f"{url}: has no consolidated metadata, and a web server cannot list arrays; run "
+                "zarr.consolidate_metadata(path) on the server"
             )
-        make_store = partial(_zarr_store, place.url, dict(options), place.retries)
-        with opened_zarr(url, place, make_store, group) as found:
-            yield found
+        make_store = partial(_zarr_store, location.url, dict(options), location.retries)
+        with open_zarr(url, location, make_store, group) as opened:
+            yield opened
         return
-    folder, _, name = place.url.rpartition("/")
+    folder, _, name = location.url.rpartition("/")
     file = RemoteFile(Remote(folder, options), name)
     if not file.stamp():
-        raise DataError(f"{url}: nothing is there: neither a file, nor Zarr's {listed(METADATA)}")
-    with opened_file(file, url, group) as found:
-        yield found
+        raise DataError(f"{url}: does not exist: neither a file nor Zarr's {listed(METADATA)}")
+    with open_file(file, url, group) as opened:
+        yield opened
 
 
 def _zarr_store(url: str, options: Mapping[str, Any], retries: int) -> Any:
@@ -295,10 +295,10 @@ def _zarr_store(url: str, options: Mapping[str, Any], retries: int) -> Any:
     return ObjectStore(_connect(url, options, retries), read_only=True)
 
 
-def _probe(place: Remote, name: str) -> bytes | None:
-    """Bytes of a key; None also where they are refused, as stores do whose keys none may list."""
+def _probe(location: Remote, name: str) -> bytes | None:
+    """Bytes of a key; None also if access is denied, as by stores without permission to list."""
     try:
-        return place.read(name)
+        return location.read(name)
     except DataError as error:
         from obstore.exceptions import PermissionDeniedError, UnauthenticatedError
 
@@ -308,7 +308,7 @@ def _probe(place: Remote, name: str) -> bytes | None:
 
 
 def _needs_no_listing(metadata: Mapping[str, bytes]) -> bool:
-    """Zarr's metadata name all arrays, or there is but one."""
-    described = metadata.get("zarr.json", b"")
-    whole = b'"consolidated_metadata"' in described or b'"array"' in described
-    return whole or ".zmetadata" in metadata or ".zarray" in metadata
+    """Whether the Zarr metadata list all arrays, or the store is a single array."""
+    zarr_json = metadata.get("zarr.json", b"")
+    complete = b'"consolidated_metadata"' in zarr_json or b'"array"' in zarr_json
+    return complete or ".zmetadata" in metadata or ".zarray" in metadata

@@ -1,7 +1,7 @@
-"""What a store holds, once it is opened: coordinates decoded, variables described.
+"""Variables and coordinates of one file or store: decoded metadata and sources of cells.
 
-`contents` opens one file or store; `joined` makes one of several that follow each other along a
-dimension. Neither keeps a file open.
+`read_contents` opens one file or store; `concat.concatenate` joins several along a dimension.
+Neither keeps a file open.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import numpy as np
 
 from jitkit.errors import DataError
 from jitkit.stores.cf import PACKING, Decoding, decoding
-from jitkit.stores.chunks import Box, Source, longest, parts, read_box
-from jitkit.stores.open import opened
+from jitkit.stores.chunks import Box, Source, chunk_slices, longest_chunk, read_box
+from jitkit.stores.open import open_path
 from jitkit.stores.opened import Opened
 from jitkit.stores.raw import Whole
 from jitkit.utils.types import Array
@@ -27,32 +27,32 @@ from jitkit.utils.types import Array
 if TYPE_CHECKING:
     import xarray
 
-BOUNDS = ("bounds", "climatology")  # attributes that name a coordinate's bounds
+BOUNDS = ("bounds", "climatology")  # attributes with the name of a coordinate's bounds
 DEGREES = frozenset(
     f"{degree}{separator}{side}"
     for degree in ("degree", "degrees")
     for separator in ("_", "")
     for side in "north N south S east E west W".split()
 )
-"""Units of latitude and longitude (CF conventions 1.11, section 4.1), whatever they are called."""
+"""Units of latitude and longitude (CF conventions 1.11, section 4.1)."""
 
 
 @dataclass(frozen=True)
-class Described:
-    """A variable of a store.
+class VariableInfo:
+    """Metadata of a variable.
 
     Attributes:
         dims: names of its axes.
-        shape: cells along each.
-        dtype: of the physical values, as xarray decodes them: a float for what is packed or has
-            missing cells; integers, bool, text (kind ``U``, ``T`` or ``O``) and times (``M``).
-        attrs: units, long_name and so on, without what says how numbers are stored.
-        chunks: cells of a chunk along each axis; the longest of files that are joined; for data in
-            one piece a block of a few MB.
-        missing: a fill value is declared that is a number; False for integers without one; None
-            where nothing says, as a float may be NaN in any file.
-        encoding: how it is stored: ``dtype``, and those of ``scale_factor``, ``add_offset``,
-            ``_FillValue``, ``missing_value`` and ``_Unsigned`` that it has, as xarray takes them.
+        shape: cells along each axis.
+        dtype: of the physical values, as xarray decodes them: a float if packed or with missing
+            cells; integers, bool, text (kind ``U``, ``T`` or ``O``) and times (``M``).
+        attrs: units, long_name and so on, without the encoding.
+        chunks: cells of a chunk along each axis; the longest of concatenated files; a block of a
+            few MB for contiguous data.
+        missing: True if a fill value other than NaN is declared; False for integers without one;
+            None if unknown, because any float may be NaN.
+        encoding: ``dtype`` and the variable's ``scale_factor``, ``add_offset``, ``_FillValue``,
+            ``missing_value`` and ``_Unsigned``, in xarray's form.
     """
 
     dims: tuple[str, ...]
@@ -65,18 +65,18 @@ class Described:
 
     @property
     def numeric(self) -> bool:
-        """Real numbers, which `Store.read` gives."""
+        """Whether `Store.read` can read it: real numbers."""
         return self.dtype.kind in "fiub"
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A variable in one file.
+    """The part of a variable in one file.
 
     Attributes:
         path: of the file.
-        source: its chunks.
-        decode: of its numbers; None for text and times, which ``source`` gives decoded.
+        source: of its chunks.
+        decode: decoding of stored values; None for text and times, which ``source`` decodes.
     """
 
     path: str
@@ -84,39 +84,39 @@ class Piece:
     decode: Decoding | None
 
     def whole(self) -> Array:
-        """All stored values, past every cache."""
+        """All stored values, without the cache."""
         box = tuple(slice(0, size, 1) for size in self.source.shape)
         return read_box(self.source, box, partial(map, self.source.chunk), self.source.dtype)
 
 
 @dataclass(frozen=True)
 class Variable:
-    """A variable and where its cells lie: pieces that follow each other along ``axis``."""
+    """A variable as pieces, one per file, concatenated along ``axis``."""
 
-    described: Described
+    info: VariableInfo
     pieces: tuple[Piece, ...]
     axis: int = 0
 
     @cached_property
     def starts(self) -> Array:
-        """First cell of each piece along the axis, then the axis's size."""
+        """Start of each piece along the axis, then the axis's size."""
         sizes = [p.source.shape[self.axis] if p.source.shape else 1 for p in self.pieces]
         return np.cumsum([0, *sizes])
 
-    def touched(self, box: Box) -> Iterator[tuple[int, Box, slice]]:
-        """For each piece that a box touches: number, box in it, cells of the box along the axis.
+    def overlapping(self, box: Box) -> Iterator[tuple[int, Box, slice]]:
+        """For each piece that overlaps a box: index, box in it, slice of the box along the axis.
 
-        One for an empty box.
+        One piece for an empty box.
         """
         if len(self.pieces) == 1:
             yield 0, box, slice(None)
             return
-        found = parts(self.starts, box[self.axis]) or [(0, slice(0, 0, 1), slice(0, 0))]
-        for number, inside, place in found:
-            yield number, (*box[: self.axis], inside, *box[self.axis + 1 :]), place
+        slices = chunk_slices(self.starts, box[self.axis]) or [(0, slice(0, 0, 1), slice(0, 0))]
+        for number, inside, target in slices:
+            yield number, (*box[: self.axis], inside, *box[self.axis + 1 :]), target
 
-    def spread(self, most: int) -> Iterator[tuple[int, tuple[int, ...]]]:
-        """At most so many chunks from first to last: number of the piece, index of the chunk."""
+    def sample_chunks(self, most: int) -> Iterator[tuple[int, tuple[int, ...]]]:
+        """At most ``most`` evenly spaced chunks: index of the piece, index of the chunk."""
         numbers = sorted({round(x) for x in np.linspace(0, len(self.pieces) - 1, most)})
         for number in numbers:
             counts = [len(starts) - 1 for starts in self.pieces[number].source.starts]
@@ -129,42 +129,44 @@ class Variable:
 
 @dataclass
 class Contents:
-    """A store that was opened and closed again.
+    """Variables and coordinates of a store, read and closed again.
 
     Attributes:
-        path: as it was given.
+        path: the argument.
         attrs: global attributes.
-        coords: coordinates alone, decoded, in memory.
+        coords: coordinates, decoded, in memory.
         variables: data variables by name.
-        inner: numeric coordinates as variables.
+        coord_variables: numeric coordinates as variables.
     """
 
     path: str
     attrs: dict[str, Any]
     coords: xarray.Dataset
     variables: dict[str, Variable]
-    inner: dict[str, Variable]
+    coord_variables: dict[str, Variable]
 
 
-def contents(path: str, group: str | None, options: Mapping[str, Any]) -> Contents:
-    """Open a file or store, and close it.
+def read_contents(path: str, group: str | None, options: Mapping[str, Any]) -> Contents:
+    """Read the metadata and coordinates of a file or store.
 
     Raises:
-        DataError: as `formats.opened`, or times that cannot be decoded.
+        DataError: as `open.open_path`, or times that cannot be decoded.
     """
     try:
         return _contents(path, group, options)
     except DataError as error:
-        told = str(error)
-        raise DataError(told if path in told else f"{path}: {told}") from error
-    except Exception as error:  # libraries raise almost anything on a broken file
+        text = str(error)
+        raise DataError(text if path in text else f"{path}: {text}") from error
+    except Exception as error:  # libraries raise many types on a broken file
         why = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{path}: cannot be opened ({why}); if it is cut short, copy it") from error
+        raise DataError(
+            f"{path}: cannot be opened ({why}); if it is cut short, copy it again"
+        ) from error
 
 
 def _contents(path: str, group: str | None, options: Mapping[str, Any]) -> Contents:
-    with opened(path, group, options) as found:
-        decoded = decode(found.raw)
+    with open_path(path, group, options) as opened:
+        decoded = decode(opened.raw)
         if group:
             decoded = decoded.assign_coords(_inherited(path, group, options, decoded))
         coords = decoded.coords.to_dataset()
@@ -174,9 +176,9 @@ def _contents(path: str, group: str | None, options: Mapping[str, Any]) -> Conte
             for key in BOUNDS:
                 coordinate.attrs.pop(key, None)
         variables = {
-            str(name): _variable(found, str(name), decoded[name].variable, path, group, options)
+            str(name): _variable(opened, str(name), decoded[name].variable, path, group, options)
             for name in decoded.variables
-            if name not in unwanted and name in found.raw.variables
+            if name not in unwanted and name in opened.raw.variables
         }
         return Contents(
             path,
@@ -190,34 +192,35 @@ def _contents(path: str, group: str | None, options: Mapping[str, Any]) -> Conte
 def _inherited(
     path: str, group: str, options: Mapping[str, Any], decoded: xarray.Dataset
 ) -> dict[str, Any]:
-    """Coordinates of a group's dimensions that stand in groups above it."""
+    """Coordinates of a group's dimensions that are stored in its parent groups."""
     found: dict[str, Any] = {}
     for depth in reversed(range(len(group.strip("/").split("/")))):
-        lacking = {d for d in decoded.sizes if d not in decoded.coords and d not in found}
-        if not lacking:
+        missing = {d for d in decoded.sizes if d not in decoded.coords and d not in found}
+        if not missing:
             break
-        above = "/".join(group.strip("/").split("/")[:depth]) or None
-        with suppress(DataError), opened(path, above, options) as parent:  # it may hold no arrays
+        parent_group = "/".join(group.strip("/").split("/")[:depth]) or None
+        # a parent group without arrays raises DataError
+        with suppress(DataError), open_path(path, parent_group, options) as parent:
             for name, c in decode(parent.raw).coords.items():
                 fits = all(decoded.sizes.get(d) == n for d, n in c.sizes.items())
-                if lacking & set(c.dims) and fits:
+                if missing & set(c.dims) and fits:
                     found[str(name)] = c.variable.load()
     return found
 
 
 def decode(raw: xarray.Dataset) -> xarray.Dataset:
-    """A raw dataset decoded, lazily; what places others or maps a grid is a coordinate."""
+    """Decode a raw dataset lazily; positions, bounds and grid mappings become coordinates."""
     import xarray
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of several fill values: all of them mean "missing"
+        warnings.simplefilter("ignore")  # about several fill values: all of them mean "missing"
         decoded = xarray.decode_cf(raw, decode_timedelta=False)
     others = _named_by(decoded, (*BOUNDS, "grid_mapping"))
-    return decoded.set_coords((others | _places(decoded)) & set(decoded.data_vars))
+    return decoded.set_coords((others | _positions(decoded)) & set(decoded.data_vars))
 
 
-def _places(decoded: xarray.Dataset) -> set[str]:
-    """Variables that say where the cells of others lie, though no attribute names them."""
+def _positions(decoded: xarray.Dataset) -> set[str]:
+    """Latitudes and longitudes of other variables' cells that no attribute lists."""
     names = ("latitude", "longitude")
     found = {
         str(name): v
@@ -229,7 +232,7 @@ def _places(decoded: xarray.Dataset) -> set[str]:
 
 
 def _named_by(dataset: xarray.Dataset, keys: Sequence[str]) -> set[str]:
-    """Variables that attributes of others name."""
+    """Variables named in attributes of others."""
     return {
         word
         for variable in dataset.variables.values()
@@ -240,52 +243,52 @@ def _named_by(dataset: xarray.Dataset, keys: Sequence[str]) -> set[str]:
 
 
 def _variable(
-    found: Opened,
+    opened: Opened,
     name: str,
     decoded: xarray.Variable,
     path: str,
     group: str | None,
     options: Mapping[str, Any],
 ) -> Variable:
-    raw = found.raw.variables[name]
-    piece = _piece(found, name, decoded, path, group, options)
+    raw = opened.raw.variables[name]
+    piece = _piece(opened, name, decoded, path, group, options)
     fills = piece.decode.fills if piece.decode is not None else ()
     packing = {key: raw.attrs[key] for key in PACKING if key in raw.attrs}
-    described = Described(
+    info = VariableInfo(
         dims=tuple(map(str, decoded.dims)),
         shape=tuple(decoded.shape),
         dtype=_native(decoded.dtype),
         attrs=dict(decoded.attrs),
-        chunks=tuple(longest(starts) for starts in piece.source.starts),
+        chunks=tuple(longest_chunk(starts) for starts in piece.source.starts),
         missing=True if fills else False if decoded.dtype.kind in "iub" else None,
         encoding={"dtype": _native(raw.dtype), **packing},
     )
-    return Variable(described, (piece,))
+    return Variable(info, (piece,))
 
 
 def _native(dtype: Any) -> np.dtype[Any]:
-    """A dtype in this machine's byte order; text has none."""
+    """A dtype in native byte order; text has no byte order."""
     dtype = np.dtype(dtype)
     return dtype.newbyteorder("=") if dtype.kind in "iufbcMm" else dtype
 
 
 def _piece(
-    found: Opened,
+    opened: Opened,
     name: str,
     decoded: xarray.Variable,
     path: str,
     group: str | None,
     options: Mapping[str, Any],
 ) -> Piece:
-    """Numbers from their chunks, anything else whole and through xarray."""
-    raw, source = found.raw.variables[name], found.sources.get(name)
+    """Numeric data from chunks; other types are read whole by xarray."""
+    raw, source = opened.raw.variables[name], opened.sources.get(name)
     if source is not None and decoded.dtype.kind in "iufb" and decoded.dims == raw.dims:
         return Piece(path, source, decoding(source.dtype, raw.attrs))
     make = partial(_values, path, group, options, name)
-    return Piece(path, Whole(make, decoded.shape, decoded.dtype, name, found.place), None)
+    return Piece(path, Whole(make, decoded.shape, decoded.dtype, name, opened.location), None)
 
 
 def _values(path: str, group: str | None, options: Mapping[str, Any], name: str) -> Array:
-    with opened(path, group, options) as found:
-        values: Array = decode(found.raw).variables[name].values
+    with open_path(path, group, options) as opened:
+        values: Array = decode(opened.raw).variables[name].values
         return values

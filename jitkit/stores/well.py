@@ -1,7 +1,7 @@
-"""Files of The Well (Ohana et al. 2024, arXiv:2412.00568): HDF5 with groups t0, t1 and t2_fields.
+"""Reader of The Well's HDF5 files (Ohana et al. 2024, arXiv:2412.00568): groups t0/t1/t2_fields.
 
-A field's axes are sample, time, the axes of space, then one of components for a vector and two for
-a tensor; an axis along which a field says that it does not vary is not there.
+Axes of a field: sample, time, space, then one component axis for a vector and two for a tensor. An
+axis along which a field is declared constant is absent.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ COMPONENTS = ("component", "component_2")
 
 
 def is_well(file: Any) -> bool:
-    """An open HDF5 file is laid out as The Well's are."""
+    """Whether an open HDF5 file has the layout of The Well."""
     return "n_spatial_dims" in file.attrs and "dimensions" in file and "t0_fields" in file
 
 
-def opened_well(file: Any, place: Location) -> Opened:
+def open_well(file: Any, location: Location) -> Opened:
     """Fields as variables, dimensions and parameters as coordinates."""
     import xarray
 
@@ -32,13 +32,13 @@ def opened_well(file: Any, place: Location) -> Opened:
     sources, variables = {}, {}
     for order, group in enumerate(FIELDS):
         for name, field in file.get(group, {}).items():
-            sources[name] = hdf5_source(place, field)
+            sources[name] = hdf5_source(location, field)
             dims = [*_leading(field), *_varying(field, space), *COMPONENTS[:order]]
             variables[name] = as_variable(dims, sources[name], {})
     coords = dict(_coordinates(file, space))
     attrs = {key: _plain(value) for key, value in file.attrs.items()}
     raw = xarray.Dataset(variables, attrs=attrs).assign_coords(coords)
-    return Opened(raw, sources, place)
+    return Opened(raw, sources, location)
 
 
 def _leading(field: Any) -> list[str]:
@@ -51,7 +51,7 @@ def _varying(field: Any, space: list[str]) -> list[str]:
 
 
 def _coordinates(file: Any, space: list[str]) -> Iterator[tuple[str, Any]]:
-    """Time, space, names of components, and parameters, for each sample where they differ."""
+    """Time, space, component names, and parameters, per sample if they vary."""
     for dim in ("time", *space):
         values = file["dimensions"][dim]
         leading = ["sample"] if values.ndim > 1 else []
@@ -79,7 +79,7 @@ def _text(name: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """An attribute without h5py's own types."""
+    """An attribute value in plain Python types."""
     if isinstance(value, np.ndarray):
         return [_plain(v) for v in value.tolist()]
     return _text(value) if isinstance(value, bytes) else value

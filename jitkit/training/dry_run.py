@@ -1,4 +1,4 @@
-"""What a recipe makes, before anything is trained: model, cost, memory, mistakes."""
+"""Dry run of a recipe (`jitkit check`): parameters, FLOPs, memory, largest batch, errors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jitkit.diffusion.denoiser import Denoiser
 from jitkit.domain import Domain, domain_class, open_domain
 from jitkit.errors import JitkitError
 from jitkit.nn.flops import macs
-from jitkit.nn.memory import GIB, free_bytes, held_before_training, largest_batch, training_bytes
+from jitkit.nn.memory import GIB, baseline_bytes, free_bytes, largest_batch, training_bytes
 from jitkit.nn.transformer import Transformer
 from jitkit.optim.optimizers import peak_learning_rate
 from jitkit.recipe.load import Recipe
@@ -23,21 +23,21 @@ from jitkit.training.memory_plan import memory_settings, num_emas
 
 @dataclass(frozen=True)
 class Report:
-    """What `jitkit check` prints; ``problems`` is empty where the recipe can be trained."""
+    """What `jitkit check` prints; ``problems`` is empty if the recipe can be trained."""
 
-    found: dict[str, Any]
+    summary: dict[str, Any]
     problems: list[str]
 
 
 def check(recipe: Recipe, *, memory: int | None = None, processes: int = 1) -> Report:
-    """Build a recipe's model without memory, count it, and list what stands in the way.
+    """Build a recipe's model on the meta device, count it, and list the problems.
 
-    Where the data are missing, the model's part is counted all the same if the recipe says enough.
+    Without the data the model is still counted if the recipe determines it.
 
     Args:
         recipe: what would be trained.
-        memory: bytes for each process; the largest batch for them is found as well.
-        processes: how many would train together.
+        memory: bytes for each process; adds the largest batch that fits.
+        processes: number that would train together.
     """
     problems: list[str] = []
     domain: Domain | None = None
@@ -55,17 +55,17 @@ def check(recipe: Recipe, *, memory: int | None = None, processes: int = 1) -> R
     except JitkitError as error:
         return Report({"recipe": recipe.name}, [*problems, str(error)])
     if recipe.evaluate.after_training and not domain.scores():
-        problems.append(f"evaluate.after_training: domain {recipe.domain.name!r} has no measures")
-    found = {"recipe": recipe.name} | _count(recipe, domain, denoiser)
-    found |= _memory(recipe.train, denoiser.network, memory, processes)
-    return Report(found, problems)
+        problems.append(f"evaluate.after_training: domain {recipe.domain.name!r} has no metrics")
+    summary = {"recipe": recipe.name} | _count(recipe, domain, denoiser)
+    summary |= _memory(recipe.train, denoiser.network, memory, processes)
+    return Report(summary, problems)
 
 
 def _without_data(section: DomainSection) -> Domain:
-    """The adapter without its path, where the rest of its section says layout and conditions.
+    """The adapter without its path, if the rest of its section determines layout and conditions.
 
     Raises:
-        DataError: it does not.
+        DataError: the section does not.
     """
     pathless = {"path": None} if "path" in type(section).model_fields else {}
     return domain_class(section.name)(section.model_copy(update=pathless))
@@ -75,7 +75,7 @@ def _count(recipe: Recipe, domain: Domain, denoiser: Denoiser) -> dict[str, Any]
     layout, network = denoiser.layout, denoiser.network
     device = choose_device()
     auto = recipe.diffusion.noise_scale == "auto"
-    rule = "auto: side of the grid over 256, at least 1" if auto else "as asked"
+    why = "auto: side of the grid over 256, at least 1" if auto else "as requested"
     return {
         "grid": list(layout.grid),
         "channels": list(layout.channels),
@@ -88,7 +88,7 @@ def _count(recipe: Recipe, domain: Domain, denoiser: Denoiser) -> dict[str, Any]
         "in_context_tokens": network.num_context,
         "patch_features": layout.patch_features,
         "noise_scale": denoiser.diffusion.noise_scale,
-        "noise_scale_why": rule,
+        "noise_scale_why": why,
         "P_mean": recipe.diffusion.P_mean,
         "learning_rate": peak_learning_rate(recipe.train),
         "device": str(device),
@@ -99,26 +99,28 @@ def _count(recipe: Recipe, domain: Domain, denoiser: Denoiser) -> dict[str, Any]
 def _memory(
     section: TrainSection, network: Transformer, memory: int | None, processes: int
 ) -> dict[str, Any]:
-    """What training takes in each process, and the largest batch for ``memory`` bytes."""
+    """Memory of training in each process, and the largest batch for ``memory`` bytes."""
     device = choose_device()
     free = free_bytes(device)
-    how = memory_settings(section, network, device, processes=processes, free=memory or free)
-    at_once = ceil(section.batch_size / (section.accumulate * processes))
+    settings = memory_settings(section, network, device, processes=processes, free=memory or free)
+    part_size = ceil(section.batch_size / (section.accumulate * processes))
     parts = {
-        again: training_bytes(network, at_once, **how, checkpointing=again)
-        for again in (False, True)
+        checkpointing: training_bytes(network, part_size, **settings, checkpointing=checkpointing)
+        for checkpointing in (False, True)
     }
-    own = parts[section.checkpoint_activations]
-    found = {
-        "memory_gib": sum(own.values()) / GIB,
-        "memory_parts_gib": {name: size / GIB for name, size in own.items()},
+    used = parts[section.checkpoint_activations]
+    summary = {
+        "memory_gib": sum(used.values()) / GIB,
+        "memory_parts_gib": {name: size / GIB for name, size in used.items()},
         "memory_without_checkpointing_gib": sum(parts[False].values()) / GIB,
         "memory_with_checkpointing_gib": sum(parts[True].values()) / GIB,
         "memory_free_gib": free / GIB,
     }
-    if how["emas"] < num_emas(section):  # beside them a copy of the weights, from which they learn
-        found["memory_means_on_cpu_gib"] = (1 + num_emas(section)) * own["weights"] / GIB
-    return found if memory is None else found | _largest(section, network, memory, processes, how)
+    if settings["emas"] < num_emas(section):  # EMAs on the CPU need a copy of the weights there
+        summary["memory_means_on_cpu_gib"] = (1 + num_emas(section)) * used["weights"] / GIB
+    if memory is not None:
+        summary |= _largest(section, network, memory, processes, settings)
+    return summary
 
 
 def _largest(
@@ -126,26 +128,26 @@ def _largest(
     network: Transformer,
     memory: int,
     processes: int,
-    how: dict[str, Any],
+    settings: dict[str, Any],
 ) -> dict[str, Any]:
     """The largest ``train.batch_size`` for ``memory`` bytes in each process, and why."""
-    before = held_before_training(choose_device())
-    most, most_again = (
-        largest_batch(network, memory - before, **how, checkpointing=again)
-        for again in (False, True)
+    before = baseline_bytes(choose_device())
+    most, most_checkpointing = (
+        largest_batch(network, memory - before, **settings, checkpointing=checkpointing)
+        for checkpointing in (False, True)
     )
     parts = section.accumulate * processes
-    one = sum(training_bytes(network, 1, **how, checkpointing=True).values())
-    text = f"{before / GIB:.2g} GiB are taken before there is a model, and a tenth is kept free"
-    if not most_again:
+    one = sum(training_bytes(network, 1, **settings, checkpointing=True).values())
+    text = f"{before / GIB:.2g} GiB are used before the model, and a tenth is kept free"
+    if not most_checkpointing:
         text = f"not even one sample fits: it takes {one / GIB:.2f} GiB with checkpointing; {text}"
     elif not most:
-        text = f"one sample fits with checkpointing alone (train.checkpoint_activations); {text}"
+        text = f"one sample fits only with train.checkpoint_activations=true; {text}"
     if parts > 1:
         text += f"; {section.accumulate} parts (train.accumulate) in each of {processes} processes"
     return {
         "memory_given_gib": memory / GIB,
         "largest_batch": most * parts,
-        "largest_batch_checkpointing": most_again * parts,
+        "largest_batch_checkpointing": most_checkpointing * parts,
         "largest_batch_why": text,
     }

@@ -1,4 +1,4 @@
-"""The memory that training a recipe takes, in the terms of `jitkit.nn.memory`."""
+"""Settings of a recipe that determine its training memory, for `jitkit.nn.memory`."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ def memory_settings(
     processes: int = 1,
     free: int | None = None,
 ) -> dict[str, Any]:
-    """What `training_bytes` must be told of a recipe, but for the batch and checkpointing.
+    """Keyword arguments of `training_bytes`, except batch size and checkpointing.
 
     Args:
         section: the recipe's section ``train``.
-        network: it may be on the device `meta`.
+        network: may be on the device `meta`.
         device: where it would be trained.
-        processes: how many train together.
-        free: bytes of each; what is free now where not given. Half of them decide whether the model
-            is shared out where ``train.parallel`` is auto.
+        processes: number that train together.
+        free: bytes of each; default: those free now. With ``train.parallel`` auto, a model that
+            takes at least half of them is sharded.
     """
-    away = section.ema_device == "cpu" and device.type != "cpu"
+    on_cpu = section.ema_device == "cpu" and device.type != "cpu"
     settings: dict[str, Any] = {
-        "emas": 0 if away else num_emas(section),
+        "emas": 0 if on_cpu else num_emas(section),
         "compute_bytes": 4 if choose_precision(section.precision, device)[0] is None else 2,
         "accumulate": section.accumulate,
         "optimizer": getattr(section, "optimizer", "adamw"),
@@ -40,11 +40,11 @@ def memory_settings(
     }
     sharded = section.parallel == "fsdp"
     if section.parallel == "auto" and processes > 1:
-        held = sum(training_bytes(network, 0, **settings).values())
-        sharded = held >= (free_bytes(device) if free is None else free) / 2
+        needed = sum(training_bytes(network, 0, **settings).values())
+        sharded = needed >= (free_bytes(device) if free is None else free) / 2
     return settings | {"world": processes, "sharded": sharded and processes > 1}
 
 
 def num_emas(section: TrainSection) -> int:
-    """How many running means of the weights there are."""
+    """Number of EMAs of the weights."""
     return len(section.ema) + len(section.ema_sigma_rel)

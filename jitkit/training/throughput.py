@@ -1,4 +1,4 @@
-"""How fast a run goes, against what its machine can do."""
+"""Training throughput: samples/s, TFLOP/s, MFU, time waiting for data, memory; peak FLOP/s."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from torch import Tensor
 
 from jitkit.nn.memory import GIB
 
-REMEMBERED = 50  # steps that the smoothed loss is about
-SHOWN_SECONDS = 2.0  # that the numbers beside the bar are about, at least
+SMOOTHING_STEPS = 50  # time constant of the smoothed loss
+SHOWN_SECONDS = 2.0  # shortest window of the values beside the progress bar
 LINE = 79  # characters
 PEAK_SECONDS = 0.3  # for measuring the peak, about
-PRODUCT_SECONDS = 0.03  # for one timing: long against the clock and the start of a kernel
+PRODUCT_SECONDS = 0.03  # of one timing: long against clock resolution and kernel launch
 SIDES = (256, 8192)  # of the matrices: first, and largest (0.4 GiB for three in bfloat16)
 
 
 @dataclass(frozen=True)
 class _Mark:
-    """What was counted up to a moment."""
+    """Counts up to a moment."""
 
     seconds: float
     samples: int = 0
@@ -34,17 +34,17 @@ class _Mark:
 
 @dataclass(kw_only=True)
 class Meter:
-    """Samples, time and waiting of a training loop; bookkeeping alone, for every step.
+    """Throughput, MFU and time waiting for data of a training loop; cheap enough for every step.
 
-    On a GPU the loop runs ahead of the device, so the numbers hold over windows in which it has
-    waited for it at least once, as reading a loss does.
+    On a GPU the loop runs ahead of the device, so values are valid over windows with at least one
+    synchronization, such as reading a loss.
 
     Args:
-        flops_per_sample: floating point operations of a training step for one sample, an addition
-            and a multiplication counting as two: three times those of the forward pass.
-        peak_flops: operations in a second that the machine can do, where known.
-        device: whose memory is told.
-        clock: seconds.
+        flops_per_sample: floating point operations of a training step per sample; an addition and
+            a multiplication count as two; three times the forward pass.
+        peak_flops: FLOP/s that the machine can reach, if known.
+        device: whose memory is reported.
+        clock: returns seconds.
     """
 
     flops_per_sample: float
@@ -63,7 +63,7 @@ class Meter:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Around the wait for data."""
+        """Context of waiting for data."""
         began = self.clock()
         try:
             yield
@@ -72,7 +72,7 @@ class Meter:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Around what is no training (previews, held-out loss): its time is counted nowhere."""
+        """Context of work that is no training (previews, validation): its time is not counted."""
         began = self.clock()
         try:
             yield
@@ -80,25 +80,25 @@ class Meter:
             self._paused += self.clock() - began
 
     def step(self, n_samples: int) -> None:
-        """A step is done on so many samples, of this process."""
+        """Count a step on ``n_samples`` samples of this rank."""
         self._samples += n_samples
 
     def smooth(self, loss: float) -> float:
-        """The mean loss of about the last 50 steps, the recent ones weighing more.
+        """Exponential moving average of the loss over about 50 steps.
 
         m_k = b m_(k-1) + (1 - b) loss_k with b = 1 - 1/50, divided by 1 - b^k so that the first
-        steps are not drawn to zero (Kingma & Ba 2014, arXiv:1412.6980, section 3).
+        steps are not biased to zero (Kingma & Ba 2014, arXiv:1412.6980, section 3).
         """
         self._losses += 1
-        self._mean += (loss - self._mean) / REMEMBERED
+        self._mean += (loss - self._mean) / SMOOTHING_STEPS
         return self._smoothed()
 
     def read(self) -> dict[str, float | None]:
-        """Speed since the last reading: ``samples_per_second``, ``tflops`` (10^12 operations a
-        second), ``peak_share`` and ``waiting_share`` (of 1), ``memory_gib``.
+        """Throughput since the last call: ``samples_per_second``, ``tflops`` (10^12 FLOP/s),
+        ``peak_share`` (MFU) and ``waiting_share`` (both 0 to 1), ``memory_gib``.
 
-        Memory is the most that the GPU has held, or what the process holds of the machine's now.
-        What is not known is None.
+        Memory is the peak on a GPU, or the process's current resident memory. Unknown values are
+        None.
         """
         now = self._mark()
         speed = self._speed(self._read_from, now)
@@ -106,9 +106,9 @@ class Meter:
         return speed
 
     def line(self) -> str:
-        """Loss and speed of the last seconds for the progress bar, less than 80 characters.
+        """Loss and throughput of the last seconds for the progress bar, under 80 characters.
 
-        ``loss 0.0812  412 samples/s  1.30 TFLOP/s (63 % of peak)  waiting 4 %  1.20 GiB``
+        ``loss 0.0812  412 samples/s  1.30 TFLOP/s (63 % MFU)  waiting 4 %  1.20 GiB``
         """
         now = self._mark()
         if now.seconds - self._shown_from.seconds >= SHOWN_SECONDS:
@@ -118,13 +118,13 @@ class Meter:
         if self._losses:
             loss = self._smoothed()
             parts.append(f"loss {loss:.4f}" if 0.001 <= loss < 10_000 else f"loss {loss:.3g}")
-        parts += _words(self._shown)
+        parts += _formatted(self._shown)
         while len("  ".join(parts)) > LINE:
             parts.pop()
         return "  ".join(parts)
 
     def _smoothed(self) -> float:
-        return self._mean / (1 - (1 - 1 / REMEMBERED) ** self._losses)
+        return self._mean / (1 - (1 - 1 / SMOOTHING_STEPS) ** self._losses)
 
     def _mark(self) -> _Mark:
         return _Mark(self.clock() - self._paused, self._samples, self._waited)
@@ -145,48 +145,49 @@ class Meter:
 def peak_flops(
     device: torch.device, dtype: torch.dtype, *, clock: Callable[[], float] = time.perf_counter
 ) -> float:
-    """The most operations in a second that products of square matrices reach on a machine.
+    """Highest FLOP/s of products of square matrices on a machine, measured for about 0.3 s.
 
-    Sides double as long as products stay short and gain speed; the best of about 0.3 s counts.
-    Float32 is measured as the process has it set, with TensorFloat-32 or without. No random state
-    is touched but the function's own.
+    Sides double as long as products stay short and gain speed. Float32 is measured with the
+    process's TensorFloat-32 setting. Global random state is not touched.
     """
-    known = _most_bytes(device)
-    best = max(_rates(device, dtype, clock))
-    if _most_bytes(device) > known:  # ours, not the run's
+    before = _peak_bytes(device)
+    best = max(_measured_flops(device, dtype, clock))
+    if _peak_bytes(device) > before:  # raised by this measurement, not by the run
         torch.cuda.reset_peak_memory_stats(device)
     return best
 
 
 @torch.no_grad()
-def _rates(device: torch.device, dtype: torch.dtype, clock: Callable[[], float]) -> Iterator[float]:
-    """Operations in a second of product after product, larger ones as long as they are quick."""
-    side, repeats, before = SIDES[0], 1, 0.0
-    matrices = _matrices(side, device, dtype)  # which loads the library for products
+def _measured_flops(
+    device: torch.device, dtype: torch.dtype, clock: Callable[[], float]
+) -> Iterator[float]:
+    """FLOP/s of successive products; the matrices grow as long as products are quick."""
+    side, repeats, smaller = SIDES[0], 1, 0.0
+    matrices = _matrices(side, device, dtype)  # also loads the library for products
     began = now = clock()
     while now - began < PEAK_SECONDS:
         start = clock()
         _multiply(*matrices, repeats=repeats)
         now = clock()
         seconds = max(now - start, 1e-9)
-        rate = 2 * side**3 * repeats / seconds
-        yield rate
-        # on a busy machine threads wait for each other, longer than a small product takes
-        worth = seconds < PRODUCT_SECONDS / 4 or rate > 1.5 * before
+        flops = 2 * side**3 * repeats / seconds
+        yield flops
+        # on a busy machine threads wait for each other longer than a small product takes
+        worth = seconds < PRODUCT_SECONDS / 4 or flops > 1.5 * smaller
         if seconds < PRODUCT_SECONDS and worth and side < SIDES[1]:
-            side, before = 2 * side, rate  # eight times the work
+            side, smaller = 2 * side, flops  # eight times the work
             try:
                 matrices = _matrices(side, device, dtype)
             except torch.OutOfMemoryError:
-                return  # the smaller ones have to do: the first takes less than a MiB
+                return  # keep the smaller results; the first size takes less than a MiB
         elif seconds < PRODUCT_SECONDS / 2:
             repeats = ceil(repeats * PRODUCT_SECONDS / seconds)
 
 
 def _matrices(side: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Two to multiply and one for the product, multiplied once: the first time is slower.
+    """Two factors and their product, multiplied once for warm-up.
 
-    Random, because multiplying equal numbers takes less power, and GPUs are faster at it.
+    Random, because products of equal numbers draw less power and run faster on GPUs.
     """
     generator = torch.Generator(device).manual_seed(0)
     left = torch.randn(side, side, generator=generator, device=device, dtype=dtype)
@@ -196,36 +197,36 @@ def _matrices(side: int, device: torch.device, dtype: torch.dtype) -> tuple[Tens
 
 
 def _multiply(left: Tensor, right: Tensor, product: Tensor, *, repeats: int = 1) -> None:
-    """So many times the same product, done when this returns."""
+    """Compute a product ``repeats`` times; synchronizes."""
     for _ in range(repeats):
         torch.mm(left, right, out=product)
     if left.device.type == "cuda":
         torch.cuda.synchronize(left.device)
 
 
-def _words(speed: Mapping[str, float | None]) -> list[str]:
-    """What ``_speed`` found, in the order of what matters; nothing before it has."""
-    found = {name: value for name, value in speed.items() if value is not None}
-    if not found:
+def _formatted(speed: Mapping[str, float | None]) -> list[str]:
+    """Result of ``_speed`` as text, most important first; empty before the first result."""
+    known = {name: value for name, value in speed.items() if value is not None}
+    if not known:
         return []
-    tflops = found["tflops"]
-    done = f"{_three(tflops)} TFLOP/s" if tflops >= 0.1 else f"{_three(tflops * 1e3)} GFLOP/s"
-    if "peak_share" in found:
-        done += f" ({100 * found['peak_share']:.0f} % of peak)"
-    words = [
-        f"{_three(found['samples_per_second'])} samples/s",
-        done,
-        f"waiting {100 * found['waiting_share']:.0f} %",
+    tflops = known["tflops"]
+    flops = f"{_digits(tflops)} TFLOP/s" if tflops >= 0.1 else f"{_digits(tflops * 1e3)} GFLOP/s"
+    if "peak_share" in known:
+        flops += f" ({100 * known['peak_share']:.0f} % MFU)"
+    parts = [
+        f"{_digits(known['samples_per_second'])} samples/s",
+        flops,
+        f"waiting {100 * known['waiting_share']:.0f} %",
     ]
-    if "memory_gib" in found:
-        words.append(f"{_three(found['memory_gib'])} GiB")
-    return words
+    if "memory_gib" in known:
+        parts.append(f"{_digits(known['memory_gib'])} GiB")
+    return parts
 
 
-def _three(number: float) -> str:
-    """Three digits or a few more, never an exponent where there need be none.
+def _digits(number: float) -> str:
+    """About three digits, without an exponent if possible.
 
-    >>> [_three(number) for number in (12345.6, 412.3, 41.23, 1.3, 0.0412)]
+    >>> [_digits(number) for number in (12345.6, 412.3, 41.23, 1.3, 0.0412)]
     ['12,346', '412', '41.2', '1.30', '0.041']
     """
     if number >= 100:
@@ -236,17 +237,17 @@ def _three(number: float) -> str:
 
 
 def _memory_gib(device: torch.device) -> float | None:
-    held = _most_bytes(device) if device.type == "cuda" else _resident_bytes()
-    return None if held is None else held / GIB
+    used = _peak_bytes(device) if device.type == "cuda" else _resident_bytes()
+    return None if used is None else used / GIB
 
 
-def _most_bytes(device: torch.device) -> int:
-    """The most that tensors have held of a GPU at once."""
+def _peak_bytes(device: torch.device) -> int:
+    """Peak memory of tensors on a GPU; 0 on a CPU."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
 
 
 def _resident_bytes(statm: Path = Path("/proc/self/statm")) -> int | None:
-    """Memory of the machine that this process holds; without Linux's record, the most it held."""
+    """Resident memory of this process; without ``/proc`` its peak; None if unknown."""
     try:
         import resource
     except ImportError:  # Windows
@@ -254,5 +255,5 @@ def _resident_bytes(statm: Path = Path("/proc/self/statm")) -> int | None:
     try:
         return int(statm.read_text().split()[1]) * resource.getpagesize()
     except (OSError, ValueError, IndexError):
-        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return most if sys.platform == "darwin" else most * 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024

@@ -1,4 +1,4 @@
-"""The held-out loss, on noise that never changes, and the loss for each bin of t."""
+"""Validation loss per time bin, on fixed noise, and the training loss per time bin."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from math import erf, log, sqrt
 import torch
 from torch import Tensor
 
-from jitkit.data import held_out
+from jitkit.data import validation_batches
 from jitkit.diffusion.denoiser import Denoiser
 from jitkit.domain import Domain
 from jitkit.utils.distributed import ALONE, Team
@@ -17,32 +17,34 @@ BINS = 10  # of t
 
 
 @torch.no_grad()
-def held_out_loss(
+def validation_loss(
     denoiser: Denoiser, domain: Domain, most: int, batch_size: int, *, team: Team = ALONE
 ) -> list[float] | None:
-    """Loss on validation items for each bin of t, on noise that never changes; None without items.
+    """Validation loss in each bin of t on fixed noise, (BINS,); None without validation items.
 
-    It can be compared between runs: bins are of the t that the same signal-to-noise ratio has
-    under unit noise, t' = t / (t + s (1 - t)), and the error is that of the clean data times
-    1 / (1 - t')², which is the v-loss of a run with unit noise, whatever the recipe's own.
+    Comparable between runs of any noise scale s and any training loss: bins are of the t' with the
+    same signal-to-noise ratio at unit noise, t' = t / (t + s (1 - t)), and the squared error of the
+    clean data is weighted by 1 / (1 - t')², which gives the v-loss at unit noise.
 
-    Processes of a team take the batches in turn; all of them ask, and all of them know.
+    The batches are split over the ranks; every rank calls this and gets the result.
     """
-    totals = torch.zeros(BINS + 1, dtype=torch.float64)  # the sum for each bin, and the items
+    totals = torch.zeros(BINS + 1, dtype=torch.float64)  # sum of each bin, and number of items
     scale = denoiser.diffusion.noise_scale
     full = (len(denoiser.layout.channels), *denoiser.layout.grid)
-    batches = held_out(domain, most=most, batch_size=batch_size, rank=team.rank, world=team.world)
+    batches = validation_batches(
+        domain, max_items=most, batch_size=batch_size, rank=team.rank, world=team.world
+    )
     for indices, batch, mine in batches:
         batch = batch.to(denoiser.device)
-        own = (slice(None), slice(None), *(slice(size) for size in batch.x.shape[2:]))
+        crop = (slice(None), slice(None), *(slice(size) for size in batch.x.shape[2:]))
         totals[BINS] += len(indices) * mine
         for k in range(BINS):
             unit = (k + 0.5) / BINS
-            draws = [  # on the full grid, so that what an item is padded with changes nothing
+            draws = [  # on the full grid, so that padding does not change the noise
                 torch.randn(full, generator=torch.Generator().manual_seed(mix("held out", i, k)))
                 for i in indices
             ]
-            eps = torch.stack(draws)[own].to(denoiser.device) * scale
+            eps = torch.stack(draws)[crop].to(denoiser.device) * scale
             t = torch.full((len(indices),), scale * unit / (1 - unit + scale * unit))
             losses = denoiser.losses(
                 batch.x, eps, t.to(eps.device), batch.cond, batch.mask, batch.coords, loss="x"
@@ -53,18 +55,18 @@ def held_out_loss(
 
 
 def bin_weights() -> list[float]:
-    """Share of the paper's times (logit-normal, -0.8, 0.8) in each bin of t."""
+    """Probability of each bin of t under the paper's logit-normal(-0.8, 0.8), (BINS,)."""
 
-    def below(t: float) -> float:
+    def cdf(t: float) -> float:
         if t in (0.0, 1.0):
             return t
         return (1 + erf((log(t / (1 - t)) + 0.8) / 0.8 / sqrt(2))) / 2
 
-    return [below((k + 1) / BINS) - below(k / BINS) for k in range(BINS)]
+    return [cdf((k + 1) / BINS) - cdf(k / BINS) for k in range(BINS)]
 
 
-def by_bin(losses: Tensor, t: Tensor) -> list[float | None]:
-    """Mean loss of the samples in each bin of t; None where there are none."""
+def loss_by_bin(losses: Tensor, t: Tensor) -> list[float | None]:
+    """Mean loss of the samples in each bin of t, (BINS,); None for an empty bin."""
     bins = (t * BINS).long().clamp(0, BINS - 1)
     sums = torch.zeros(BINS, device=t.device).index_add_(0, bins, losses).tolist()
     counts = torch.bincount(bins, minlength=BINS).tolist()

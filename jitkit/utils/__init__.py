@@ -1,1 +1,1 @@
-"""Used by every layer: atomic files, console, seeds, distributed processes, signals, caches."""
+"""Utilities: atomic files, cache, console, CPU settings, distributed training, seeds, signals."""

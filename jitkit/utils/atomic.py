@@ -1,4 +1,4 @@
-"""Files that are never half there."""
+"""Atomic file writes and fsync."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from pathlib import Path
 
 
 @contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
-    """A place beside ``path`` to write a file to; it takes its name when the block ends well.
+def atomic_write(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path``, renamed to ``path`` when the block ends without an error.
 
-    The folder is made where it is not there. What a block that fails has written is left beside.
+    Creates the folder if needed. After an error the temporary file is left in place.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.part")
-    yield aside
-    aside.replace(path)
+    temporary = path.with_name(f".{path.name}.part")
+    yield temporary
+    temporary.replace(path)
 
 
-def flush(path: Path) -> None:
-    """Bring a file or a folder's entries to the disk itself."""
+def fsync(path: Path) -> None:
+    """Flush a file, or the entries of a folder, to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""What was found out about data and need not be found out again: JSON and arrays, a file for a key.
+"""On-disk cache of results computed from data: JSON and arrays, one file per key.
 
 The cache is $JITKIT_CACHE, or ~/.cache/jitkit. It may be deleted at any time.
 """
@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 
 
-def load(kind: str, key: str) -> dict[str, Any] | None:
-    """What `save` kept under a key; None where it is not there, torn, or another's.
+def load_entry(kind: str, key: str) -> dict[str, Any] | None:
+    """The entry that `save_entry` stored under a key; None if absent, corrupt or of another key.
 
     Args:
         kind: a folder of the cache, such as ``"statistics"``.
-        key: says what it is about.
+        key: identifies the entry.
     """
     path = _file(kind, key)
     if path is None:
@@ -32,15 +32,15 @@ def load(kind: str, key: str) -> dict[str, Any] | None:
             arrays = {name: file[name] for name in file.files}
         head = json.loads(str(arrays.pop("head")))
         return head["metadata"] | arrays if head["key"] == key else None
-    except Exception:  # whatever is wrong with a file, finding out again mends it
+    except Exception:  # any defect of the file is repaired by computing the entry again
         return None
 
 
-def save(kind: str, key: str, metadata: Mapping[str, Any]) -> None:
-    """Keep metadata, JSON with numpy arrays among its values, until `load` asks for them.
+def save_entry(kind: str, key: str, metadata: Mapping[str, Any]) -> None:
+    """Store metadata, JSON with numpy arrays among its values, for `load_entry`.
 
-    Files are written aside and renamed, so that several processes may save at once. Where the
-    cache cannot be written nothing is kept.
+    Files are written under a temporary name and renamed, so several processes may save at once.
+    If the cache cannot be written, nothing is stored.
     """
     path = _file(kind, key)
     if path is None:
@@ -50,24 +50,24 @@ def save(kind: str, key: str, metadata: Mapping[str, Any]) -> None:
     arrays["head"] = np.array(json.dumps({"key": key, "metadata": plain}))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        number, aside = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
     except OSError:
         return
     try:
-        with open(number, "wb") as file:
+        with open(descriptor, "wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
-        os.replace(aside, path)
+        os.replace(temporary, path)
     except OSError:
-        Path(aside).unlink(missing_ok=True)
+        Path(temporary).unlink(missing_ok=True)
 
 
 def _file(kind: str, key: str) -> Path | None:
-    """The file of a key; None for a user without a home."""
-    asked = os.environ.get("JITKIT_CACHE")
+    """The file of a key; None if the user has no home directory."""
+    requested = os.environ.get("JITKIT_CACHE")
     try:
-        folder = Path(asked).expanduser() if asked else Path.home() / ".cache" / "jitkit"
+        folder = Path(requested).expanduser() if requested else Path.home() / ".cache" / "jitkit"
     except RuntimeError:
         return None
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,100}", key):  # no name for a file
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,100}", key):  # not usable as a file name
         key = hashlib.sha256(key.encode()).hexdigest()
     return folder / kind / f"{key}.npz"

@@ -1,4 +1,4 @@
-"""What a long command tells people: a bar on a terminal, plain lines elsewhere."""
+"""Console output: a progress bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -9,46 +9,46 @@ from typing import Protocol
 
 
 class Bar(Protocol):
-    """Called with how many units are done in all, and what to show beside them."""
+    """Called with the total number of units done and a text to show beside it."""
 
     def __call__(self, done: int, shown: str = "") -> None: ...
 
 
-_speaks = True  # one process of several does
+_enabled = True  # in distributed runs, on rank 0 alone
 
 
 def quiet() -> None:
-    """Say and show nothing more in this process: another one speaks for all."""
-    global _speaks
-    _speaks = False
+    """Print nothing more in this process, because another rank prints for all."""
+    global _enabled
+    _enabled = False
 
 
 def say(text: str) -> None:
-    """A line for the user, at once; above the bar where there is one."""
-    if _speaks:
+    """Print a line at once; it appears above a progress bar."""
+    if _enabled:
         print(text, flush=True)
 
 
 def remark(text: str) -> None:
-    """A line on standard error, beside an answer that a program may read."""
-    if _speaks:
+    """Print a line on standard error, so that standard output stays machine-readable."""
+    if _enabled:
         print(text, file=sys.stderr, flush=True)
 
 
 def warn(text: str) -> None:
-    """A line that the user should not miss, on standard error."""
-    if _speaks:
+    """Print a warning on standard error."""
+    if _enabled:
         print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 @contextmanager
 def bar(label: str, total: int, *, unit: str, start: int = 0, shown: bool = True) -> Iterator[Bar]:
-    """A progress bar with rate and time left; silent where standard error is no terminal.
+    """A progress bar with speed and time left; silent if standard error is not a terminal.
 
     >>> with bar("counting", 3, unit="sheep") as done:
     ...     done(3, "all black")
     """
-    if not (shown and _speaks and sys.stderr.isatty()):
+    if not (shown and _enabled and sys.stderr.isatty()):
         yield lambda done, shown="": None
         return
     from rich.console import Console

@@ -1,4 +1,4 @@
-"""How this process uses processor and memory; what it sets, it sets before torch is loaded."""
+"""CPU settings of this process: threads, malloc and huge pages, set before torch is loaded."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ import os
 import sys
 from pathlib import Path
 
-LARGEST_IN_HEAP = 32 * 2**20  # bytes; glibc takes no more
-KEEP_ALL = -1  # free bytes at the end of the heap that are not given back
+LARGEST_IN_HEAP = 32 * 2**20  # bytes; the maximum that glibc accepts
+KEEP_ALL = -1  # never return free memory at the end of the heap to the kernel
 
 
-def settle() -> None:
-    """Let idle threads sleep soon, and keep memory between the steps of a training.
+def configure_process() -> None:
+    """Let idle threads sleep soon, and keep freed memory between training steps.
 
-    Threads that spin while they wait starve a shared machine (docs/log.md). And glibc gives freed
-    memory back to the kernel, which clears every page anew in the next step: a tenth of a step of
-    JiT-B/16, which pages of 2 MiB make another tenth shorter (docs/performance.md). What the user
-    has set himself stays.
+    Threads that spin while they wait starve a shared machine (docs/log.md). By default glibc
+    returns freed memory to the kernel, which clears every page again in the next step. This costs
+    a tenth of a step of JiT-B/16; huge pages of 2 MiB save another tenth (docs/performance.md).
+    Environment variables set by the user take precedence.
     """
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = "1000"
     if Path("/sys/kernel/mm/transparent_hugepage/enabled").exists():
-        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch asks for large pages
-    own = any(key.startswith("MALLOC_") for key in os.environ) or "GLIBC_TUNABLES" in os.environ
-    if sys.platform == "linux" and not own:
+        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch requests huge pages
+    user_set = "GLIBC_TUNABLES" in os.environ or any(k.startswith("MALLOC_") for k in os.environ)
+    if sys.platform == "linux" and not user_set:
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
         if mallopt is not None:
             mallopt(-3, LARGEST_IN_HEAP)  # M_MMAP_THRESHOLD
@@ -36,11 +36,11 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def told_by_itself(key: str) -> str:
-    """What Linux says of the first processor, as ``vendor_id`` or ``model name``; or nothing."""
+def cpuinfo(key: str) -> str:
+    """A value of /proc/cpuinfo for the first CPU, such as ``model name``; "" if unknown."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return ""
-    found = (line.partition(":") for line in lines)
-    return next((value.strip() for name, _, value in found if name.strip() == key), "")
+    entries = (line.partition(":") for line in lines)
+    return next((value.strip() for name, _, value in entries if name.strip() == key), "")

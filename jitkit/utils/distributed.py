@@ -1,8 +1,7 @@
-"""Several processes, started by torchrun, that train one model; or just the one.
+"""Distributed training: process group, DDP and FSDP2, for processes started by torchrun or one.
 
-Each process knows its rank and how many there are. Tensors of the model travel by NCCL between
-GPUs and by gloo between processors; what the processes tell one another besides (stop, failure,
-numbers for the log) always goes by gloo, so that it never waits for a GPU.
+Model tensors are communicated by NCCL between GPUs and by gloo between CPUs. Control messages
+(stop, failure, values for the log) always use gloo, so that they never wait for a GPU.
 """
 
 from __future__ import annotations
@@ -25,17 +24,17 @@ from torch.nn.parallel import DistributedDataParallel
 from jitkit.errors import JitkitError, Stopped
 from jitkit.utils.console import quiet
 
-COMMAND = "JITKIT_COMMAND"  # in the environment of a process that is one of our commands
-PATIENCE = timedelta(hours=2)  # rank 0 may have data to measure or samples to score meanwhile
+COMMAND = "JITKIT_COMMAND"  # environment variable that the command line sets
+TIMEOUT = timedelta(hours=2)  # rank 0 may measure data or score samples meanwhile
 
 
 @dataclass(frozen=True)
 class Team:
-    """The processes of a run, and which of them this one is.
+    """The process group of a run.
 
     Attributes:
-        rank: this process, counted from 0; rank 0 alone writes files and speaks.
-        world: processes.
+        rank: of this process, counted from 0; only rank 0 writes files and prints.
+        world: number of processes.
     """
 
     rank: int = 0
@@ -43,52 +42,52 @@ class Team:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes and speaks."""
+        """Whether this process writes files and prints (rank 0)."""
         return self.rank == 0
 
     def max(self, values: Sequence[float]) -> list[float]:
-        """The largest of each value among all processes, known to all."""
+        """Elementwise maximum over all processes, in every process."""
         if self.world == 1:
             return list(values)
-        found = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(found, dist.ReduceOp.MAX)
-        return found.tolist()
+        largest = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        return largest.tolist()
 
     def min(self, value: int) -> int:
-        """The smallest of a number among all processes, known to all."""
+        """Minimum over all processes, in every process."""
         return int(-self.max([-value])[0])
 
     def all_reduce(self, values: Tensor) -> Tensor:
-        """The sum of a tensor over all processes, on the processor."""
-        found = values.detach().cpu()
+        """Sum over all processes, as a CPU tensor in every process."""
+        total = values.detach().cpu()
         if self.world > 1:
-            dist.all_reduce(found)
-        return found
+            dist.all_reduce(total)
+        return total
 
     def all_gather(self, value: Any) -> list[Any]:
-        """What every process holds, in the order of their ranks; known to all."""
+        """The values of all processes in order of rank, in every process."""
         if self.world == 1:
             return [value]
-        found: list[Any] = [None] * self.world
-        dist.all_gather_object(found, value)
-        return found
+        gathered: list[Any] = [None] * self.world
+        dist.all_gather_object(gathered, value)
+        return gathered
 
     def gather(self, value: Any) -> list[Any]:
-        """What every process holds, in the order of their ranks, for rank 0; others get nothing."""
+        """The values of all processes in order of rank, on rank 0; others get an empty list."""
         if self.world == 1:
             return [value]
-        found: list[Any] | None = [None] * self.world if self.is_main else None
-        dist.gather_object(value, found)
-        return found or []
+        gathered: list[Any] | None = [None] * self.world if self.is_main else None
+        dist.gather_object(value, gathered)
+        return gathered or []
 
     def barrier(self) -> None:
-        """Until all processes are here."""
+        """Wait for all processes."""
         if self.world > 1:
-            dist.all_reduce(torch.zeros(1))  # on the processor, where barrier() may take a GPU
+            dist.all_reduce(torch.zeros(1))  # on the CPU; barrier() may use a GPU
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """Rank 0 goes through the block, then the others: what it stores the others find."""
+        """Rank 0 runs the block first, so that the others find what it stored."""
         if not self.is_main:
             self.barrier()
         try:
@@ -98,24 +97,24 @@ class Team:
                 self.barrier()
 
     def raise_together(self, error: Exception | None) -> None:
-        """Raise in all processes if one of them has an error; rank 0 tells whose it is.
+        """Raise in all processes if one of them has an error; rank 0 names the failing ranks.
 
         Raises:
-            JitkitError: in rank 0, where another process has an error.
-            SystemExit: in the others, which have nothing more to say.
+            JitkitError: in rank 0, if another process has an error.
+            SystemExit: in the other processes, without a message.
         """
         if self.world == 1:
             if error:
                 raise error
             return
-        told = self.all_gather(None if error is None else f"{type(error).__name__}: {error}")
-        found = [f"rank {rank} of {self.world}: {text}" for rank, text in enumerate(told) if text]
-        if found and not self.is_main:
+        texts = self.all_gather(None if error is None else f"{type(error).__name__}: {error}")
+        errors = [f"rank {rank} of {self.world}: {text}" for rank, text in enumerate(texts) if text]
+        if errors and not self.is_main:
             raise SystemExit(2) from error
         if error:
             raise error
-        if found:
-            raise JitkitError("; ".join(found))
+        if errors:
+            raise JitkitError("; ".join(errors))
 
 
 ALONE = Team()
@@ -123,10 +122,10 @@ ALONE = Team()
 
 @contextmanager
 def team() -> Iterator[Team]:
-    """The processes that torchrun started, joined for as long as the block runs.
+    """The process group that torchrun started, initialized while the block runs.
 
     Raises:
-        JitkitError: the environment names processes that do not answer.
+        JitkitError: processes named by the environment do not respond.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1 or dist.is_initialized():
@@ -137,31 +136,31 @@ def team() -> Iterator[Team]:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         backend = "cpu:gloo,cuda:nccl"
     try:
-        dist.init_process_group(backend, timeout=PATIENCE)
+        dist.init_process_group(backend, timeout=TIMEOUT)
     except (RuntimeError, ValueError) as error:
         raise JitkitError(f"{world} processes cannot be joined: {error}; start them with torchrun "
                           "--nproc-per-node N -m jitkit -- train RECIPE") from None  # fmt: skip
-    found = Team(dist.get_rank(), dist.get_world_size())
-    if not found.is_main:
+    group = Team(dist.get_rank(), dist.get_world_size())
+    if not group.is_main:
         quiet()
     try:
-        yield found
-        found.barrier()
-    except Stopped:  # all processes have it; gone one before the other, gloo's threads abort
-        found.barrier()
+        yield group
+        group.barrier()
+    except Stopped:  # raised in all processes; gloo's threads abort if one exits before another
+        group.barrier()
         raise
     finally:
-        if COMMAND not in os.environ:  # a command leaves at once, see `cli.main`
+        if COMMAND not in os.environ:  # the command line exits at once, see `cli.main`
             dist.destroy_process_group()
 
 
-class Shared:
-    """A module whose gradients are those of all processes: one of them, `DDP` or `FSDP2`.
+class DistributedLoss:
+    """A loss module whose gradients are reduced over all processes: single process, DDP or FSDP2.
 
     Args:
-        losses: takes a batch's tensors to losses; what the gradient is of.
-        network: the part of it that holds the parameters.
-        blocks: parts of the network that are gathered one at a time under FSDP2.
+        losses: module from a batch's tensors to losses.
+        network: its submodule that holds the parameters.
+        how: ``"ddp"`` or ``"fsdp"``, ignored in a single process; see `shard` for FSDP2.
     """
 
     def __init__(
@@ -176,12 +175,12 @@ class Shared:
             )
 
     def __call__(self, *inputs: Any) -> Tensor:
-        """Losses of a part of the batch."""
+        """Losses of one part of the batch."""
         return self.losses(*inputs)
 
     @contextmanager
-    def part(self, *, last: bool) -> Iterator[None]:
-        """Around forward and backward of one part of a step: gradients meet after the last."""
+    def gradient_sync(self, *, last: bool) -> Iterator[None]:
+        """Context of one accumulation part: gradients are reduced after the last part only."""
         if isinstance(self.network, FSDPModule):
             self.network.set_requires_gradient_sync(last)
         if isinstance(self.losses, DistributedDataParallel) and not last:
@@ -194,38 +193,38 @@ class Shared:
 def shard(
     network: nn.Module, blocks: Sequence[nn.Module], team: Team, device: torch.device
 ) -> None:
-    """Spread a network's parameters over all processes (FSDP2), gathered block by block."""
+    """Shard a network's parameters over all processes (FSDP2), gathered block by block."""
     mesh: DeviceMesh = init_device_mesh(device.type, (team.world,))
     for block in blocks:
         fully_shard(block, mesh=mesh)
     fully_shard(network, mesh=mesh)
 
 
-def forget_gathered(network: nn.Module) -> None:
-    """Have weights that are spread over processes gathered anew: before they are written to.
+def reshard(network: nn.Module) -> None:
+    """Free gathered FSDP2 parameters; needed before parameters are written to.
 
-    After a pass without gradient FSDP2 keeps the outermost module's weights gathered.
+    After a pass without gradient FSDP2 keeps the parameters of the outermost module gathered.
     """
     for module in network.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
 
 
-def local(tensor: Tensor) -> Tensor:
-    """The part of a tensor that this process holds; of an ordinary one, all of it."""
+def local_shard(tensor: Tensor) -> Tensor:
+    """The shard of a DTensor that this process holds; an ordinary tensor is returned as is."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor, known to all processes; all must ask."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """A DTensor gathered in every process (a collective call); others are returned as is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 @torch.no_grad()
-def copies(tensors: Mapping[str, Tensor], device: torch.device | None) -> dict[str, Tensor]:
-    """Float32 copies on a device (where each tensor is, if not given), spread as the tensors are.
+def float32_copies(tensors: Mapping[str, Tensor], device: torch.device | None) -> dict[str, Tensor]:
+    """Float32 copies on a device (by default that of each tensor), sharded as the tensors are.
 
-    All processes must ask where tensors are spread, and all those over the same.
+    A collective call if tensors are sharded; all must be sharded over the same mesh.
     """
     mesh = next((t.device_mesh for t in tensors.values() if isinstance(t, DTensor)), None)
     if mesh is not None and device is not None and device.type != mesh.device_type:
@@ -234,7 +233,7 @@ def copies(tensors: Mapping[str, Tensor], device: torch.device | None) -> dict[s
 
 
 def _copy(tensor: Tensor, device: torch.device | None, mesh: DeviceMesh | None) -> Tensor:
-    value = local(tensor).to(device or tensor.device, torch.float32, copy=True)
+    value = local_shard(tensor).to(device or tensor.device, torch.float32, copy=True)
     if not isinstance(tensor, DTensor):
         return value
     shape, stride = tensor.shape, tensor.stride()
@@ -244,9 +243,9 @@ def _copy(tensor: Tensor, device: torch.device | None, mesh: DeviceMesh | None) 
 
 
 @torch.no_grad()
-def put(into: Tensor, value: Tensor) -> None:
-    """Copy the values of an ordinary tensor into one that may be spread over processes."""
-    if isinstance(into, DTensor):  # each process holds all of the value: nothing is sent
+def copy_into(into: Tensor, value: Tensor) -> None:
+    """Copy the values of an ordinary tensor into one that may be sharded."""
+    if isinstance(into, DTensor):  # every process has the full value: no communication
         value = distribute_tensor(
             value.to(into.device), into.device_mesh, into.placements, src_data_rank=None
         )

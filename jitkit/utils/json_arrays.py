@@ -1,4 +1,4 @@
-"""What a domain found in its data: plain data in which numpy arrays may stand."""
+"""JSON-like metadata with numpy arrays: separate the arrays, insert them again, compare."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jitkit.utils.types import Array
 
 
 def without_arrays(metadata: Any, at: str = "") -> tuple[Any, dict[str, Array]]:
-    """Facts as plain data, and the numpy arrays that stood in them, by the place they stood at.
+    """Metadata as plain data, and its numpy arrays by their path.
 
     >>> without_arrays({"mean": np.zeros(2), "names": ["a"]})
     ({'mean': {'$array': '/mean'}, 'names': ['a']}, {'/mean': array([0., 0.])})
@@ -22,9 +22,9 @@ def without_arrays(metadata: Any, at: str = "") -> tuple[Any, dict[str, Array]]:
     if not isinstance(metadata, Mapping | list | tuple):
         return metadata, {}
     entries = metadata.items() if isinstance(metadata, Mapping) else enumerate(metadata)
-    found = {key: without_arrays(value, f"{at}/{key}") for key, value in entries}
-    arrays = {place: array for _, own in found.values() for place, array in own.items()}
-    plain = {key: value for key, (value, _) in found.items()}
+    parts = {key: without_arrays(value, f"{at}/{key}") for key, value in entries}
+    arrays = {path: array for _, own in parts.values() for path, array in own.items()}
+    plain = {key: value for key, (value, _) in parts.items()}
     return plain if isinstance(metadata, Mapping) else type(metadata)(plain.values()), arrays
 
 
@@ -42,7 +42,7 @@ def with_arrays(metadata: Any, arrays: Mapping[str, Array]) -> Any:
 
 
 def changes(old: Any, new: Any) -> list[str]:
-    """Where two metadata differ, as ``"levels.0: 500 -> 850"``; of arrays the shapes are told."""
+    """Differences of two metadata, as ``"levels.0: 500 -> 850"``; arrays are shown by shape."""
     return [f"{path}: {_brief(a)} -> {_brief(b)}" for path, a, b in unequal(old, new)]
 
 
@@ -51,11 +51,11 @@ def _brief(value: Any) -> str:
 
 
 def unequal(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Where two metadata differ, as (place, old, new)."""
+    """Differences of two metadata, as (path, old, new)."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in dict(old) | dict(new):
-            place = f"{path}.{key}" if path else str(key)
-            yield from unequal(old.get(key), new.get(key), place)
+            inner = f"{path}.{key}" if path else str(key)
+            yield from unequal(old.get(key), new.get(key), inner)
     elif isinstance(old, np.ndarray) or isinstance(new, np.ndarray):
         a, b = np.asarray(old), np.asarray(new)
         if a.dtype != b.dtype or not np.array_equal(a, b, equal_nan=a.dtype.kind == "f"):

@@ -1,4 +1,4 @@
-"""Data that come inside an installed Python package."""
+"""Data paths: home folders, and ``package:NAME/FOLDER`` for data in an installed package."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from jitkit.errors import DataError
 PREFIX = "package:"
 
 
-def located(path: str) -> Path:
-    """A path; ``package:NAME/FOLDER`` is found inside the package, without importing it.
+def resolve_path(path: str) -> Path:
+    """The path of data; ``package:NAME/FOLDER`` is looked up without importing the package.
 
     Raises:
         DataError: the package is not installed.

@@ -1,4 +1,4 @@
-"""Rotations of points in space, shared by the kinds of data that mean the same however they lie."""
+"""Rotations of points in 3D: random (Haar), to principal axes, and superposition (Kabsch)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from jitkit.utils.types import Array
 
 
 def random_rotation(rng: np.random.Generator) -> Array:
-    """A rotation drawn evenly from all of them (the Haar measure of SO(3)), (3, 3) float64.
+    """A uniformly random rotation (Haar measure of SO(3)), (3, 3) float64.
 
-    A quaternion of four normal numbers has no favourite direction (Shoemake 1992, Graphics Gems
-    III, "Uniform random rotations").
+    A normalized quaternion of four normal variates is uniformly distributed (Shoemake 1992,
+    Graphics Gems III, "Uniform random rotations").
     """
     w, x, y, z = _unit(rng.standard_normal(4))
     return np.array(
@@ -27,36 +27,36 @@ def _unit(vector: Array) -> Array:
     return vector / np.sqrt(vector @ vector)
 
 
-def along_axes(points: Array) -> Array:
-    """Points (N, 3) about their mean, along their principal axes, the longest first.
+def align_to_principal_axes(points: Array) -> Array:
+    """Points (N, 3) relative to their mean, along their principal axes, the longest first.
 
-    They keep their hand: a helix is not drawn as its mirror image.
+    Handedness is preserved: a helix is never drawn as its mirror image.
     """
-    about = points - points.mean(axis=0)
-    _, axes = np.linalg.eigh(about.T @ about)
+    centred = points - points.mean(axis=0)
+    _, axes = np.linalg.eigh(centred.T @ centred)
     axes = axes[:, ::-1].copy()
     axes[:, 2] *= np.sign(np.linalg.det(axes))
-    return about @ axes
+    return centred @ axes
 
 
-def superposed(moving: Array, fixed: Array, weights: Array | None = None) -> Array:
-    """Points turned and shifted so that they lie as near to others as they can (Kabsch 1976).
+def superpose(moving: Array, fixed: Array, weights: Array | None = None) -> Array:
+    """Points rotated and shifted to match others in the least-squares sense (Kabsch 1976).
 
     Args:
         moving: (..., N, 3).
-        fixed: (N, 3), to which they belong one by one.
-        weights: what each counts for, (N,); all alike where not given.
+        fixed: (N, 3), the matching points in the same order.
+        weights: of the points, (N,); equal by default.
 
     Returns:
-        (..., N, 3) float64, with the least weighted sum of squared distances that proper rotations
-        and shifts can give.
+        (..., N, 3) float64, with the least weighted sum of squared distances over all proper
+        rotations and shifts.
     """
     moving, fixed = np.asarray(moving, np.float64), np.asarray(fixed, np.float64)
-    share = np.ones(len(fixed)) if weights is None else np.asarray(weights, np.float64)
-    share = (share / share.sum())[:, None]
-    centre = (share * fixed).sum(axis=0)
-    moving = moving - (share * moving).sum(axis=-2, keepdims=True)
-    u, _, vt = np.linalg.svd(np.swapaxes(moving, -1, -2) @ (share * (fixed - centre)))
+    weight = np.ones(len(fixed)) if weights is None else np.asarray(weights, np.float64)
+    weight = (weight / weight.sum())[:, None]
+    centre = (weight * fixed).sum(axis=0)
+    moving = moving - (weight * moving).sum(axis=-2, keepdims=True)
+    u, _, vt = np.linalg.svd(np.swapaxes(moving, -1, -2) @ (weight * (fixed - centre)))
     signs = np.ones(u.shape[:-1])
-    signs[..., 2] = np.sign(np.linalg.det(u) * np.linalg.det(vt))  # no mirror images
+    signs[..., 2] = np.sign(np.linalg.det(u) * np.linalg.det(vt))  # excludes reflections
     return moving @ ((u * signs[..., None, :]) @ vt) + centre

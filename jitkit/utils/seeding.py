@@ -1,4 +1,4 @@
-"""Where randomness comes from: every draw is a function of a seed and of what it is for."""
+"""Seeds: every random draw is a function of the run's seed and a name of its purpose."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 
 
 def mix(*parts: int | str) -> int:
-    """One seed from several words, the same on every machine: 63 bits, far apart for near words.
+    """A 63-bit seed hashed from several words, the same on every machine.
 
     >>> mix(0, "noise", 12) == mix(0, "noise", 12) != mix(0, "noise", 13)
     True

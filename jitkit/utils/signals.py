@@ -1,4 +1,4 @@
-"""Signals that end a run at a whole step: saved, to go on later."""
+"""Signals that stop a run after a complete step; the run is saved and can be resumed."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from types import FrameType
 
 from jitkit.utils.console import warn
 
-HEARD = ("SIGTERM", "SIGINT", "SIGUSR1")
-EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: come again; free for a scheduler to requeue on
+SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1")
+EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h; a scheduler may requeue the job on this code
 
 
 class Stop:
-    """Whether a signal has asked the run to stop, and which.
+    """Signal handler that records a request to stop.
 
     Attributes:
-        name: of the signal, such as ``"SIGTERM"``; None while none has come.
+        name: of the signal received, such as ``"SIGTERM"``; None if there was none.
     """
 
     def __init__(self) -> None:
         self.name: str | None = None
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        """A signal is here: remember it; a second SIGINT stops at once."""
+        """Record the first signal; a second SIGINT interrupts at once."""
         name = signal.Signals(number).name
         if self.name is not None and name == "SIGINT":
             raise KeyboardInterrupt
@@ -35,16 +35,16 @@ class Stop:
 
 
 @contextmanager
-def listening() -> Iterator[Stop]:
-    """Hear the signals while the block runs; only the main thread can, another hears none."""
+def catch_signals() -> Iterator[Stop]:
+    """Handle the signals while the block runs; has no effect outside the main thread."""
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    numbers = [getattr(signal, name) for name in HEARD if hasattr(signal, name)]
-    before = {number: signal.signal(number, stop) for number in numbers}
+    numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
+    previous = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield stop
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)

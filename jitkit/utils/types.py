@@ -1,4 +1,4 @@
-"""Types that annotations share."""
+"""Type aliases of numpy arrays."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The domain answers what every domain is asked, and its scores have known answers."""
+"""The EEG domain passes the domain checks, and its metrics have known values."""
 
 from __future__ import annotations
 
@@ -22,51 +22,51 @@ def section(tmp_path: Path) -> EEGSection:
     return EEGSection(name="eeg", path=tmp_path / "recordings.npz")
 
 
-def simulated(**how: int) -> list[Epoch]:
-    return [Epoch(*pair) for pair in zip(*simulate(**how), strict=True)]
+def simulated(**options: int) -> list[Epoch]:
+    return [Epoch(*pair) for pair in zip(*simulate(**options), strict=True)]
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_every_question_of_jitkit_is_answered(section: EEGSection, split: Split) -> None:
+def test_the_domain_passes_all_checks(section: EEGSection, split: Split) -> None:
     check_domain(EEG(section), section, split=split)
 
 
-def test_missing_recordings_are_named_with_the_key_that_points_elsewhere(tmp_path: Path) -> None:
+def test_missing_recordings_are_reported_with_the_key_of_the_path(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no.npz: no such file; domain.path=FILE"):
         EEG(EEGSection(name="eeg", path=tmp_path / "no.npz"))
 
 
-def test_samples_can_be_opened_as_recordings(section: EEGSection, tmp_path: Path) -> None:
+def test_written_samples_can_be_read_as_recordings(section: EEGSection, tmp_path: Path) -> None:
     domain = EEG(section)
     files = domain.write(domain.items("train"), tmp_path / "samples")
     again = EEG(EEGSection(name="eeg", path=files[0]))
     assert len(again.items("train")) == len(domain.items("train")) * 9 // 10
 
 
-def test_the_rhythm_of_every_subject_is_found() -> None:
+def test_the_rhythm_of_every_subject_is_measured_correctly() -> None:
     epochs = simulated()
-    frequency, turn = rhythm(epochs)
+    frequency, phase = rhythm(epochs)
     for subject, (hz, lag) in enumerate(zip(FREQUENCY, LAG, strict=True)):
-        own = np.array([epoch.subject == subject for epoch in epochs])
-        assert frequency[own].mean() == pytest.approx(hz, abs=0.05)
-        assert frequency[own].std() == pytest.approx(0.25, abs=0.03)
-        assert -np.angle(turn[own].mean(), deg=True) == pytest.approx(lag, abs=0.5)
+        mask = np.array([epoch.subject == subject for epoch in epochs])
+        assert frequency[mask].mean() == pytest.approx(hz, abs=0.05)
+        assert frequency[mask].std() == pytest.approx(0.25, abs=0.03)
+        assert -np.angle(phase[mask].mean(), deg=True) == pytest.approx(lag, abs=0.5)
 
 
-def test_the_scores_of_more_recordings_are_near_zero() -> None:
+def test_scores_of_more_recordings_are_near_zero() -> None:
     real, more = simulated(), simulated(seed=1)
     assert frequency_distance(more, real) < 0.05
     assert lag_error(more, real) < 0.2
 
 
-def test_a_rhythm_played_backwards_in_space_is_as_far_off_as_twice_its_lag() -> None:
+def test_reversing_the_channels_gives_an_error_of_twice_the_lag() -> None:
     real = simulated()
-    turned = [replace(epoch, microvolts=epoch.microvolts[::-1]) for epoch in real]
-    assert frequency_distance(turned, real) == 0
-    assert lag_error(turned, real) == pytest.approx(2 * LAG.mean(), abs=0.5)
+    mirrored = [replace(epoch, microvolts=epoch.microvolts[::-1]) for epoch in real]
+    assert frequency_distance(mirrored, real) == 0
+    assert lag_error(mirrored, real) == pytest.approx(2 * LAG.mean(), abs=0.5)
 
 
-def test_the_rhythm_of_the_next_subject_is_off_by_the_step_between_them() -> None:
+def test_relabelled_subjects_give_an_error_of_the_difference_between_subjects() -> None:
     real = [epoch for epoch in simulated() if epoch.subject < 3]
     others = [epoch for epoch in simulated(seed=1) if epoch.subject > 0]
     wrong = [replace(epoch, subject=epoch.subject - 1) for epoch in others]

@@ -1,1 +1,1 @@
-"""`jitkit inspect`: look at an unknown array file and propose a recipe."""
+"""`jitkit inspect`: scan an unknown array file and propose a recipe."""

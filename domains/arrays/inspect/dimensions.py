@@ -1,7 +1,7 @@
-"""What a dimension is: time, a member of many, a place on the grid, a level, a list of names.
+"""Recognize dimensions: time, ensemble member, x, y, level, a list of names, or unknown.
 
-It is known by its coordinate's attributes (CF conventions: axis, standard_name, units), else by a
-latitude and longitude that lie on it, else by its name, else not at all.
+A dimension is recognized by its coordinate's attributes (CF conventions: axis, standard_name,
+units), else by a two-dimensional latitude and longitude on it, else by its name.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from jitkit.utils.types import Array
 if TYPE_CHECKING:
     from jitkit.stores.store import Readable
 
-Part = Literal["time", "member", "x", "y", "level", "names", "unknown"]
+DimensionKind = Literal["time", "member", "x", "y", "level", "names", "unknown"]
 
-NAMES: tuple[tuple[Part, str], ...] = (
+NAMES: tuple[tuple[DimensionKind, str], ...] = (
     ("time", r"time\d*|t|tt|date|dates|day|days|hour|month|year|tau|.*_time|time_.*|step|steps"),
     ("time", r"lead|lead_?times?|prediction_timedelta|forecast_period|frame|frames"),
     (
@@ -46,9 +46,9 @@ NAMES: tuple[tuple[Part, str], ...] = (
     ("names", r"(channel|band|variable|feature|sensor|electrode|species|component|field|lead)s?"),
     ("names", r"chan|ch|c|var|vars|wavelength|component_\d|spectral_band|polari[sz]ation|rgb"),
 )
-"""Names of dimensions, lower case; the first that matches counts."""
+"""Patterns of lower-case names; the first match counts."""
 
-BY_STANDARD_NAME: Mapping[str, Part] = {
+BY_STANDARD_NAME: Mapping[str, DimensionKind] = {
     "longitude": "x",
     "grid_longitude": "x",
     "projection_x_coordinate": "x",
@@ -67,8 +67,8 @@ BY_STANDARD_NAME: Mapping[str, Part] = {
     "radiation_wavelength": "names",
     "sensor_band_central_radiation_wavelength": "names",
 }
-BY_AXIS: Mapping[str, Part] = {"X": "x", "Y": "y", "Z": "level", "T": "time"}
-BY_UNITS: tuple[tuple[str, Part], ...] = (
+BY_AXIS: Mapping[str, DimensionKind] = {"X": "x", "Y": "y", "Z": "level", "T": "time"}
+BY_UNITS: tuple[tuple[str, DimensionKind], ...] = (
     (r"degrees?_?e(ast)?", "x"),
     (r"degrees?_?n(orth)?", "y"),
     (r"hpa|mbar|mb|millibars?|pa|kpa|dbar|sigma_level|level", "level"),
@@ -76,29 +76,30 @@ BY_UNITS: tuple[tuple[str, Part], ...] = (
 )
 
 
-def part_of(store: Readable, dim: str) -> tuple[Part, str]:
-    """What a dimension is, and by what it is known."""
+def dimension_kind(store: Readable, dim: str) -> tuple[DimensionKind, str]:
+    """Kind of a dimension, and the reason."""
     own = [c for name, c in store.coords.variables.items() if name == dim and c.dims == (dim,)]
-    beside = [c for name, c in store.coords.variables.items() if name != dim and c.dims == (dim,)]
+    others = [c for name, c in store.coords.variables.items() if name != dim and c.dims == (dim,)]
     for c in own:
         if is_time(c.values):
             return "time", "times"
         if c.dtype.kind in "USOT":
             return "names", "names"
-    for c in (*own, *beside):
-        if found := by_attributes(c.attrs):
-            return found
+    for c in (*own, *others):
+        if kind := kind_from_attributes(c.attrs):
+            return kind
     for name, c in store.coords.variables.items():
-        if c.ndim == 2 and dim in c.dims and (by_attributes(c.attrs) or ("", ""))[0] in ("x", "y"):
-            return ("y" if c.dims[0] == dim else "x"), f"{name} lies on it"
+        is_position = (kind_from_attributes(c.attrs) or ("", ""))[0] in ("x", "y")
+        if c.ndim == 2 and dim in c.dims and is_position:
+            return ("y" if c.dims[0] == dim else "x"), f"dimension of {name}"
     for part, pattern in NAMES:
         if re.fullmatch(pattern, dim.lower()):
-            return part, "its name"
+            return part, "name"
     return "unknown", ""
 
 
-def by_attributes(attrs: Mapping[str, Any]) -> tuple[Part, str] | None:
-    """What a coordinate's attributes say that its dimension is, and which of them."""
+def kind_from_attributes(attrs: Mapping[str, Any]) -> tuple[DimensionKind, str] | None:
+    """Kind of a dimension from its coordinate's attributes, and the reason; None if unknown."""
     axis, name = str(attrs.get("axis", "")).upper(), str(attrs.get("standard_name", ""))
     units = str(attrs.get("units", "")).lower()
     if axis in BY_AXIS:
@@ -115,53 +116,53 @@ def by_attributes(attrs: Mapping[str, Any]) -> tuple[Part, str] | None:
     return None
 
 
-# Its coordinate
+# The coordinate of a dimension
 
 
-def numbers(store: Readable, dim: str) -> Array | None:
-    """Numeric coordinate of a dimension, float64; None where it has none."""
+def numeric_coordinate(store: Readable, dim: str) -> Array | None:
+    """Numeric coordinate of a dimension, float64; None if it has none."""
     if dim not in store.coords.variables or store.coords[dim].dims != (dim,):
         return None
     values = np.asarray(store.coords[dim].values)
     return values.astype(np.float64) if values.dtype.kind in "iuf" else None
 
 
-def even(values: Array | None) -> bool:
-    """Whether steps agree within a hundredth; also where there is no coordinate that differs."""
+def is_evenly_spaced(values: Array | None) -> bool:
+    """Whether steps are equal within 1 %; True without a coordinate or with fewer than 3 values."""
     if values is None or len(values) < 3:
         return True
     steps = np.diff(values)
     return bool(steps[0]) and bool(np.allclose(steps, steps.mean(), rtol=1e-2, atol=1e-6))
 
 
-def closes(store: Readable, dim: str) -> bool | None:
-    """Whether a dimension goes once round the globe: 360 degrees of longitude, within a cell.
+def is_periodic(store: Readable, dim: str) -> bool | None:
+    """Whether a dimension covers 360 degrees of longitude, within a cell.
 
-    None where no coordinate tells.
+    None if there is no such coordinate.
     """
-    values = numbers(store, dim)
-    if values is not None and (goes := _goes_round(store.coords[dim].attrs, values)) is not None:
-        return goes
+    values = numeric_coordinate(store, dim)
+    if values is not None:
+        periodic = _covers_circle(store.coords[dim].attrs, values)
+        if periodic is not None:
+            return periodic
     for c in store.coords.variables.values():
         if c.ndim == 2 and c.dims[1] == dim and _is_longitude(c.attrs) and c.shape[1] > 2:
-            rows = _wrapped(np.asarray(c.values, np.float64))
+            rows = _unwrapped(np.asarray(c.values, np.float64))
             rows = rows[np.isfinite(rows).all(axis=1)]
-            if len(
-                rows
-            ):  # most: folded grids (ORCA, tripolar) leave the parallels in the far north
+            if len(rows):  # medians: folded grids (ORCA, tripolar) leave the parallels in the north
                 step = np.median(np.diff(rows, axis=1), axis=1)
-                off = np.abs(np.abs(rows[:, -1] - rows[:, 0] + step) - FULL_CIRCLE)
-                return bool(np.median(off) <= np.median(np.abs(step)))
+                error = np.abs(np.abs(rows[:, -1] - rows[:, 0] + step) - FULL_CIRCLE)
+                return bool(np.median(error) <= np.median(np.abs(step)))
     return None
 
 
-def _goes_round(attrs: Mapping[str, Any], values: Array) -> bool | None:
-    """None where the coordinate is no angle."""
+def _covers_circle(attrs: Mapping[str, Any], values: Array) -> bool | None:
+    """Whether evenly spaced values cover 360 degrees; None if the coordinate is not an angle."""
     units = str(attrs.get("units", ""))
     if not (units.startswith("degree") or _is_longitude(attrs)) or len(values) < 3:
         return None
     step = abs(values[-1] - values[0]) / (len(values) - 1)
-    return even(values) and bool(abs(step * len(values) - FULL_CIRCLE) < step / 2)
+    return is_evenly_spaced(values) and bool(abs(step * len(values) - FULL_CIRCLE) < step / 2)
 
 
 def _is_longitude(attrs: Mapping[str, Any]) -> bool:
@@ -169,14 +170,14 @@ def _is_longitude(attrs: Mapping[str, Any]) -> bool:
     return attrs.get("standard_name") == "longitude" or bool(re.match(r"degrees?_?e", units))
 
 
-def _wrapped(rows: Array) -> Array:
+def _unwrapped(rows: Array) -> Array:
     """Longitudes along rows without jumps of 360 degrees."""
     steps = (np.diff(rows, axis=1) + 180) % FULL_CIRCLE - 180
     return np.concatenate([rows[:, :1], rows[:, :1] + np.cumsum(steps, axis=1)], axis=1)
 
 
-def hours_of_step(store: Readable, dim: str) -> float | None:
-    """Hours between entries of a time coordinate, their median; None where it holds no times."""
+def step_hours(store: Readable, dim: str) -> float | None:
+    """Median step of a time coordinate in hours; None if it does not hold times."""
     if dim not in store.coords.variables or store.coords[dim].dims != (dim,):
         return None
     values = coordinate(store, dim, store.coords.sizes[dim])

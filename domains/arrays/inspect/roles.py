@@ -1,12 +1,12 @@
-"""Which part each dimension of a variable probably has in a recipe, and why.
+"""Guess the role of each dimension of a variable: axis, sample dimension or channels; with reasons.
 
-time, members, runs      drawn from
-x, y                     axes; a longitude all round the globe is a circle
-levels                   channels where few or uneven, else an axis
+time, members, runs      sample dimensions
+x, y                     axes; a global longitude is a circle
+levels                   channels if few or unevenly spaced, else an axis
 bands, species, names    channels
-nothing is known         the first is drawn from, the others are axes; a short one, and one whose
-                         neighbours are not alike, is channels
-one long record          windows along it
+unknown                  the first is a sample dimension, the others are axes; a short one, or one
+                         whose neighbours are not similar, is channels
+one long time series     windows along it
 one single field         its levels, or windows of its rows
 """
 
@@ -17,274 +17,290 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING
 
-from jitkit.domains.arrays.inspect.dimensions import Part, even, hours_of_step, numbers, part_of
-from jitkit.domains.arrays.inspect.value_scan import Look
+from jitkit.domains.arrays.inspect.dimensions import (
+    DimensionKind,
+    dimension_kind,
+    is_evenly_spaced,
+    numeric_coordinate,
+    step_hours,
+)
+from jitkit.domains.arrays.inspect.value_scan import ValueScan
 from jitkit.errors import DataError, listed
 
 if TYPE_CHECKING:
-    from jitkit.stores.store import Described, Store
+    from jitkit.stores.store import Store, VariableInfo
 
-FEW_LEVELS = 40  # are channels where they are uneven
-EVEN_LEVELS = 8  # are channels though they are even
-MOST_NAMES = 512  # entries of a list of bands or stations that are channels
-SHORT = 16  # entries of an unknown dimension that are channels where the others are much longer
-ORDERED = 0.65  # roughness below which neighbours are alike, as steps in time or space are
-ROUGH = 0.8  # roughness above which their order means nothing
-MANY = 64  # short records of one length are items, and time is their axis
-LONGEST = 4096  # steps of such a record
-RECORD, ROWS = 256, 64  # most steps of an item that is cut from a record, from a field
+FEW_LEVELS = 40  # at most so many unevenly spaced levels are channels
+EVEN_LEVELS = 8  # at most so many evenly spaced levels are channels
+MAX_NAMES = 512  # bands or stations that are channels
+SHORT = 16  # entries of an unknown dimension that are channels if the others are much longer
+SMOOTH = 0.65  # roughness below which neighbours are similar, as steps in time or space are
+ROUGH = 0.8  # roughness above which the order has no meaning
+MIN_RECORDS = 64  # at least so many short time series of equal length are items with axis time
+MAX_RECORD_STEPS = 4096  # of such a time series
+MAX_RECORD_WINDOW, MAX_FIELD_WINDOW = 256, 64  # steps of windows of a time series, rows of a field
 
 Unsure = tuple[str, str]
 
 
 @dataclass
 class Roles:
-    """Parts of the dimensions of one variable, those of one entry left out.
+    """Roles of the dimensions of one variable, without those of one entry.
 
     Attributes:
-        sizes: its dimensions, in order.
-        parts: what each is, and by what it is known.
+        sizes: of its dimensions, in order.
+        kinds: of its dimensions, each with the reason.
         axes, sample, unroll, window, stride: as in a recipe.
-        why: a reason for each.
-        first: sample dimensions that come before times.
-        unsure: (what may be otherwise, the override that makes it so).
+        reasons: for the role of each dimension.
+        first: sample dimensions that come before time.
+        unsure: pairs of a doubt and the override that changes it.
     """
 
     sizes: dict[str, int]
-    parts: dict[str, tuple[Part, str]]
+    kinds: dict[str, tuple[DimensionKind, str]]
     axes: list[str] = field(default_factory=list)
     sample: list[str] = field(default_factory=list)
     unroll: list[str] = field(default_factory=list)
     window: int = 1
     stride: int = 1
-    why: dict[str, str] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
     first: list[str] = field(default_factory=list)
     unsure: list[Unsure] = field(default_factory=list)
 
-    def of(self, *parts: Part) -> list[str]:
-        """Dimensions that are one of these."""
-        return [dim for dim, (part, _) in self.parts.items() if part in parts]
+    def dims_of(self, *kinds: DimensionKind) -> list[str]:
+        """Dimensions of these kinds."""
+        return [dim for dim, (kind, _) in self.kinds.items() if kind in kinds]
 
-    def put(self, where: list[str], dims: Iterable[str], why: str) -> None:
-        """Give dimensions a part, in place of what they had; in the order of the data."""
+    def assign(self, role: list[str], dims: Iterable[str], reason: str) -> None:
+        """Move dimensions to ``axes``, ``sample`` or ``unroll``, in the order of the data."""
         for dim in list(dims):
             for other in (self.axes, self.sample, self.unroll):
                 if dim in other:
                     other.remove(dim)
-            where.append(dim)
-            self.why[dim] = why
+            role.append(dim)
+            self.reasons[dim] = reason
         order = list(self.sizes)
-        where.sort(key=order.index)
+        role.sort(key=order.index)
 
-    def drawn(self) -> list[str]:
-        """Sample dimensions in the recipe's order; the first is the one that is split."""
-        return sorted(self.sample, key=lambda d: (d not in self.first, d not in self.of("time")))
+    def ordered_sample(self) -> list[str]:
+        """Sample dimensions in the recipe's order; the first is split."""
+        times = self.dims_of("time")
+        return sorted(self.sample, key=lambda d: (d not in self.first, d not in times))
 
 
-def roles_of(store: Store, variable: Described, look: Look) -> Roles:
-    """Which dimensions are axes, drawn from, or channels."""
+def assign_roles(store: Store, variable: VariableInfo, scan: ValueScan) -> Roles:
+    """Guess which dimensions are axes, sample dimensions or channels."""
     sizes = {d: n for d, n in zip(variable.dims, variable.shape, strict=True) if n > 1}
-    found = Roles(sizes, {dim: part_of(store, dim) for dim in sizes})
-    found.put(found.sample, found.of("time"), "time, drawn from")
-    found.put(found.sample, found.of("member"), "separate items, drawn from")
-    found.put(found.axes, found.of("x", "y"), "axis")
-    names = found.of("names")
-    found.put(found.unroll, [d for d in names if sizes[d] <= MOST_NAMES], "each entry a channel")
-    found.put(found.sample, [d for d in names if sizes[d] > MOST_NAMES], "separate items")
-    _unknown(found, look)
-    _levels(store, found)
-    if not found.axes:
-        _record(found)
-    if not found.sample:
-        _field(found)
-    while len(found.axes) + (found.window > 1) > 4:
-        dim = found.axes[0]
-        found.put(found.sample, [dim], "drawn from, since an item has at most 4 axes")
-    _order(store, found)
-    return found
+    roles = Roles(sizes, {dim: dimension_kind(store, dim) for dim in sizes})
+    roles.assign(roles.sample, roles.dims_of("time"), "time, sample dimension")
+    roles.assign(roles.sample, roles.dims_of("member"), "separate items, sample dimension")
+    roles.assign(roles.axes, roles.dims_of("x", "y"), "axis")
+    names = roles.dims_of("names")
+    few = [d for d in names if sizes[d] <= MAX_NAMES]
+    roles.assign(roles.unroll, few, "channels, one per entry")
+    roles.assign(roles.sample, [d for d in names if sizes[d] > MAX_NAMES], "separate items")
+    _assign_unknown(roles, scan)
+    _assign_levels(store, roles)
+    if not roles.axes:
+        _assign_record(roles)
+    if not roles.sample:
+        _assign_field(roles)
+    while len(roles.axes) + (roles.window > 1) > 4:
+        dim = roles.axes[0]
+        roles.assign(roles.sample, [dim], "sample dimension, because an item has at most 4 axes")
+    _order_sample(store, roles)
+    return roles
 
 
-def _unknown(found: Roles, look: Look) -> None:
-    """Dimensions of which nothing is known: by their place, their size and how values vary."""
-    dims = found.of("unknown")
-    if len(found.axes) == 1 and len(dims) == 1 and found.sizes[dims[0]] > SHORT:
-        found.put(found.axes, dims, "axis")  # of a plane of which one side is known
+def _assign_unknown(roles: Roles, scan: ValueScan) -> None:
+    """Assign unknown dimensions by their order, their size and the smoothness of the values."""
+    dims = roles.dims_of("unknown")
+    if len(roles.axes) == 1 and len(dims) == 1 and roles.sizes[dims[0]] > SHORT:
+        roles.assign(roles.axes, dims, "axis")  # of a plane with one known axis
         return
-    if found.axes:  # a grid is known: the rest is not space
-        few = [dim for dim in dims if found.sizes[dim] <= FEW_LEVELS]
-        found.put(found.unroll, few, "few entries beside a grid, each a channel")
+    if roles.axes:  # the grid is known: the others are not space
+        few = [dim for dim in dims if roles.sizes[dim] <= FEW_LEVELS]
+        roles.assign(roles.unroll, few, "few entries besides the grid, one channel each")
         rest = [dim for dim in dims if dim not in few]
-        found.put(found.sample, rest, "many entries beside a grid, drawn from")
+        roles.assign(roles.sample, rest, "many entries besides the grid, sample dimension")
         for dim in dims:
-            found.unsure.append(_moved(found, dim))
+            roles.unsure.append(_role_doubt(roles, dim))
         return
-    if _is_record(found, dims, look):
-        found.parts[dims[0]] = ("time", "neighbours are alike")
-        found.put(found.sample, dims[:1], "one long record, since neighbours are alike")
-        found.put(found.unroll, dims[1:], "each entry a channel")
-        what = f"whether {dims[0]} is steps of one record, or items on the axis {dims[1]}"
-        found.unsure.append((what, _as_items(dims)))
+    if _is_record(roles, dims, scan):
+        roles.kinds[dims[0]] = ("time", "neighbours are similar")
+        roles.assign(roles.sample, dims[:1], "one long time series: neighbours are similar")
+        roles.assign(roles.unroll, dims[1:], "channels, one per entry")
+        doubt = f"whether {dims[0]} is the steps of one series, or items on the axis {dims[1]}"
+        roles.unsure.append((doubt, _items_override(dims)))
         return
-    if _is_field(found, dims, look):
-        found.put(found.axes, dims, "axis")
+    if _is_field(roles, dims, scan):
+        roles.assign(roles.axes, dims, "axis")
         override = "domain.window=1 domain.stride=1"
-        found.unsure.append((f"whether the entries of {dims[0]} are items by themselves", override))
+        roles.unsure.append((f"whether the entries of {dims[0]} are separate items", override))
         return
-    if dims and not found.sample and (len(dims) > 1 or found.of("level", "names")):
-        found.put(found.sample, dims[:1], "separate items by its place, drawn from")
+    if dims and not roles.sample and (len(dims) > 1 or roles.dims_of("level", "names")):
+        roles.assign(roles.sample, dims[:1], "separate items, by its order; sample dimension")
         dims = dims[1:]
-    elif dims and not found.sample:
-        found.put(found.sample, dims, "one record, drawn from")
-        found.parts[dims[0]] = ("time", "")
+    elif dims and not roles.sample:
+        roles.assign(roles.sample, dims, "one time series, sample dimension")
+        roles.kinds[dims[0]] = ("time", "")
         return
-    channels = _channels(found, dims, look)
-    found.put(found.unroll, channels, "short or without order, each entry a channel")
-    found.put(found.axes, [dim for dim in dims if dim not in channels], "axis")
+    channels = _channel_dims(roles, dims, scan)
+    roles.assign(roles.unroll, channels, "short or unordered; channels, one per entry")
+    roles.assign(roles.axes, [dim for dim in dims if dim not in channels], "axis")
     for dim in channels:
         override = f"domain.unroll=[] domain.axes.{dim}=line"
-        found.unsure.append((f"whether {dim} is channels, or an axis", override))
+        roles.unsure.append((f"whether {dim} is channels or an axis", override))
     if not channels and len(dims) > 1:
         override = f"domain.axes.{dims[0]}=null domain.unroll=[{dims[0]}]"
-        found.unsure.append((f"whether {dims[0]} is an axis, or channels", override))
+        roles.unsure.append((f"whether {dims[0]} is an axis or channels", override))
 
 
-def _said(found: Roles) -> str:
-    parts = {"items": found.sample, "channels": found.unroll, "axes": found.axes}
-    return ", ".join(f"{listed(dims)} {what}" for what, dims in parts.items() if dims)
+def _describe(roles: Roles) -> str:
+    by_role = {"items": roles.sample, "channels": roles.unroll, "axes": roles.axes}
+    return ", ".join(f"{listed(dims)} {role}" for role, dims in by_role.items() if dims)
 
 
-def _moved(found: Roles, dim: str) -> Unsure:
-    if dim in found.unroll:
+def _role_doubt(roles: Roles, dim: str) -> Unsure:
+    if dim in roles.unroll:
         override = f"domain.unroll=[] domain.axes.{dim}=line"
-        return f"whether the entries of {dim} are channels, not an axis", override
+        return f"whether {dim} is channels or an axis", override
     override = f"domain.sample=[] domain.axes.{dim}=line"
-    return f"whether {dim} is drawn from, not an axis", override
+    return f"whether {dim} is a sample dimension or an axis", override
 
 
-def _as_items(dims: Sequence[str]) -> str:
+def _items_override(dims: Sequence[str]) -> str:
     axes = " ".join(f"domain.axes.{dim}=line" for dim in dims[1:])
     return f"domain.window=1 domain.stride=1 domain.unroll=[] {axes}"
 
 
-def _is_record(found: Roles, dims: Sequence[str], look: Look) -> bool:
-    """Two dimensions of nothing known: many steps that follow each other, of a few columns."""
-    if len(dims) != 2 or len(found.sizes) != 2 or found.sizes[dims[0]] < 4 * MANY:
+def _is_record(roles: Roles, dims: Sequence[str], scan: ValueScan) -> bool:
+    """Whether two unknown dimensions are the many steps and few columns of a time series."""
+    if len(dims) != 2 or len(roles.sizes) != 2 or roles.sizes[dims[0]] < 4 * MIN_RECORDS:
         return False
-    steps, columns = look.roughness(dims[0]), look.roughness(dims[1])
-    if steps is None or steps > ORDERED or found.sizes[dims[1]] > MOST_NAMES:
+    steps, columns = scan.roughness(dims[0]), scan.roughness(dims[1])
+    if steps is None or steps > SMOOTH or roles.sizes[dims[1]] > MAX_NAMES:
         return False
-    return found.sizes[dims[1]] <= SHORT or (columns or 1.0) > ORDERED
+    return roles.sizes[dims[1]] <= SHORT or (columns or 1.0) > SMOOTH
 
 
-def _is_field(found: Roles, dims: Sequence[str], look: Look) -> bool:
-    """Two dimensions of nothing known, both smooth: one field, and no separate items."""
-    if len(dims) != 2 or len(found.sizes) != 2:
+def _is_field(roles: Roles, dims: Sequence[str], scan: ValueScan) -> bool:
+    """Whether two unknown dimensions are both smooth: one field, not separate items."""
+    if len(dims) != 2 or len(roles.sizes) != 2:
         return False
-    return all(_or_one(look.roughness(dim)) < ORDERED for dim in dims)
+    return all(_roughness_or_one(scan.roughness(dim)) < SMOOTH for dim in dims)
 
 
-def _channels(found: Roles, dims: Sequence[str], look: Look) -> list[str]:
-    """Of dimensions of nothing known, the first or the last may be channels, not both."""
+def _channel_dims(roles: Roles, dims: Sequence[str], scan: ValueScan) -> list[str]:
+    """Channels among unknown dimensions: the first or the last one, not both."""
     for dim in (dims[0], dims[-1]) if len(dims) > 1 else ():
-        size, others = found.sizes[dim], [other for other in dims if other != dim]
-        least = min(found.sizes[other] for other in others)
-        short = size < least and (size <= 4 or (size <= SHORT and 4 * size <= least))
-        shorter = size <= SHORT and 16 * size <= least
-        rough = look.roughness(dim)
-        told = min(r for other in others if (r := _or_one(look.roughness(other))))
-        if rough is None or told > ORDERED:  # the values are noise, and tell nothing
+        size, others = roles.sizes[dim], [other for other in dims if other != dim]
+        smallest = min(roles.sizes[other] for other in others)
+        short = size < smallest and (size <= 4 or (size <= SHORT and 4 * size <= smallest))
+        very_short = size <= SHORT and 16 * size <= smallest
+        rough = scan.roughness(dim)
+        smoothest = min(_roughness_or_one(scan.roughness(other)) for other in others)
+        if rough is None or smoothest > SMOOTH:  # the values are noise: no information
             unordered = False
         else:
-            unordered = rough > ROUGH and size <= MOST_NAMES
-            short = short and (size <= 4 or shorter or rough > ORDERED)
+            unordered = rough > ROUGH and size <= MAX_NAMES
+            short = short and (size <= 4 or very_short or rough > SMOOTH)
         if short or unordered:
             return [dim]
     return []
 
 
-def _or_one(rough: float | None) -> float:
+def _roughness_or_one(rough: float | None) -> float:
     return 1.0 if rough is None else rough + 1e-9
 
 
-def _levels(store: Store, found: Roles) -> None:
-    """Levels: an axis where many and even, or where there is no other; else channels."""
-    for dim in found.of("level"):
-        size = found.sizes[dim]
-        alone = not found.axes and size > EVEN_LEVELS
-        many = size > FEW_LEVELS or (size > EVEN_LEVELS and even(numbers(store, dim)))
-        if not found.sample:
-            found.put(found.unroll, [dim], "")
-        elif (alone or many) and len(found.axes) < 4:
-            found.put(found.axes, [dim], "axis")
+def _assign_levels(store: Store, roles: Roles) -> None:
+    """Levels: an axis if many and evenly spaced, or if there is no other axis; else channels."""
+    for dim in roles.dims_of("level"):
+        size = roles.sizes[dim]
+        only_axis = not roles.axes and size > EVEN_LEVELS
+        even = is_evenly_spaced(numeric_coordinate(store, dim))
+        many = size > FEW_LEVELS or (size > EVEN_LEVELS and even)
+        if not roles.sample:
+            roles.assign(roles.unroll, [dim], "")
+        elif (only_axis or many) and len(roles.axes) < 4:
+            roles.assign(roles.axes, [dim], "axis")
             override = f"domain.axes.{dim}=null domain.unroll=[{dim}]"
-            found.unsure += [(f"whether {dim} is an axis, or channels", override)] * (not alone)
+            doubt = (f"whether {dim} is an axis or channels", override)
+            roles.unsure += [doubt] * (not only_axis)
         else:
-            found.put(found.unroll, [dim], "few or uneven, each entry a channel")
+            reason = "few or unevenly spaced; channels, one per entry"
+            roles.assign(roles.unroll, [dim], reason)
             override = f"domain.unroll=[] domain.axes.{dim}=line"
-            found.unsure.append((f"whether {dim} is channels, or an axis", override))
+            roles.unsure.append((f"whether {dim} is channels or an axis", override))
 
 
-def _record(found: Roles) -> None:
-    """No axis: records in time, whole where they are many and short, else in windows."""
-    times = [dim for dim in found.sample if dim in found.of("time")]
-    others = [dim for dim in found.sample if dim not in times]
-    if not found.sample:
+def _assign_record(roles: Roles) -> None:
+    """No axis: time series, entire ones if they are many and short, else windows of them."""
+    times = [dim for dim in roles.sample if dim in roles.dims_of("time")]
+    others = [dim for dim in roles.sample if dim not in times]
+    if not roles.sample:
         return
-    long = max(times or others, key=lambda dim: found.sizes[dim])
-    steps = found.sizes[long]
-    if times and prod(found.sizes[dim] for dim in others) >= MANY and steps <= LONGEST:
-        found.put(found.axes, [long], "axis")
-        sample = ",".join([*others, long])
-        override = f"domain.axes.{long}=null domain.sample=[{sample}] domain.along={long}"
-        what = f"whether items are whole records of {steps} steps, or stretches of them"
-        found.unsure.append((what, f"{override} domain.window={max(2, steps // 4)}"))
+    longest = max(times or others, key=lambda dim: roles.sizes[dim])
+    steps = roles.sizes[longest]
+    if (
+        times
+        and prod(roles.sizes[dim] for dim in others) >= MIN_RECORDS
+        and steps <= MAX_RECORD_STEPS
+    ):
+        roles.assign(roles.axes, [longest], "axis")
+        sample = ",".join([*others, longest])
+        override = f"domain.axes.{longest}=null domain.sample=[{sample}] domain.along={longest}"
+        doubt = f"whether items are entire time series of {steps} steps, or windows of them"
+        roles.unsure.append((doubt, f"{override} domain.window={max(2, steps // 4)}"))
         return
     if steps < 8:
         raise DataError(
-            f"nothing to make items of: {_said(found)}; an item needs a grid, or a record of at "
-            "least 8 steps to be cut from"
+            f"no items can be formed: {_describe(roles)}; an item needs a grid, or a window of a "
+            "time series of at least 8 steps"
         )
-    found.first = [long]
-    found.window = min(RECORD, _power_of_two(max(2, steps // 8)))
-    found.stride = max(1, found.window // 4)
-    told = f"one record, cut into items of {found.window} steps, each {found.stride} on"
-    found.why[long] = told
-    found.unsure.append(("the length of an item", f"domain.window={found.window}"))
+    roles.first = [longest]
+    roles.window = min(MAX_RECORD_WINDOW, _power_of_two(max(2, steps // 8)))
+    roles.stride = max(1, roles.window // 4)
+    reason = f"one time series; items are windows of {roles.window} steps, every {roles.stride}"
+    roles.reasons[longest] = reason
+    roles.unsure.append(("the length of an item", f"domain.window={roles.window}"))
 
 
-def _power_of_two(most: int) -> int:
-    return 1 << (most.bit_length() - 1)
+def _power_of_two(limit: int) -> int:
+    """The largest power of two up to a limit."""
+    return 1 << (limit.bit_length() - 1)
 
 
-def _field(found: Roles) -> None:
-    """Nothing to draw from: items of one field are its levels, or windows of its rows."""
-    levels = [dim for dim in (*found.unroll, *found.axes) if dim in found.of("level")]
-    first = levels or (found.axes[:1] if len(found.axes) != 2 else []) or found.unroll[:1]
-    if first and (len(found.axes) > 1 or first[0] not in found.axes):
-        found.put(found.sample, first, "drawn from after all, since nothing else is left")
-        what = f"whether the entries of {first[0]} are items: there is one field alone"
-        found.unsure.append((what, "domain.path=DATA_WITH_TIMES_OR_MEMBERS"))
-    elif found.axes:
-        rows = next((dim for dim in found.axes if dim in found.of("y")), found.axes[0])
-        found.put(found.sample, [rows], "")
-        found.window = min(ROWS, _power_of_two(max(2, found.sizes[rows] // 4)))
-        found.stride = max(1, found.window // 16)
-        found.why[rows] = f"cut into windows of {found.window}, since there is one field alone"
-        what = "whether parts of a single field are items: they are much alike"
-        found.unsure.append((what, "domain.path=DATA_WITH_TIMES_OR_MEMBERS"))
-        found.unsure.append(("the size of an item", f"domain.window={found.window}"))
-        found.unsure.append(("whether to hold out the last rows of the field", "domain.val=0"))
-    if not found.axes and found.window == 1:
+def _assign_field(roles: Roles) -> None:
+    """No sample dimension: the items are the levels of a single field, or windows of its rows."""
+    levels = [dim for dim in (*roles.unroll, *roles.axes) if dim in roles.dims_of("level")]
+    first = levels or (roles.axes[:1] if len(roles.axes) != 2 else []) or roles.unroll[:1]
+    if first and (len(roles.axes) > 1 or first[0] not in roles.axes):
+        roles.assign(roles.sample, first, "sample dimension, because no other is left")
+        doubt = f"whether the entries of {first[0]} are items: there is only one field"
+        roles.unsure.append((doubt, "domain.path=DATA_WITH_TIMES_OR_MEMBERS"))
+    elif roles.axes:
+        rows = next((dim for dim in roles.axes if dim in roles.dims_of("y")), roles.axes[0])
+        roles.assign(roles.sample, [rows], "")
+        roles.window = min(MAX_FIELD_WINDOW, _power_of_two(max(2, roles.sizes[rows] // 4)))
+        roles.stride = max(1, roles.window // 16)
+        roles.reasons[rows] = f"windows of {roles.window}, because there is only one field"
+        doubt = "whether parts of a single field are items: they are very similar"
+        roles.unsure.append((doubt, "domain.path=DATA_WITH_TIMES_OR_MEMBERS"))
+        roles.unsure.append(("the size of an item", f"domain.window={roles.window}"))
+        roles.unsure.append(("whether the last rows of the field are validation", "domain.val=0"))
+    if not roles.axes and roles.window == 1:
         raise DataError(
-            f"nothing to make items of: the dimensions are {listed(found.sizes)}; an item needs a "
-            "grid and there must be many items (times, members), or one long record in time"
+            f"no items can be formed: the dimensions are {listed(roles.sizes)}; items need a grid "
+            "and a sample dimension (times, members), or one long time series"
         )
 
 
-def _order(store: Store, found: Roles) -> None:
-    """Separate simulations come first, to be held out whole, where times are no calendar's."""
-    times = [dim for dim in found.sample if dim in found.of("time")]
-    members = [dim for dim in found.sample if dim not in times]
-    several = prod(found.sizes[dim] for dim in members) >= 4
-    if several and found.window == 1 and not any(hours_of_step(store, dim) for dim in times):
-        found.first = members
+def _order_sample(store: Store, roles: Roles) -> None:
+    """Put simulations first, to split entire ones off for validation, unless times are dates."""
+    times = [dim for dim in roles.sample if dim in roles.dims_of("time")]
+    members = [dim for dim in roles.sample if dim not in times]
+    several = prod(roles.sizes[dim] for dim in members) >= 4
+    if several and roles.window == 1 and not any(step_hours(store, dim) for dim in times):
+        roles.first = members

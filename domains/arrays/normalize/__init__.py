@@ -1,1 +1,1 @@
-"""Statistics of each channel of the training data, and the transforms that normalize by them."""
+"""Normalization: channel statistics of the training data (one streaming pass), and transforms."""

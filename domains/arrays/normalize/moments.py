@@ -1,7 +1,7 @@
-"""Means and variances of a stream, merged piece by piece without loss of digits.
+"""Streaming mean and variance, numerically stable; all statistics of one channel in one pass.
 
 Chan, Golub & LeVeque 1983 (The American Statistician 37: 242-247). All sums are of deviations from
-the mean so far, which is why a large offset costs nothing, and a constant gives a variance of 0.
+the current mean, so a large offset loses no digits and a constant has a variance of 0.
 """
 
 from __future__ import annotations
@@ -17,87 +17,88 @@ from jitkit.errors import DataError
 from jitkit.utils.types import Array
 
 Normalize = Literal["standard", "minmax", "robust", "none"]
-"""How a channel is brought to unit variance, see `jitkit.domains.arrays.statistics.Statistics`."""
+"""Normalization of a channel, see `jitkit.domains.arrays.normalize.statistics.Statistics`."""
 
-PIECE = 2**18  # values looked at together: 2 MB in float64, which a core's cache holds
+PIECE = 2**18  # values processed together: 2 MB in float64, which fit in a core's cache
 IQR_OF_GAUSSIAN = 1.3489795003921634  # interquartile range of the standard normal distribution
 
 
 class Moments:
-    """Count, mean and variance along the first axis of all arrays that were added.
+    """Count, mean and variance along the first axis of all added arrays.
 
-    The mean is kept as a number and the rest that it was rounded by, so that the next deviations
-    are from the mean itself.
+    The mean is stored with its rounding error (compensated summation), so that later deviations are
+    from the exact mean.
 
     Attributes:
-        count: numbers that were no NaN, int64, (cells...).
-        mean: their mean, 0 where there were none.
-        rest: what is to be added to the mean, too small for its last digit.
-        squares: the sum of their squared deviations from it.
+        count: values that are not NaN, int64, (cells...).
+        mean: their mean, 0 where there are none.
+        compensation: rounding error of the mean: the exact mean is mean + compensation.
+        squares: sum of squared deviations from the mean.
     """
 
     def __init__(self, cells: tuple[int, ...] = ()) -> None:
         self.count = np.zeros(cells, np.int64)
         self.mean = np.zeros(cells)
-        self.rest = np.zeros(cells)
+        self.compensation = np.zeros(cells)
         self.squares = np.zeros(cells)
 
     def add(self, values: Array, cells: slice | tuple[()] = ()) -> None:
-        """Take in numbers, float64, (n, cells...), NaN where missing; ``cells`` says which."""
+        """Add values, float64, (n, cells...), NaN where missing, to all or a slice of the cells."""
         if not len(values):
             return
-        gaps = np.isnan(values)
-        some = bool(gaps.any())
-        count = (~gaps).sum(axis=0) if some else np.full(values.shape[1:], len(values))
-        first = np.take_along_axis(values, gaps.argmin(axis=0)[None], axis=0)[0]
+        missing = np.isnan(values)
+        any_missing = bool(missing.any())
+        count = (~missing).sum(axis=0) if any_missing else np.full(values.shape[1:], len(values))
+        first = np.take_along_axis(values, missing.argmin(axis=0)[None], axis=0)[0]
         origin = np.where(self.count[cells] > 0, self.mean[cells], np.where(count > 0, first, 0))
-        off = values - origin
-        if some:
-            off[gaps] = 0
-        shift = off.sum(axis=0) / np.maximum(count, 1)
-        off -= shift
-        if some:
-            off[gaps] = 0
-        lost = off.sum(axis=0)  # zero but for rounding: the corrected two-pass formula
-        squares = np.square(off, out=off).sum(axis=0) - lost**2 / np.maximum(count, 1)
+        deviation = values - origin
+        if any_missing:
+            deviation[missing] = 0
+        shift = deviation.sum(axis=0) / np.maximum(count, 1)
+        deviation -= shift
+        if any_missing:
+            deviation[missing] = 0
+        error = deviation.sum(axis=0)  # zero up to rounding: the corrected two-pass formula
+        squares = np.square(deviation, out=deviation).sum(axis=0)
+        squares -= error**2 / np.maximum(count, 1)
         self._join(cells, count, origin, shift, np.maximum(squares, 0))
 
     def merge(self, other: Moments) -> None:
-        """Take in all that another has seen."""
+        """Add all values of another."""
         origin = np.where(self.count > 0, self.mean, other.mean)
-        shift = np.where(other.count > 0, other.mean - origin + other.rest, 0)
+        shift = np.where(other.count > 0, other.mean - origin + other.compensation, 0)
         self._join((), other.count, origin, shift, other.squares)
 
     @property
     def std(self) -> Array:
-        """Standard deviation of the population; NaN where nothing was seen."""
+        """Population standard deviation; NaN where no value was added."""
         variance = self.squares / np.maximum(self.count, 1)
         return np.where(self.count > 0, np.sqrt(variance), np.nan)
 
     def _join(
         self, cells: slice | tuple[()], count: Array, origin: Array, shift: Array, squares: Array
     ) -> None:
-        """Join numbers of mean ``origin + shift``; origin is the own mean where there is one."""
-        before, rest = self.count[cells], self.rest[cells]
+        """Add values of mean ``origin + shift``; origin is the current mean where there is one."""
+        before, compensation = self.count[cells], self.compensation[cells]
         share = count / np.maximum(before + count, 1)
-        delta = shift - rest
+        delta = shift - compensation
         self.squares[cells] += squares + delta**2 * before * share
-        moved = rest + delta * share
+        moved = compensation + delta * share
         self.mean[cells] = origin + moved
-        self.rest[cells] = moved - (self.mean[cells] - origin)
+        self.compensation[cells] = moved - (self.mean[cells] - origin)
         self.count[cells] = before + count
 
 
 class ChannelMoments:
-    """Everything that is measured of one channel, in one pass.
+    """All statistics of one channel, in one pass.
 
     Attributes:
-        total: values that were looked at, missing ones too.
-        low, high: least and greatest value, in units of the data.
-        physical, transformed: their moments; one object where there is no transform.
-        sketch: of transformed values, where quantiles are asked.
-        cells: moments of transformed values in each cell, where asked.
-        steps: moments of differences between consecutive steps, where asked.
+        total: number of added values, including missing ones.
+        low, high: minimum and maximum, in units of the data.
+        physical, transformed: moments of the values; the same object if there is no transform.
+        sketch: quantiles of the transformed values, if requested.
+        cells: moments of the transformed values in each cell, if requested.
+        steps: moments of the differences between consecutive steps, if requested.
         observed: True for cells that were ever observed, (cells,).
     """
 
@@ -117,7 +118,9 @@ class ChannelMoments:
         self._last = np.zeros(0)  # the last step, transformed, NaN where missing, (cells,)
 
     def add(self, values: Array, follows: bool = True) -> None:
-        """Take in steps, (n, X1..Xn) physical; ``follows``: the first is next to the last seen.
+        """Add steps, (n, X1..Xn) in physical units.
+
+        ``follows``: the first step comes directly after the last added one.
 
         Raises:
             DataError: another grid than before, infinite values, values outside the transform.
@@ -129,11 +132,11 @@ class ChannelMoments:
         self.total += rows.size
         for steps, cells in _pieces(*rows.shape):
             piece = rows[steps, cells].astype(np.float64)
-            gaps = np.isnan(piece)
-            self.observed[cells] |= ~gaps.all(axis=0)
-            seen = piece[~gaps] if gaps.any() else piece.ravel()
-            if seen.size:
-                self._look(seen)
+            missing = np.isnan(piece)
+            self.observed[cells] |= ~missing.all(axis=0)
+            observed = piece[~missing] if missing.any() else piece.ravel()
+            if observed.size:
+                self._add_observed(observed)
             y = self.transform.forward(piece)
             if self.cells is not None:
                 self.cells.add(y, cells)
@@ -141,7 +144,7 @@ class ChannelMoments:
                 self._step(y, cells)
 
     def merge(self, other: ChannelMoments) -> None:
-        """Take in all that another of the same channel has seen; its steps follow on nothing."""
+        """Add all values of another of the same channel; its first step follows no other."""
         if other.grid is None:
             return
         self._fit(other.grid)
@@ -151,31 +154,31 @@ class ChannelMoments:
         self.physical.merge(other.physical)
         if self.transformed is not self.physical:
             self.transformed.merge(other.transformed)
-        for mine, its in ((self.cells, other.cells), (self.steps, other.steps)):
-            if mine is not None and its is not None:
-                mine.merge(its)
+        for a, b in ((self.cells, other.cells), (self.steps, other.steps)):
+            if a is not None and b is not None:
+                a.merge(b)
         if self.sketch is not None and other.sketch is not None:
             self.sketch.merge(other.sketch)
         self._last = other._last.copy()
 
-    def unusable(self, normalize: Normalize) -> str:
+    def problem(self, normalize: Normalize) -> str:
         """Why the channel cannot be normalized; empty if it can."""
-        count, out = int(self.physical.count), "leave it out of the variables"
+        count, remedy = int(self.physical.count), "leave it out of the variables"
         if not count:
-            return f"{self.name!r} has no value: all {self.total:,} are missing; {out}"
+            return f"{self.name!r} has no value: all {self.total:,} are missing; {remedy}"
         if normalize == "none":
             return ""
         if self.low == self.high or not self.transformed.std > 0:
-            return f"{self.name!r} has no variance: all {count:,} values are {self.low:g}; {out}"
+            return f"{self.name!r} has no variance: all {count:,} values are {self.low:g}; {remedy}"
         if not self.center_and_spread(normalize)[1] > 0:
             return (
-                f"{self.name!r} has no interquartile range: half of its {count:,} values or more "
+                f"{self.name!r} has no interquartile range: at least half of its {count:,} values "
                 "are equal; use normalize standard or minmax"
             )
         return ""
 
     def center_and_spread(self, normalize: Normalize) -> tuple[float, float]:
-        """What is subtracted from transformed values and what they are divided by."""
+        """Offset and scale of normalized values, (y - center) / spread with y transformed."""
         if normalize == "standard":
             return float(self.transformed.mean), float(self.transformed.std)
         if normalize == "minmax":
@@ -187,10 +190,10 @@ class ChannelMoments:
             return float(median), float(third - first) / IQR_OF_GAUSSIAN
         return 0.0, 1.0
 
-    def cell_units(self, center: float, spread: float) -> tuple[Array, Array]:
-        """Mean and standard deviation of each cell in units of the channel's, float32, (cells,).
+    def cell_scaling(self, center: float, spread: float) -> tuple[Array, Array]:
+        """Mean and standard deviation of each cell after channel normalization, float32, (cells,).
 
-        A cell without variance has the channel's own, 1; one that was never observed has NaN.
+        A cell without variance has 1, the channel's; a cell that was never observed has NaN.
         """
         assert self.cells is not None
         never = self.cells.count == 0
@@ -206,22 +209,22 @@ class ChannelMoments:
             self._last = np.full(num if self.steps is not None else 0, np.nan)
         if grid != self.grid:
             raise DataError(
-                f"channel {self.name!r}: a block on a grid of {grid}, and one of {self.grid} came "
-                "before; all items must share one grid"
+                f"channel {self.name!r}: a block on a grid of {grid} after one on a grid of "
+                f"{self.grid}; all items must have the same grid"
             )
 
-    def _look(self, seen: Array) -> None:
-        """Moments of observed values, (n,), after a look at whether they can be meant."""
-        low, high = float(seen.min()), float(seen.max())
+    def _add_observed(self, values: Array) -> None:
+        """Check observed values, (n,), and add them to the moments."""
+        low, high = float(values.min()), float(values.max())
         if not np.isfinite([low, high]).all():
             raise DataError(
-                f"channel {self.name!r} has {int(np.isinf(seen).sum())} infinite values; mark them "
-                "as missing (NaN or the file's fill value) or mend them"
+                f"channel {self.name!r} has {int(np.isinf(values).sum())} infinite values; mark "
+                "them as missing (NaN or the file's fill value) or correct them"
             )
         check_allowed(self.name, self.transform, low)
         self.low, self.high = min(self.low, low), max(self.high, high)
-        self.physical.add(seen)
-        y = self.transform.forward(seen)
+        self.physical.add(values)
+        y = self.transform.forward(values)
         if self.transformed is not self.physical:
             self.transformed.add(y)
         if self.sketch is not None:
@@ -235,20 +238,24 @@ class ChannelMoments:
 
 
 def check_allowed(name: str, transform: Transform, least: float) -> None:
-    """Stop where the least value of a channel is one that its transform does not take."""
+    """Check that the minimum of a channel is in the domain of its transform.
+
+    Raises:
+        DataError: it is not.
+    """
     if not transform.allows(least):
         raise DataError(
-            f"channel {name!r} has a value of {least:g}, and its transform {transform.name} takes "
-            f"values {transform.needs}; choose another transform, or mend the data"
+            f"channel {name!r} has a value of {least:g}, but its transform {transform.name} needs "
+            f"values {transform.needs}; choose another transform, or correct the data"
         )
 
 
 def _pieces(num_steps: int, num_cells: int) -> Iterator[tuple[slice, slice]]:
-    """Cuts of (steps, cells) into pieces of at most `PIECE` values, steps in order."""
+    """Slices of (steps, cells) with at most `PIECE` values, steps in order."""
     if not num_steps * num_cells:
         return
-    long = min(num_steps, max(8, PIECE // num_cells))  # moments of cells want several steps
-    wide = min(num_cells, max(1, PIECE // long))
-    for step in range(0, num_steps, long):
-        for cell in range(0, num_cells, wide):
-            yield slice(step, step + long), slice(cell, cell + wide)
+    steps = min(num_steps, max(8, PIECE // num_cells))  # moments of cells need several steps
+    cells = min(num_cells, max(1, PIECE // steps))
+    for step in range(0, num_steps, steps):
+        for cell in range(0, num_cells, cells):
+            yield slice(step, step + steps), slice(cell, cell + cells)

@@ -1,7 +1,7 @@
-"""What is done to a channel's values before they are normalized: nothing, a logarithm, a root.
+"""Transforms of a channel before normalization: none, log1p, sqrt.
 
-All are monotone, so the least value of a channel becomes the least transformed one. Rain, counts
-and concentrations have long tails and pile up at zero; a logarithm or a root draws the tail in.
+All are monotone, so the minimum of a channel becomes the minimum of its transformed values. Rain,
+counts and concentrations have long tails and many zeros; a logarithm or a root shortens the tail.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ GREATEST = float(np.finfo(np.float32).max)
 
 @dataclass(frozen=True)
 class Transform:
-    """One of: none (x), log1p (log(1 + x / scale)), sqrt (x to the power of a half).
+    """One of: none (x), log1p (log(1 + x / scale)), sqrt (x to the power 1/2).
 
     Attributes:
         name: ``"none"``, ``"log1p"`` or ``"sqrt"``.
-        scale: where log1p turns from a line into a logarithm, in units of the data: 1e-3 for rain
-            in metres that is to be told apart down to millimetres. The others have none.
+        scale: where log1p changes from linear to logarithmic, in units of the data: 1e-3 resolves
+            rain in metres down to millimetres. Only log1p has a scale.
     """
 
     name: Name = "none"
@@ -42,40 +42,40 @@ class Transform:
             raise RecipeError(f"transform {self.name}: scale {self.scale} is not a number above 0")
         if self.scale != 1 and self.name != "log1p":
             raise RecipeError(
-                f"transform {self.name} takes no scale; give it alone, or log1p: {self.scale:g}"
+                f"transform {self.name} has no scale; give the name alone, or log1p: {self.scale:g}"
             )
 
     @classmethod
-    def of(cls, given: Transform | str | Mapping[str, float]) -> Transform:
-        """What a recipe says: ``"sqrt"``, or ``{"log1p": 0.001}`` with a scale.
+    def of(cls, setting: Transform | str | Mapping[str, float]) -> Transform:
+        """Transform of a recipe's setting: ``"sqrt"``, or ``{"log1p": 0.001}`` with a scale.
 
         Raises:
-            RecipeError: it cannot be meant.
+            RecipeError: an invalid setting.
 
         >>> Transform.of({"log1p": 0.001})
         Transform(name='log1p', scale=0.001)
         """
-        if isinstance(given, Transform):
-            return given
-        if isinstance(given, str):
-            return cls(given)  # type: ignore[arg-type]  # the class looks at it
-        if isinstance(given, Mapping) and len(given) == 1:
-            [(name, scale)] = given.items()
+        if isinstance(setting, Transform):
+            return setting
+        if isinstance(setting, str):
+            return cls(setting)  # type: ignore[arg-type]  # checked by __post_init__
+        if isinstance(setting, Mapping) and len(setting) == 1:
+            [(name, scale)] = setting.items()
             if isinstance(scale, int | float) and not isinstance(scale, bool):
                 return cls(name, float(scale))  # type: ignore[arg-type]
         raise RecipeError(
-            f"transform {given!r} cannot be meant; give none, sqrt, log1p or {{log1p: scale}}"
+            f"transform {setting!r} is invalid; give none, sqrt, log1p or {{log1p: scale}}"
         )
 
     def allows(self, least: float) -> bool:
-        """Whether a value so small can be transformed: above -scale for log1p, 0 on for sqrt."""
+        """Whether the minimum can be transformed: above -scale for log1p, at least 0 for sqrt."""
         if self.name == "log1p":
             return least > -self.scale
         return self.name == "none" or least >= 0
 
     @property
     def needs(self) -> str:
-        """In words, what `allows` asks."""
+        """The condition of `allows`, as text."""
         return {"none": "", "log1p": f"above {-self.scale:g}", "sqrt": "0 or above"}[self.name]
 
     def forward(self, x: Array) -> Array:
@@ -85,14 +85,14 @@ class Transform:
         return np.sqrt(x) if self.name == "sqrt" else x
 
     def backward(self, y: Array, least: float = 0.0) -> Array:
-        """Undo `forward`, after ``y`` was moved to where that can be done; NaN stays NaN.
+        """Undo `forward` after clipping ``y`` to the invertible range; NaN stays NaN.
 
-        What is clipped: nothing for none; for sqrt and log1p what would be below ``least``, or
-        too large for float32.
+        For sqrt and log1p, results below ``least`` or too large for float32 are clipped; none clips
+        nothing.
 
         Args:
-            y: transformed values, of any size and sign, such as a network makes.
-            least: the least value of x that may come out; where it is above 0, 0 is taken.
+            y: transformed values of any size and sign, such as predictions of a network.
+            least: lower bound of x; if it is above 0, 0 is used.
         """
         if self.name == "none":
             return y

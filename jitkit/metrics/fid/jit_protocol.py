@@ -16,14 +16,14 @@ SAMPLING = {"method": "heun", "steps": 50, "time_grid": "uniform", "t_eps": None
 def jit_protocol() -> EvaluationProtocol:
     """FID-50k with 50 steps of Heun and balanced classes.
 
-    Classifier-free guidance and its interval stay as they are, as the paper chooses them for each
-    model. Pixels are rounded to 8 bits and classes taken in equal runs whatever is asked.
+    Classifier-free guidance (CFG) and its interval are not changed, because the paper sets them
+    for each model. Pixels are always rounded to 8 bits, and classes are always balanced.
     """
     return EvaluationProtocol("jit", SAMPLES, SAMPLING, _departures)
 
 
 def _departures(result: Mapping[str, Any], conditions: Mapping[str, Condition]) -> list[str]:
-    """Where an evaluation differs from the protocol after all."""
+    """Differences of an evaluation from the protocol."""
     model, reference = result["model"], result["reference"]
     n, first = result["samples"], [*model.get("means", []), None][0]
     uneven = [
@@ -31,9 +31,9 @@ def _departures(result: Mapping[str, Any], conditions: Mapping[str, Condition]) 
         for name, condition in conditions.items()
         if isinstance(condition, Category) and n % condition.n
     ]
-    found = {
+    differences = {
         f"{n:,} samples, not {SAMPLES:,}": n != SAMPLES,
-        f"{n:,} samples are not equally many of each {', '.join(uneven)}": bool(uneven),
+        f"{n:,} samples are not balanced over {', '.join(uneven)}": bool(uneven),
         f"EMA {model.get('ema')}, not the first, {first}": first and model.get("ema") != first,
         "guided by another model": result["sample"]["autoguidance"] is not None,
         f"features of {reference.get('extractor')}, not Inception's": reference.get("extractor")
@@ -41,4 +41,4 @@ def _departures(result: Mapping[str, Any], conditions: Mapping[str, Condition]) 
         f"compared with {reference.get('items')} images, not with the statistics of the whole "
         "training set": not reference.get("whole"),
     }
-    return [text for text, is_so in found.items() if is_so]
+    return [text for text, applies in differences.items() if applies]

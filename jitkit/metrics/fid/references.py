@@ -1,11 +1,11 @@
-"""What samples of pictures are compared with: statistics and features of real ones.
+"""Reference statistics for FID: mean, covariance and features of real images.
 
 They come from the training split, a folder, or an .npz: ``mu`` (D,) and ``sigma`` (D, D) of a
-network's features, as the paper's code ships them; pictures ``arr_0`` (N, H, W, C) uint8; or both,
-as ADM's reference batches have them (Dhariwal & Nichol 2021): its statistics are then of all its
-real pictures, and ``arr_0`` is a part of them, for scores that look at single pictures.
+network's features, as in the paper's code; images ``arr_0`` (N, H, W, C) uint8; or both, as in
+ADM's reference batches (Dhariwal & Nichol 2021): the statistics are then of all its real images,
+and ``arr_0`` is a subset, for metrics on single images.
 
-What a network saw is kept in the cache under the contents of network and pictures.
+Features are cached under a hash of the network and the content of the images.
 """
 
 from __future__ import annotations
@@ -22,57 +22,59 @@ from typing import Any
 import numpy as np
 
 from jitkit.errors import BadItem, DataError, listed
-from jitkit.metrics.fid.extractors import Extractor, stacked
+from jitkit.metrics.fid.extractors import FeatureExtractor, stack_pixels
 from jitkit.utils import cache
 from jitkit.utils.console import bar
 from jitkit.utils.types import Array
 
-KEPT = 10_000  # real pictures whose features are kept, ADM's number; statistics are of all
-AT_ONCE = 256
+MAX_FEATURES = 10_000  # real images whose features are kept, as in ADM; statistics use all
+IMAGES_PER_BATCH = 256
 THREADS = 8
 
 
 @dataclass(frozen=True)
-class Reference:
-    """Real pictures as a network sees them.
+class ReferenceStatistics:
+    """Feature statistics of real images.
 
     Attributes:
         mu, sigma: mean (D,) and covariance (D, D) of the features of FID.
-        rows: features of at most 10,000 pictures, (N, all features); None where there are only
-            statistics.
-        items: how many pictures the statistics are of; None where that is not known.
+        features: of at most 10,000 images, (N, all features); None if only statistics are known.
+        items: number of images in the statistics; None if unknown.
     """
 
     mu: Array
     sigma: Array
-    rows: Array | None
+    features: Array | None
     items: int | None
 
 
-def of_items(items: Sequence[Any], extractor: Extractor, how_many: int | str) -> Reference:
-    """The reference of pictures that are read one by one, those that cannot be read left out.
+def reference_from_items(
+    items: Sequence[Any], extractor: FeatureExtractor, max_items: int | str
+) -> ReferenceStatistics:
+    """Reference statistics of images read one by one; unreadable ones are skipped.
 
     Args:
-        items: pictures with ``pixels``, from a split; with a method ``content(index)``, its bytes
-            stand for a picture in the key of the cache, and it need not be decoded.
+        items: images with ``pixels``, from a split. If it has a method ``content(index)``, its
+            bytes identify the image in the cache key without decoding.
         extractor: the network.
-        how_many: at most, evenly spread; or ``"all"``.
+        max_items: at most this many, evenly spaced; or ``"all"``.
 
     Raises:
-        DataError: fewer than two can be read.
+        DataError: fewer than two images can be read.
     """
-    count = len(items) if how_many == "all" else min(len(items), int(how_many))
-    where = [i * len(items) // count for i in range(count)]
+    count = len(items) if max_items == "all" else min(len(items), int(max_items))
+    indices = [i * len(items) // count for i in range(count)]
     content = getattr(items, "content", None) or (lambda i: items[i].pixels.tobytes())
-    key = _contents(where, content, extractor.key)
-    return _remembered(key, extractor, lambda: _read(items, where), count)
+    key = _hash_contents(indices, content, extractor.key)
+    return _cached(key, extractor, lambda: _read(items, indices), count)
 
 
-def of_file(path: Path, extractor: Extractor) -> Reference:
-    """The reference in an .npz.
+def reference_from_file(path: Path, extractor: FeatureExtractor) -> ReferenceStatistics:
+    """Reference statistics from an .npz.
 
     Raises:
-        DataError: it cannot be read, holds neither, or its statistics are of another network.
+        DataError: it cannot be read, has neither statistics nor images, or statistics of another
+            network.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -80,30 +82,30 @@ def of_file(path: Path, extractor: Extractor) -> Reference:
             stats = {k: file[k] for k in ("mu", "sigma") if k in names}
     except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
         raise DataError(f"domain.fid.reference {path} cannot be read: {error}") from None
-    pictures = _of_batch(path, extractor) if "arr_0" in names else None
+    images = _from_batch(path, extractor) if "arr_0" in names else None
     if len(stats) < 2:
-        if pictures is None:
+        if images is None:
             raise DataError(
-                f"domain.fid.reference {path} holds {listed(sorted(names))}: expected mu and "
+                f"domain.fid.reference {path} has {listed(sorted(names))}: expected mu and "
                 "sigma, or images arr_0 (N, H, W, C)"
             )
-        return pictures
+        return images
     _check_statistics(path, stats["mu"], stats["sigma"], extractor)
-    rows = None if pictures is None else pictures.rows
-    return Reference(stats["mu"], stats["sigma"], rows, None)
+    features = None if images is None else images.features
+    return ReferenceStatistics(stats["mu"], stats["sigma"], features, None)
 
 
-def statistics(features: Array) -> tuple[Array, Array]:
-    """Mean and covariance (unbiased) of features (N, D), as torch-fidelity has them."""
+def mean_and_covariance(features: Array) -> tuple[Array, Array]:
+    """Mean and unbiased covariance of features (N, D), by torch-fidelity."""
     import torch
     from torch_fidelity.metric_fid import fid_features_to_statistics
 
-    found = fid_features_to_statistics(torch.from_numpy(np.ascontiguousarray(features)))
-    return found["mu"], np.atleast_2d(found["sigma"])
+    stats = fid_features_to_statistics(torch.from_numpy(np.ascontiguousarray(features)))
+    return stats["mu"], np.atleast_2d(stats["sigma"])
 
 
 class _Sums:
-    """Mean and covariance of more features than are held, in float64 about the first ones' mean."""
+    """Streaming mean and covariance in float64, about the mean of the first batch."""
 
     def __init__(self, features: Array) -> None:
         self.count, self.origin = 0, features.mean(axis=0, dtype=np.float64)
@@ -111,51 +113,55 @@ class _Sums:
         self.total, self.products = np.zeros(width), np.zeros((width, width))
 
     def add(self, features: Array) -> None:
-        far = features - self.origin
-        self.count += len(far)
-        self.total += far.sum(axis=0)
-        self.products += far.T @ far
+        centred = features - self.origin
+        self.count += len(centred)
+        self.total += centred.sum(axis=0)
+        self.products += centred.T @ centred
 
-    def statistics(self) -> tuple[Array, Array]:
+    def mean_and_covariance(self) -> tuple[Array, Array]:
         shift = self.total / self.count
         cov = (self.products - self.count * np.outer(shift, shift)) / (self.count - 1)
         return self.origin + shift, cov
 
 
-def _remembered(
-    key: str, extractor: Extractor, read: Callable[[], Iterator[Array]], count: int
-) -> Reference:
-    """The reference of pictures that `read` gives in parts, from the cache where it is there."""
-    found = cache.load("features", key)
-    if found is None:
-        found = _seen(read(), extractor, count)
-        cache.save("features", key, found)
-    return Reference(found["mu"], found["sigma"], found["rows"], found["items"])
+def _cached(
+    key: str, extractor: FeatureExtractor, read: Callable[[], Iterator[Array]], count: int
+) -> ReferenceStatistics:
+    """Reference statistics of the images of `read`, from the cache if present."""
+    entry = cache.load_entry("features", key)
+    if entry is None:
+        entry = _compute(read(), extractor, count)
+        cache.save_entry("features", key, entry)
+    return ReferenceStatistics(entry["mu"], entry["sigma"], entry["rows"], entry["items"])
 
 
-def _seen(parts: Iterator[Array], extractor: Extractor, count: int) -> dict[str, Any]:
-    """Statistics of all pictures, and the rows of some, evenly spread."""
-    kept, done, every = [], 0, -(-count // KEPT)
+def _compute(parts: Iterator[Array], extractor: FeatureExtractor, count: int) -> dict[str, Any]:
+    """Statistics of all images, and features of some, evenly spaced."""
+    kept, done, stride = [], 0, -(-count // MAX_FEATURES)
     sums: _Sums | None = None
     columns = extractor.columns["fid"]
-    with bar("real pictures", count, unit="pictures") as show:
+    with bar("real images", count, unit="images") as progress:
         for pixels in parts:
-            rows = extractor(pixels)
-            sums = sums or _Sums(rows[:, columns])
-            sums.add(rows[:, columns])
-            kept.append(rows[-done % every :: every])
-            done += len(rows)
-            show(done)
+            features = extractor(pixels)
+            sums = sums or _Sums(features[:, columns])
+            sums.add(features[:, columns])
+            kept.append(features[-done % stride :: stride])
+            done += len(features)
+            progress(done)
     if sums is None or done < 2:
-        raise DataError("fewer than two real pictures can be read; a reference needs more")
-    held = np.concatenate(kept)
-    # where all are held: as torch-fidelity has it, to the last digit
-    mu, sigma = statistics(held[:, columns]) if len(held) == done else sums.statistics()
-    return {"mu": mu, "sigma": sigma, "rows": held, "items": done}
+        raise DataError("fewer than two real images can be read; a reference needs at least two")
+    features = np.concatenate(kept)
+    # if all features are kept: identical to torch-fidelity
+    mu, sigma = (
+        mean_and_covariance(features[:, columns])
+        if len(features) == done
+        else sums.mean_and_covariance()
+    )
+    return {"mu": mu, "sigma": sigma, "rows": features, "items": done}
 
 
-def _read(items: Sequence[Any], where: Sequence[int]) -> Iterator[Array]:
-    """Pixels in parts, decoded by several threads."""
+def _read(items: Sequence[Any], indices: Sequence[int]) -> Iterator[Array]:
+    """Pixels in batches, decoded by several threads."""
 
     def one(index: int) -> Any:
         try:
@@ -164,28 +170,29 @@ def _read(items: Sequence[Any], where: Sequence[int]) -> Iterator[Array]:
             return None
 
     with ThreadPoolExecutor(THREADS) as pool:
-        for start in range(0, len(where), AT_ONCE):
-            found = [item for item in pool.map(one, where[start : start + AT_ONCE]) if item]
-            if found:
-                yield stacked(found)
+        for start in range(0, len(indices), IMAGES_PER_BATCH):
+            batch = indices[start : start + IMAGES_PER_BATCH]
+            readable = [item for item in pool.map(one, batch) if item]
+            if readable:
+                yield stack_pixels(readable)
 
 
-def _of_batch(path: Path, extractor: Extractor) -> Reference:
-    """The reference of the pictures ``arr_0`` of an .npz."""
-    with _opened_batch(path) as (shape, parts):
-        key = _hashed(chain([extractor.key.encode(), str(shape).encode()], parts))
+def _from_batch(path: Path, extractor: FeatureExtractor) -> ReferenceStatistics:
+    """Reference statistics of the images ``arr_0`` of an .npz."""
+    with _OpenBatch(path) as (shape, parts):
+        key = _hash(chain([extractor.key.encode(), str(shape).encode()], parts))
     count = shape[0]
 
     def read() -> Iterator[Array]:
-        with _opened_batch(path) as (_, parts):
+        with _OpenBatch(path) as (_, parts):
             for part in parts:
                 yield np.frombuffer(part, np.uint8).reshape(-1, *shape[1:])
 
-    return _remembered(key, extractor, read, count)
+    return _cached(key, extractor, read, count)
 
 
-class _opened_batch:
-    """``arr_0`` of an .npz: its shape, and its pictures as bytes, some at once; it may be large."""
+class _OpenBatch:
+    """``arr_0`` of an .npz, which may be large: its shape, and its images as bytes in batches."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -197,14 +204,14 @@ class _opened_batch:
         header = {(1, 0): np.lib.format.read_array_header_1_0}.get(
             version, np.lib.format.read_array_header_2_0
         )
-        shape, by_column, dtype = header(self.file)
-        if by_column or dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3, 4):
+        shape, fortran, dtype = header(self.file)
+        if fortran or dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3, 4):
             self.__exit__()
             raise DataError(
                 f"domain.fid.reference {self.path}: arr_0 is {dtype} {shape}; expected uint8 "
                 "(N, H, W, C) of grey or colour"
             )
-        return shape, self._parts(int(np.prod(shape[1:])) * AT_ONCE)
+        return shape, self._parts(int(np.prod(shape[1:])) * IMAGES_PER_BATCH)
 
     def _parts(self, size: int) -> Iterator[bytes]:
         while part := self.file.read(size):
@@ -215,7 +222,7 @@ class _opened_batch:
         self.zip.close()
 
 
-def _check_statistics(path: Path, mu: Array, sigma: Array, extractor: Extractor) -> None:
+def _check_statistics(path: Path, mu: Array, sigma: Array, extractor: FeatureExtractor) -> None:
     columns = extractor.columns["fid"]
     width = columns.stop - columns.start
     if mu.shape != (width,) or sigma.shape != (width, width):
@@ -227,8 +234,8 @@ def _check_statistics(path: Path, mu: Array, sigma: Array, extractor: Extractor)
         raise DataError(f"domain.fid.reference {path}: mu or sigma is not finite")
 
 
-def _contents(where: Sequence[int], content: Callable[[int], bytes], start: str) -> str:
-    """A hash of what pictures hold; those that cannot be read count as nothing."""
+def _hash_contents(indices: Sequence[int], content: Callable[[int], bytes], start: str) -> str:
+    """A hash of the images' contents; unreadable images count as empty."""
 
     def one(index: int) -> bytes:
         try:
@@ -237,19 +244,19 @@ def _contents(where: Sequence[int], content: Callable[[int], bytes], start: str)
             return b""
 
     with (
-        bar("contents", len(where), unit="pictures") as show,
+        bar("contents", len(indices), unit="images") as progress,
         ThreadPoolExecutor(THREADS) as pool,
     ):
-        found = hashlib.blake2b(start.encode(), digest_size=20)
-        for start_at in range(0, len(where), AT_ONCE):
-            for digest in pool.map(one, where[start_at : start_at + AT_ONCE]):
-                found.update(digest)
-            show(min(start_at + AT_ONCE, len(where)))
-    return found.hexdigest()
+        total = hashlib.blake2b(start.encode(), digest_size=20)
+        for first in range(0, len(indices), IMAGES_PER_BATCH):
+            for digest in pool.map(one, indices[first : first + IMAGES_PER_BATCH]):
+                total.update(digest)
+            progress(min(first + IMAGES_PER_BATCH, len(indices)))
+    return total.hexdigest()
 
 
-def _hashed(parts: Iterable[bytes]) -> str:
-    found = hashlib.blake2b(digest_size=20)
+def _hash(parts: Iterable[bytes]) -> str:
+    digest = hashlib.blake2b(digest_size=20)
     for part in parts:
-        found.update(part)
-    return found.hexdigest()
+        digest.update(part)
+    return digest.hexdigest()

@@ -1,1 +1,1 @@
-"""Metrics of array samples against held-out data: spectra, histograms, correlations."""
+"""Metrics of array samples against held-out data: spectra, distributions, correlations, copies."""

@@ -1,4 +1,4 @@
-"""Power spectra along one axis: summaries of items, as in `fieldsummaries`."""
+"""Power spectra along one axis, as additive summaries of items (see `summaries`)."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from math import prod
 
 import numpy as np
 
-from jitkit.metrics.fields.summaries import Scale, divided, scouts
+from jitkit.metrics.fields.summaries import Scale, probe_items, safe_divide
 from jitkit.utils.types import Array
 
-ROW_NUMBERS = 32_768  # numbers of an item that go into the spectra along one axis
-BANDS = 16  # bands of wavenumbers, each wider than the last by the same factor
+VALUES_IN_ROWS = 32_768  # values of an item used for the spectra along one axis
+BANDS = 16  # logarithmically spaced bands of wavenumbers
 
 
 class Spectra:
-    """Power along one axis in bands of wavenumbers, over rows in which no cell is missing."""
+    """Power along one axis in bands of wavenumbers, over rows without missing cells."""
 
     def __init__(
         self, real: Sequence[Array], axis: int, kind: str, scale: Scale, rng: np.random.Generator
@@ -26,24 +26,24 @@ class Spectra:
         others = (*shape[1 : axis + 1], *shape[axis + 2 :])
         num_rows = prod(others)
         complete = np.zeros((shape[0], num_rows), bool)
-        for item in scouts(real):
+        for item in probe_items(real):
             rows = np.isfinite(item).all(axis=axis + 1)
             complete |= rows.reshape(shape[0], num_rows)
-        most = max(1, min(num_rows, ROW_NUMBERS // (shape[0] * self.size)))
+        most = max(1, min(num_rows, VALUES_IN_ROWS // (shape[0] * self.size)))
         order = rng.permutation(num_rows)
         first = [order[np.argsort(~c[order], kind="stable")[:most]] for c in complete]
         self.rows = np.unravel_index(np.stack(first), others) if others else ()  # each (C, R)
         self.starts, self.widths = bands(self.size)
 
-    def of(self, items: Sequence[Array]) -> Array:
+    def summarise(self, items: Sequence[Array]) -> Array:
         """Power in each band, summed over rows, and the number of rows: (N, C (bands + 1))."""
-        found = [self._of_item(item) for item in items]
-        return np.stack(found).reshape(len(items), -1).astype(np.float32)
+        sums = [self._band_sums(item) for item in items]
+        return np.stack(sums).reshape(len(items), -1).astype(np.float32)
 
     def log_ratios(self, total: Array, other: Array) -> Array:
-        """Log of power over another's, (C, bands); NaN where that is no more than rounding.
+        """Log of the power ratio, (C, bands); NaN where ``other`` is below the rounding error.
 
-        The rounding of float32 is added to both, so that no power at all is finite as well.
+        The rounding error of float32 is added to both, so that zero power is finite too.
         """
         floor = self.scale.step[:, None] ** 2
         a, b = (self._power(sums) for sums in (total, other))
@@ -51,13 +51,13 @@ class Spectra:
         return np.log((a + floor) / (known + floor))
 
     def num_rows(self, total: Array) -> Array:
-        """Rows that went into a sum, (C,)."""
+        """Number of rows in a sum, (C,)."""
         return total.reshape(len(self.scale.mean), -1)[:, -1]
 
-    def _of_item(self, item: Array) -> Array:
-        turned = np.moveaxis(item, self.axis + 1, -1)
+    def _band_sums(self, item: Array) -> Array:
+        moved = np.moveaxis(item, self.axis + 1, -1)
         channel = np.arange(len(item))[:, None]
-        rows = turned[(channel, *self.rows)]  # (C, R, size)
+        rows = moved[(channel, *self.rows)]  # (C, R, size)
         complete = np.isfinite(rows).all(axis=-1)
         rows = np.where(complete[..., None], rows, np.nan).swapaxes(0, 1)  # (R, C, size)
         scaled = np.nan_to_num(self.scale.standardised(rows)).astype(np.float64)
@@ -69,11 +69,11 @@ class Spectra:
     def _power(self, total: Array) -> Array:
         """Mean power in each band, (C, bands)."""
         sums = total.reshape(len(self.scale.mean), -1)
-        return divided(sums[:, :-1], sums[:, -1:] * self.widths)
+        return safe_divide(sums[:, :-1], sums[:, -1:] * self.widths)
 
 
 def bands(size: int) -> tuple[Array, Array]:
-    """Bands of the wavenumbers 1 to N / 2 of an axis of N cells: the first of each, and how many.
+    """Bands of wavenumbers 1 to N / 2 of an axis of N cells: first wavenumber and width of each.
 
     >>> bands(8)
     (array([1, 2, 3, 4]), array([1, 1, 1, 1]))
@@ -85,10 +85,10 @@ def bands(size: int) -> tuple[Array, Array]:
 def power_spectrum(rows: Array, kind: str) -> Array:
     """Power of rows (..., N) at wavenumbers 0 to N / 2, (..., N // 2 + 1).
 
-    White noise of variance σ² has σ² at every wavenumber but 0; a sine of amplitude a and whole
-    wavenumber has a² N / 4 at its own. A ``"circle"`` is transformed as it is; a ``"line"``, whose
-    ends do not meet, loses its straight trend and is tapered with Hann's window. Lines of fewer
-    than four cells only lose their mean.
+    White noise of variance σ² has power σ² at every wavenumber except 0; a sine of amplitude a and
+    integer wavenumber has a² N / 4 at that wavenumber. A ``"circle"`` is not tapered. A ``"line"``
+    is linearly detrended and tapered with a Hann window; with fewer than four cells only its mean
+    is removed.
     """
     size = rows.shape[-1]
     rows = rows - rows.mean(axis=-1, keepdims=True)

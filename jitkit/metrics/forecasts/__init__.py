@@ -1,1 +1,1 @@
-"""Forecast verification: CRPS, RMSE, spread-skill, rank histograms, baselines."""
+"""Forecast verification: CRPS, RMSE, bias, spread-skill, rank histogram, spectra, baselines."""

@@ -1,21 +1,22 @@
-"""Scores of ensembles against the truth: weighted sums over cells, then means over initial times.
+"""Ensemble scores: fair CRPS, RMSE, bias, spread-skill ratio, rank histogram, power spectra.
 
-    ensemble (M, C, X1..Xn), truth (C, X1..Xn) ─ Tally.add ─▶ sums by initial time, lead, channel
-    sums of some initial times ─ Tally.scores ─▶ numbers by lead and channel, (L, C)
+    ensemble (M, C, X1..Xn), analysis (C, X1..Xn)
+        ─ ScoreAccumulator.add ─▶ weighted sums over cells, by initial time, lead, channel
+        ─ ScoreAccumulator.scores ─▶ scores over initial times, (L, C)
 
-    rmse           root of the mean square error of the ensemble's mean, units of the data
-    crps           continuous ranked probability score, the fair estimate for M members: what an
-                   ensemble of infinitely many would have, on average (Ferro 2014,
-                   doi:10.1002/qj.2270); of a single forecast it is the mean absolute error
-    bias           mean error of the ensemble's mean
-    spread         root of the mean variance of the members, times √((M + 1) / M)
-    spread_skill   spread over rmse: 1 where the truth is like one more member (Fortin et al. 2014,
-                   doi:10.1175/JHM-D-14-0008.1), below it where the ensemble is too sure
-    rank_error     how uneven the rank histogram is: (M + 1) Σ (share - 1 / (M + 1))²; 0 is flat
-    spectrum.AXIS  mean |log| of the members' power over the truth's along an axis; 0 is right
+    rmse           root mean square error of the ensemble mean, units of the data
+    crps           continuous ranked probability score, fair for M members: the expected score of
+                   an infinite ensemble (Ferro 2014, doi:10.1002/qj.2270); the mean absolute error
+                   for a single forecast
+    bias           mean error of the ensemble mean
+    spread         root mean variance of the members, times √((M + 1) / M)
+    spread_skill   spread / rmse: 1 if the analysis is exchangeable with the members (Fortin et
+                   al. 2014, doi:10.1175/JHM-D-14-0008.1), below 1 if underdispersive
+    rank_error     unevenness of the rank histogram: (M + 1) Σ (share - 1 / (M + 1))²; 0 is flat
+    spectrum.AXIS  mean |log| of the members' power over the analysis's along an axis; 0 is ideal
 
-All are over cells that both know, weighted (by area). A number that cannot be had is NaN: spread
-of a single forecast, anything where no cell is known.
+All use cells observed in both, with (area) weights. Undefined scores are NaN: spread of a single
+forecast, anything without observed cells.
 """
 
 from __future__ import annotations
@@ -31,49 +32,49 @@ from jitkit.utils.types import Array
 
 ScoreSums = dict[str, Array]
 
-SUMS = ("weight", "lacking", "square", "error", "crps", "variance")
-RESAMPLES = 400  # of the initial times
+SUMS = ("weight", "missing", "square", "error", "crps", "variance")
+RESAMPLES = 400  # bootstrap resamples of the initial times
 
 
-def fair_crps(ensemble: Array, truth: Array) -> Array:
-    """CRPS of M members, unbiased for any M: mean |x - y| - Σ |xi - xj| / (2 M (M - 1)).
+def fair_crps(ensemble: Array, observation: Array) -> Array:
+    """Fair CRPS of M members, unbiased for any M: mean |x - y| - Σ |xi - xj| / (2 M (M - 1)).
 
-    The double sum is over sorted members, in M log M (Ferro 2014, doi:10.1002/qj.2270; the sorted
-    form: Zamo & Naveau 2018, doi:10.1007/s11004-017-9709-7).
+    The double sum is computed over sorted members in O(M log M) (Ferro 2014,
+    doi:10.1002/qj.2270; sorted form: Zamo & Naveau 2018, doi:10.1007/s11004-017-9709-7).
 
     Args:
-        ensemble: members, (M, ...). One member has its absolute error.
-        truth: what came, (...).
+        ensemble: members, (M, ...); for one member the absolute error.
+        observation: verifying analysis or observation, (...).
     """
     members = len(ensemble)
-    error = np.abs(ensemble - truth).mean(axis=0)
+    error = np.abs(ensemble - observation).mean(axis=0)
     if members == 1:
         return error
-    place = 2 * np.arange(1, members + 1) - members - 1
-    apart = np.tensordot(place, np.sort(ensemble, axis=0), 1)  # Σ over pairs of |xi - xj|
-    return error - apart / (members * (members - 1))
+    weights = 2 * np.arange(1, members + 1) - members - 1
+    differences = np.tensordot(weights, np.sort(ensemble, axis=0), 1)  # Σ |xi - xj|, i < j
+    return error - differences / (members * (members - 1))
 
 
-def ranks(ensemble: Array, truth: Array, rng: np.random.Generator) -> Array:
-    """How many of M members lie below the truth, 0 to M, those that equal it by lot.
+def ranks(ensemble: Array, observation: Array, rng: np.random.Generator) -> Array:
+    """Rank of the observation among M members, 0 to M, ties broken at random.
 
     Args:
         ensemble: members, (M, ...).
-        truth: what came, (...).
-        rng: breaks ties evenly.
+        observation: verifying analysis or observation, (...).
+        rng: for ties.
     """
-    below, ties = ((ensemble < truth).sum(axis=0), (ensemble == truth).sum(axis=0))
+    below, ties = ((ensemble < observation).sum(axis=0), (ensemble == observation).sum(axis=0))
     return below + rng.integers(0, ties + 1)
 
 
 @dataclass(frozen=True, eq=False)
 class ScoreFrame:
-    """What is scored: where, along which axes, of how much weight.
+    """Channels, axes and cell weights of the scored fields.
 
     Attributes:
         channels: C names.
         axes: name and kind (``"line"`` or ``"circle"``) of X1..Xn.
-        weights: of the cells, (X1..Xn), such as their areas; only their ratios matter.
+        weights: of the cells, (X1..Xn), such as areas; only their ratios matter.
     """
 
     channels: Sequence[str]
@@ -87,18 +88,18 @@ class ScoreFrame:
 
     @property
     def spectral(self) -> list[int]:
-        """Axes that are long enough to have wavenumbers, by number."""
+        """Indices of the axes that are long enough for spectra."""
         return [i for i, size in enumerate(self.grid) if size >= 4]
 
 
-class Tally:
-    """Sums of one system of forecasts over cells, by initial time, lead and channel.
+class ScoreAccumulator:
+    """Score sums of one forecast system over cells, by initial time, lead and channel.
 
-    Memory is that of some hundred numbers for each of them, whatever the grid.
+    Needs some hundred values for each of them, independent of the grid.
 
     Args:
-        frame: what is scored.
-        inits, leads: how many.
+        frame: channels, axes, weights.
+        inits, leads: number of initial times and leads.
         members: M.
     """
 
@@ -108,35 +109,35 @@ class Tally:
         self.sums: ScoreSums = {name: np.zeros(shape) for name in SUMS}
         self.histogram: Array = np.zeros((*shape, members + 1))
         self.power: ScoreSums = {}
-        self.true_power: ScoreSums = {}
-        self.rows: ScoreSums = {}
+        self.analysis_power: ScoreSums = {}
+        self.row_weights: ScoreSums = {}
         for i in frame.spectral:
             name, count = frame.axes[i][0], len(bands(frame.grid[i])[0])
             self.power[name] = np.zeros((*shape, count))
-            self.true_power[name] = np.zeros((*shape, count))
-            self.rows[name] = np.zeros(shape)
+            self.analysis_power[name] = np.zeros((*shape, count))
+            self.row_weights[name] = np.zeros(shape)
 
     def add(
-        self, init: int, lead: int, ensemble: Array, truth: Array, rng: np.random.Generator
+        self, init: int, lead: int, ensemble: Array, analysis: Array, rng: np.random.Generator
     ) -> None:
-        """Take in the forecast of one initial time and lead.
+        """Add the forecast of one initial time and lead.
 
         Args:
-            init, lead: by number.
+            init, lead: indices.
             ensemble: (M, C, X1..Xn), physical units, NaN missing.
-            truth: (C, X1..Xn), the same.
+            analysis: verifying analysis or observation, (C, X1..Xn), likewise.
             rng: breaks ties of ranks.
 
         Raises:
             DataError: arrays of another shape.
         """
         shape = (len(self.frame.channels), *self.frame.grid)
-        if truth.shape != shape or ensemble.shape != (self.members, *shape):
+        if analysis.shape != shape or ensemble.shape != (self.members, *shape):
             raise DataError(
-                f"a forecast of shape {ensemble.shape} and truth of {truth.shape}; expected "
+                f"forecast of shape {ensemble.shape} and analysis of {analysis.shape}; expected "
                 f"{(self.members, *shape)} and {shape}"
             )
-        for c, y in enumerate(truth):
+        for c, y in enumerate(analysis):
             at = (init, lead, c)
             self._add_values(at, ensemble[:, c], y, rng)
             for i in self.frame.spectral:
@@ -149,80 +150,79 @@ class Tally:
         both = known & np.isfinite(x).all(axis=0)
         weights, x, y = self.frame.weights[both], x[:, both].astype(np.float64), y[both]
         error = x.mean(axis=0) - y
-        found = {
+        terms = {
             "weight": np.ones_like(error),
             "square": error**2,
             "error": error,
             "crps": fair_crps(x, y),
         }
         if self.members > 1:
-            found["variance"] = x.var(axis=0, ddof=1)
-        for name, values in found.items():
+            terms["variance"] = x.var(axis=0, ddof=1)
+        for name, values in terms.items():
             self.sums[name][at] = weights @ values
-        self.sums["lacking"][at] = self.frame.weights[known & ~both].sum()
+        self.sums["missing"][at] = self.frame.weights[known & ~both].sum()
         self.histogram[at] = np.bincount(ranks(x, y, rng), weights, self.members + 1)
 
     def _add_power(self, at: tuple[int, int, int], axis: int, x: Array, y: Array) -> None:
         name, kind = self.frame.axes[axis]
-        of_rows = np.moveaxis(self.frame.weights, axis, -1).sum(axis=-1)
-        turned, true = np.moveaxis(x, axis + 1, -1), np.moveaxis(y, axis, -1)
-        whole = np.isfinite(true).all(axis=-1) & np.isfinite(turned).all(axis=(0, -1))
+        row_weights = np.moveaxis(self.frame.weights, axis, -1).sum(axis=-1)
+        members, analysis = np.moveaxis(x, axis + 1, -1), np.moveaxis(y, axis, -1)
+        complete = np.isfinite(analysis).all(axis=-1) & np.isfinite(members).all(axis=(0, -1))
         starts, widths = bands(self.frame.grid[axis])
 
         def power(rows: Array) -> Array:
-            found = power_spectrum(rows.astype(np.float64), kind)
-            return np.add.reduceat(found, starts, axis=-1) / widths
+            spectrum = power_spectrum(rows.astype(np.float64), kind)
+            return np.add.reduceat(spectrum, starts, axis=-1) / widths
 
-        weights = of_rows[whole]
-        self.rows[name][at] = weights.sum()
-        self.true_power[name][at] = weights @ power(true[whole])
-        self.power[name][at] = weights @ power(turned[:, whole]).mean(axis=0)
+        weights = row_weights[complete]
+        self.row_weights[name][at] = weights.sum()
+        self.analysis_power[name][at] = weights @ power(analysis[complete])
+        self.power[name][at] = weights @ power(members[:, complete]).mean(axis=0)
 
-    # Numbers, by lead and channel, of all initial times or of those that are drawn
+    # Scores by lead and channel, over all initial times or a bootstrap resample
 
-    def scores(self, drawn: Array | None = None) -> ScoreSums:
+    def scores(self, indices: Array | None = None) -> ScoreSums:
         """Every score, (L, C) each.
 
         Args:
-            drawn: initial times by number, repeated as a bootstrap draws them; all once where not
-                given.
+            indices: of a bootstrap resample of the initial times; default: all once.
         """
-        sums = {name: self._over(values, drawn) for name, values in self.sums.items()}
+        sums = {name: self._over(values, indices) for name, values in self.sums.items()}
         with np.errstate(invalid="ignore", divide="ignore"):
             mean = {name: sums[name] / sums["weight"] for name in SUMS}
             rmse = np.sqrt(mean["square"])
             spread = np.sqrt(mean["variance"] * (self.members + 1) / self.members)
-            shares = self.shares(drawn)
-            found = {"rmse": rmse, "crps": mean["crps"], "bias": mean["error"]}
+            shares = self.rank_shares(indices)
+            scores = {"rmse": rmse, "crps": mean["crps"], "bias": mean["error"]}
             if self.members > 1:
-                found |= {"spread": spread, "spread_skill": spread / rmse}
+                scores |= {"spread": spread, "spread_skill": spread / rmse}
                 uneven = np.square(shares - 1 / (self.members + 1)).sum(axis=-1)
-                found["rank_error"] = (self.members + 1) * uneven
+                scores["rank_error"] = (self.members + 1) * uneven
             for axis in self.power:
-                logs = np.abs(np.log(self.power_ratio(axis, drawn)))
-                found[f"spectrum.{axis}"] = logs.mean(axis=-1)
-        return found
+                logs = np.abs(np.log(self.power_ratio(axis, indices)))
+                scores[f"spectrum.{axis}"] = logs.mean(axis=-1)
+        return scores
 
-    def shares(self, drawn: Array | None = None) -> Array:
-        """The rank histogram as shares, (L, C, M + 1)."""
-        counts = self._over(self.histogram, drawn)
+    def rank_shares(self, indices: Array | None = None) -> Array:
+        """The rank histogram as relative frequencies, (L, C, M + 1)."""
+        counts = self._over(self.histogram, indices)
         with np.errstate(invalid="ignore"):
             return counts / counts.sum(axis=-1, keepdims=True)
 
-    def power_ratio(self, axis: str, drawn: Array | None = None) -> Array:
-        """Power of members over that of the truth in each band, (L, C, bands)."""
-        power, true = (self._over(p[axis], drawn) for p in (self.power, self.true_power))
+    def power_ratio(self, axis: str, indices: Array | None = None) -> Array:
+        """Power of the members over that of the analysis in each band, (L, C, bands)."""
+        power, reference = (self._over(p[axis], indices) for p in (self.power, self.analysis_power))
         with np.errstate(invalid="ignore", divide="ignore"):
-            return power / true
+            return power / reference
 
-    def rank_error_by_chance(self, blocks: Array) -> Array:
-        """What ``rank_error`` would be on average if the histogram were flat, (L, C).
+    def expected_rank_error(self, blocks: Array) -> Array:
+        """Expected ``rank_error`` by chance if the true histogram were flat, (L, C).
 
-        The variance of each share, from how it differs between blocks of initial times: cells near
-        each other are no independent trials, so their number does not tell.
+        From the variance of each share between blocks of initial times, because neighbouring cells
+        are not independent trials.
 
         Args:
-            blocks: the block of each initial time, by number.
+            blocks: index of the block of each initial time.
         """
         counts = np.stack([self.histogram[blocks == b].sum(axis=0) for b in np.unique(blocks)])
         n = len(counts)
@@ -236,38 +236,38 @@ class Tally:
         return (self.members + 1) * variance.sum(axis=-1)
 
     @property
-    def lacking(self) -> float:
-        """Share of the truth's cells, by weight, that the forecasts did not know."""
-        lacking, known = (float(self.sums[name].sum()) for name in ("lacking", "weight"))
-        return lacking / (lacking + known) if lacking + known else float("nan")
+    def missing(self) -> float:
+        """Weighted fraction of the analysis's cells that are missing in the forecasts."""
+        missing, known = (float(self.sums[name].sum()) for name in ("missing", "weight"))
+        return missing / (missing + known) if missing + known else float("nan")
 
     @staticmethod
-    def _over(values: Array, drawn: Array | None) -> Array:
+    def _over(values: Array, indices: Array | None) -> Array:
         """Sums over initial times, (L, C, ...)."""
-        if drawn is None:
+        if indices is None:
             return values.sum(axis=0)
-        times = np.bincount(drawn, minlength=len(values)).astype(float)
-        return np.tensordot(times, values, 1)
+        counts = np.bincount(indices, minlength=len(values)).astype(float)
+        return np.tensordot(counts, values, 1)
 
 
-def drawn_blocks(n: int, length: int, rng: np.random.Generator) -> Array:
-    """Initial times of one resample: blocks of neighbours, drawn with repetition, (n,).
+def block_bootstrap_indices(n: int, length: int, rng: np.random.Generator) -> Array:
+    """Indices of one resample of the circular block bootstrap (Politis & Romano 1992), (n,).
 
-    The circular block bootstrap (Politis & Romano 1992): every time is in as many blocks.
+    Blocks of consecutive times are drawn with replacement; every time is in equally many blocks.
 
     Args:
-        n: initial times.
-        length: of a block; it should be longer than errors remember each other.
-        rng: the source of chance.
+        n: number of initial times.
+        length: of a block; should exceed the decorrelation time of the errors.
+        rng: random generator.
     """
     starts = rng.integers(0, n, -(-n // length))
     return ((starts[:, None] + np.arange(length)) % n).ravel()[:n]
 
 
 def block_length(n: int) -> int:
-    """Initial times of a block where nothing is known of their memory: the cube root of n.
+    """Default block length of the bootstrap: the cube root of n.
 
-    (The rate at which it should grow: Künsch 1989, doi:10.1214/aos/1176347265.)
+    This is the optimal growth rate (Künsch 1989, doi:10.1214/aos/1176347265).
 
     >>> [block_length(n) for n in (1, 16, 100, 365)]
     [1, 3, 5, 7]

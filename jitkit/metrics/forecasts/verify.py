@@ -1,9 +1,9 @@
-"""Systems of forecasts through the same truth, side by side.
+"""Forecast verification: CRPS, RMSE, bias, spread-skill, ranks and spectra against baselines.
 
-    starts x leads ─ System.forecast ─▶ (M, C, X1..Xn) ─ Tally.add ─▶ scores, intervals, baselines
+    starts x leads ─ ForecastSystem.forecast ─▶ (M, C, X1..Xn) ─ ScoreAccumulator.add ─▶ scores
 
-Forecasts are asked for one start and lead at a time and forgotten once they are added up, so the
-memory is that of one ensemble of one lead.
+Forecasts are requested for one start and lead at a time and not kept, so memory is that of one
+ensemble at one lead.
 """
 
 from __future__ import annotations
@@ -16,37 +16,41 @@ from typing import Any
 import numpy as np
 
 from jitkit.errors import DataError
-from jitkit.metrics.fields.summaries import spaced
-from jitkit.metrics.forecasts.baselines import System
+from jitkit.metrics.fields.summaries import linspace_indices
+from jitkit.metrics.forecasts.baselines import ForecastSystem
 from jitkit.metrics.forecasts.climatology import StateSeries
 from jitkit.metrics.forecasts.ensemble_scores import (
     RESAMPLES,
-    Numbers,
+    ScoreAccumulator,
     ScoreFrame,
-    Tally,
+    ScoreSums,
+    block_bootstrap_indices,
     block_length,
-    drawn_blocks,
 )
 from jitkit.utils.console import bar
 from jitkit.utils.types import Array
 
 MODEL = "model"
-REACH = 1.96  # standard deviations of an interval
-LISTED = 5  # leads that stand in the list of scores
-IDEAL = {"bias": 0.0, "spread_skill": 1.0}  # what the truth itself would have
-BEST = {"bias": "real", "spread": "real", "spread_skill": "real"}  # nearest to it; else lowest
-WITH_UNIT = ("rmse", "crps", "bias", "spread")  # those of the data
+Z_95 = 1.96  # standard deviations of a 95 % interval
+MAX_LISTED = 5  # leads in the list of scores
+IDEAL = {"bias": 0.0, "spread_skill": 1.0}  # values of a perfect ensemble
+BEST = {
+    "bias": "real",
+    "spread": "real",
+    "spread_skill": "real",
+}  # nearest to the ideal; others: lowest
+WITH_UNIT = ("rmse", "crps", "bias", "spread")  # scores with the unit of the data
 
 
 @dataclass(frozen=True, eq=False)
 class VerificationPlan:
-    """Which forecasts are scored.
+    """Forecasts to score.
 
     Attributes:
         starts: positions of the initial times, in order, (I,).
-        leads: steps ahead, rising, (L,).
+        leads: lead times in steps, ascending, (L,).
         labels: of the leads, such as ``24h``.
-        seed: of ranks among ties, and of resamples.
+        seed: of tie-breaking of ranks, and of resampling.
     """
 
     starts: Sequence[int]
@@ -57,70 +61,70 @@ class VerificationPlan:
 
 @dataclass(frozen=True, eq=False)
 class Deviations:
-    """Standard deviations of scores over resamples, by system and score, (L, C) each.
+    """Bootstrap standard deviations, by system and score, (L, C) each.
 
     Attributes:
-        own: of the scores.
-        apart: of the model's score less the system's, both on the same resamples.
+        score: of the scores.
+        difference: of the model's score minus the system's, on the same resamples.
     """
 
-    own: Mapping[str, Numbers]
-    apart: Mapping[str, Numbers]
+    score: Mapping[str, ScoreSums]
+    difference: Mapping[str, ScoreSums]
 
 
 @dataclass(frozen=True, eq=False)
 class Verification:
-    """What came of it.
+    """Result of a verification.
 
     Attributes:
         plan, frame: what was scored.
-        tallies: of each system by name, the model first.
+        accumulators: of each system by name, the model first.
     """
 
     plan: VerificationPlan
     frame: ScoreFrame
-    tallies: Mapping[str, Tally]
+    accumulators: Mapping[str, ScoreAccumulator]
 
     @property
     def block(self) -> int:
-        """Initial times of a block of the bootstrap."""
+        """Number of initial times in a bootstrap block."""
         return block_length(len(self.plan.starts))
 
-    def scores(self) -> dict[str, Numbers]:
+    def scores(self) -> dict[str, ScoreSums]:
         """Every score of every system, (L, C) each."""
-        return {name: tally.scores() for name, tally in self.tallies.items()}
+        return {name: sums.scores() for name, sums in self.accumulators.items()}
 
     @cached_property
     def deviations(self) -> Deviations:
-        """How far scores of bootstrap resamples of the initial times scatter."""
+        """Standard deviations of scores over block-bootstrap resamples of the initial times."""
         rng = np.random.default_rng(self.plan.seed)
         n = len(self.plan.starts)
-        gathered = _Gathered()
+        moments = _ResampleMoments()
         for _ in range(RESAMPLES):
-            drawn = drawn_blocks(n, self.block, rng)
-            gathered.add({name: tally.scores(drawn) for name, tally in self.tallies.items()})
-        return gathered.deviations()
+            indices = block_bootstrap_indices(n, self.block, rng)
+            moments.add({name: sums.scores(indices) for name, sums in self.accumulators.items()})
+        return moments.deviations()
 
-    def by_chance(self) -> Array:
-        """What the model's rank_error would be if its histogram were flat, (L, C)."""
+    def expected_by_chance(self) -> Array:
+        """Expected rank_error of the model if its true rank histogram were flat, (L, C)."""
         blocks = np.arange(len(self.plan.starts)) // self.block
-        return self.tallies[MODEL].rank_error_by_chance(blocks)
+        return self.accumulators[MODEL].expected_rank_error(blocks)
 
     def rows(self, units: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-        """Scores of the model by name, ``SCORE.CHANNEL.LEAD``, beside those of the baselines.
+        """Scores of the model by name, ``SCORE.CHANNEL.LEAD``, with those of the baselines.
 
-        Of many leads some are listed, evenly spaced, the first and last among them; a spectrum that
-        had no whole row to be taken from is not. An interval is
-        1.96 standard deviations of the resamples to each side; none for a single initial time.
+        Of many leads, some evenly spaced ones are listed, including first and last. Spectra without
+        complete rows are left out. Intervals are ± 1.96 standard deviations of the resamples; none
+        for a single initial time.
 
         Args:
             units: of channels, by name.
         """
-        values, chance = self.scores(), self.by_chance()
-        found = {}
+        values, chance = self.scores(), self.expected_by_chance()
+        rows = {}
         for score in values[MODEL]:
             for c, channel in enumerate(self.frame.channels):
-                for number in spaced(len(self.plan.leads), LISTED):
+                for number in linspace_indices(len(self.plan.leads), MAX_LISTED):
                     at = (number, c)
                     if not self._has_rows(score, at):
                         continue
@@ -130,27 +134,27 @@ class Verification:
                         row["floor"] = _number(chance[at])
                     if score in WITH_UNIT and channel in units:
                         row["unit"] = units[channel]
-                    found[f"{score}.{channel}.{self.plan.labels[number]}"] = row
-        return found
+                    rows[f"{score}.{channel}.{self.plan.labels[number]}"] = row
+        return rows
 
     def _has_rows(self, score: str, at: tuple[int, int]) -> bool:
-        """Whether a score is none of a spectrum, or a row without missing cells went into it."""
+        """Whether a score is not spectral, or had rows without missing cells."""
         kind, _, axis = score.partition(".")
-        return kind != "spectrum" or bool(self.tallies[MODEL].rows[axis][:, *at].any())
+        return kind != "spectrum" or bool(self.accumulators[MODEL].row_weights[axis][:, *at].any())
 
     def _row(
-        self, score: str, at: tuple[int, int], values: Mapping[str, Numbers]
+        self, score: str, at: tuple[int, int], values: Mapping[str, ScoreSums]
     ) -> dict[str, Any]:
         value = float(values[MODEL][score][at])
-        std = float(self.deviations.own[MODEL][score][at])
+        std = float(self.deviations.score[MODEL][score][at])
         baselines = {}
-        for name, numbers in values.items():
-            if name != MODEL and score in numbers:
-                theirs = float(numbers[score][at])
-                apart = float(self.deviations.apart[name][score][at])
+        for name, scores in values.items():
+            if name != MODEL and score in scores:
+                baseline = float(scores[score][at])
+                deviation = float(self.deviations.difference[name][score][at])
                 baselines[name] = {
-                    "value": _number(theirs),
-                    "difference": self._interval(value - theirs, apart),
+                    "value": _number(baseline),
+                    "difference": self._interval(value - baseline, deviation),
                 }
         return {
             "value": _number(value),
@@ -158,96 +162,97 @@ class Verification:
             "std": _number(std) if len(self.plan.starts) > 1 else None,
             "by_seed": [_number(value)],
             "interval_over_seeds": None,
-            "samples": len(self.plan.starts) * self.tallies[MODEL].members,
+            "samples": len(self.plan.starts) * self.accumulators[MODEL].members,
             "baselines": baselines,
         }
 
     def _interval(self, value: float, std: float) -> list[float | None]:
         if len(self.plan.starts) < 2:
             return [None, None]
-        return [_number(value - REACH * std), _number(value + REACH * std)]
+        return [_number(value - Z_95 * std), _number(value + Z_95 * std)]
 
 
-class _Gathered:
-    """Sums over resamples, so that none of them is kept."""
+class _ResampleMoments:
+    """Running sums over resamples for the standard deviations."""
 
     def __init__(self) -> None:
         self.count = 0
-        self.first: dict[str, Numbers] = {}
+        self.first: dict[str, ScoreSums] = {}
         self.sums: dict[tuple[str, str, str], tuple[Array, Array]] = {}
 
-    def add(self, scores: Mapping[str, Numbers]) -> None:
-        """Take in the scores of every system on one resample."""
+    def add(self, scores: Mapping[str, ScoreSums]) -> None:
+        """Add the scores of every system on one resample."""
         self.count += 1
-        self.first = self.first or {name: dict(numbers) for name, numbers in scores.items()}
-        for name, numbers in scores.items():
-            for score, values in numbers.items():
-                moved = values - self.first[name][score]  # near zero, so that squares do not cancel
-                self._add((name, score, "own"), moved)
+        self.first = self.first or {name: dict(values) for name, values in scores.items()}
+        for name, of_system in scores.items():
+            for score, values in of_system.items():
+                shifted = values - self.first[name][score]  # avoids cancellation in the squares
+                self._add((name, score, "score"), shifted)
                 if score in scores[MODEL]:
-                    own = scores[MODEL][score] - self.first[MODEL][score]
-                    self._add((name, score, "apart"), own - moved)
+                    model = scores[MODEL][score] - self.first[MODEL][score]
+                    self._add((name, score, "difference"), model - shifted)
 
     def _add(self, key: tuple[str, str, str], values: Array) -> None:
         total, squares = self.sums.get(key, (0.0, 0.0))
         self.sums[key] = (total + values, squares + values**2)
 
     def deviations(self) -> Deviations:
-        """Standard deviations over what was added."""
-        found: dict[str, dict[str, Numbers]] = {"own": {}, "apart": {}}
+        """Standard deviations over the added resamples."""
+        stds: dict[str, dict[str, ScoreSums]] = {"score": {}, "difference": {}}
         for (name, score, kind), (total, squares) in self.sums.items():
             variance = (squares - total**2 / self.count) / (self.count - 1)
-            found[kind].setdefault(name, {})[score] = np.sqrt(np.maximum(variance, 0))
-        return Deviations(found["own"], found["apart"])
+            stds[kind].setdefault(name, {})[score] = np.sqrt(np.maximum(variance, 0))
+        return Deviations(stds["score"], stds["difference"])
 
 
 def verify(
-    systems: Sequence[System],
+    systems: Sequence[ForecastSystem],
     states: StateSeries,
     frame: ScoreFrame,
     plan: VerificationPlan,
     *,
     shown: bool = True,
 ) -> Verification:
-    """Score systems on the same starts and leads.
+    """Score forecast systems on the same starts and leads.
 
-    Where the data have no state a lead after a start (their end, a hole), that lead is left out
-    for all systems.
+    A lead without a verifying state (end of the data, a gap) is left out for all systems.
 
     Args:
-        systems: the model, named ``"model"``, and what it is held against.
-        states: the truth.
+        systems: the model, named ``"model"``, and the baselines.
+        states: the verifying analyses or observations.
         frame: channels, axes, weights.
         plan: starts and leads.
-        shown: a progress bar on a terminal.
+        shown: show a progress bar on a terminal.
 
     Raises:
-        DataError: no start has a truth at some lead.
+        DataError: no start has a verifying state at some lead.
     """
     shape = (len(plan.starts), len(plan.leads))
-    tallies = {system.name: Tally(frame, *shape, system.members) for system in systems}
+    accumulators = {
+        system.name: ScoreAccumulator(frame, *shape, system.members) for system in systems
+    }
     count = np.zeros(len(plan.leads), int)
     with bar("verifying", shape[0] * shape[1], unit="leads", shown=shown) as done:
         for i, start in enumerate(plan.starts):
             for number, steps in enumerate(plan.leads):
                 position = states.after(start, steps)
                 if position is not None:
-                    truth = states.read(position)
+                    analysis = states.read(position)
                     for system in systems:
                         rng = np.random.default_rng([plan.seed, start, steps])
                         ensemble = system.forecast(start, steps)
-                        tallies[system.name].add(i, number, ensemble, truth, rng)
+                        accumulators[system.name].add(i, number, ensemble, analysis, rng)
                     count[number] += 1
                 done(i * shape[1] + number + 1)
     if not count.all():
         lead = plan.labels[int(np.flatnonzero(count == 0)[0])]
         raise DataError(
-            f"no initial time has a held-out state {lead} later to be scored against; forecast "
-            "less far, or hold out more (domain.val)"
+            f"no initial time has a held-out verifying state {lead} later; use shorter leads or a "
+            "larger held-out split (domain.val)"
         )
-    return Verification(plan, frame, tallies)
+    return Verification(plan, frame, accumulators)
 
 
 def _number(value: float) -> float | None:
-    """A number as JSON knows it; None where there is none."""
+    """A number for JSON; None if not finite."""
     return float(value) if np.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""Several processes train one model as one would; what goes wrong in one is told by all."""
+"""Distributed training: the same loss curve as one process, and errors reported by all."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from jitkit.training.trainer import train
 from jitkit.utils.distributed import ALONE
 
 
-def started(*words: object, processes: int = 2, cwd: Path | None = None) -> subprocess.Popen[str]:
+def start(*words: object, processes: int = 2, cwd: Path | None = None) -> subprocess.Popen[str]:
     """A command in several processes on this machine, as torchrun starts it."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
     command += ["--master-port", "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
@@ -37,15 +37,15 @@ def started(*words: object, processes: int = 2, cwd: Path | None = None) -> subp
     )
 
 
-def together(*words: object, processes: int = 2, cwd: Path | None = None) -> str:
-    """What such a command says; it must end well."""
-    process = started(*words, processes=processes, cwd=cwd)
+def run_together(*words: object, processes: int = 2, cwd: Path | None = None) -> str:
+    """Output of such a command, which must succeed."""
+    process = start(*words, processes=processes, cwd=cwd)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     return out
 
 
-def written(recipe: dict[str, Any], path: Path, **train: Any) -> Path:
+def write_recipe(recipe: dict[str, Any], path: Path, **train: Any) -> Path:
     recipe["train"] |= train
     path.write_text(dump_recipe(load_recipe(recipe)))
     return path
@@ -56,7 +56,7 @@ def losses(run: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in lines]
 
 
-# How a batch is cut
+# Parts of a batch
 
 
 @pytest.mark.parametrize(("accumulate", "world"), [(1, 1), (3, 1), (1, 2), (2, 3), (6, 2)])
@@ -67,35 +67,37 @@ def test_the_parts_of_all_processes_are_the_batch(accumulate: int, world: int) -
         for rank in range(world)
     ]
     for number, batch in enumerate(whole):
-        found = [
+        keys = [
             key
             for part in range(accumulate)
             for rank in range(world)
             for key in parts[rank][number * accumulate + part]
         ]
-        assert found == batch == whole.keys(3 + number)
+        assert keys == batch == whole.keys(3 + number)
 
 
-def test_a_batch_that_cannot_be_shared_out_is_refused_in_words() -> None:
-    with pytest.raises(RecipeError, match="batch_size 8 cannot be cut .* 3 processes x .* 2; .* 6"):
+def test_a_batch_that_cannot_be_split_is_refused() -> None:
+    with pytest.raises(RecipeError, match="size 8 cannot be split .* 3 processes x .* 2; .* 6"):
         BatchPlan(40, 8, 0, 0, 1, accumulate=2, world=3)
 
 
-def test_times_and_noise_belong_to_a_place_in_the_batch(tiny: dict[str, Any]) -> None:
+def test_noise_depends_on_the_position_in_the_batch(tiny: dict[str, Any]) -> None:
     recipe = load_recipe(tiny, {"train.batch_size": 40})
     from jitkit.domain import open_domain
 
     learner = Learner(recipe, open_domain(recipe.domain), ALONE)
     full = learner._noise((48, 1, 8, 8), 0)
-    for place, n in ((0, 40), (0, 7), (7, 20), (16, 16), (33, 7)):
-        assert torch.equal(learner._noise((n, 1, 8, 8), place), full[place : place + n])
+    for position, n in ((0, 40), (0, 7), (7, 20), (16, 16), (33, 7)):
+        assert torch.equal(learner._noise((n, 1, 8, 8), position), full[position : position + n])
     assert torch.equal(learner._noise((9, 1, 5, 3), 20), full[20:29, :, :5, :3])
     assert full.std().item() == pytest.approx(1, abs=0.05)
     assert len({tuple(row.flatten().tolist()) for row in full}) == 48
 
 
 @pytest.mark.parametrize("accumulate", [2, 4])
-def test_a_step_in_parts_is_the_step(tiny: dict[str, Any], tmp_path: Path, accumulate: int) -> None:
+def test_a_step_in_parts_equals_a_whole_step(
+    tiny: dict[str, Any], tmp_path: Path, accumulate: int
+) -> None:
     whole = train(tiny, run=tmp_path / "whole")
     parts = train(tiny, {"train.accumulate": accumulate}, run=tmp_path / "parts")
     assert losses(parts) == pytest.approx(losses(whole), rel=1e-4)
@@ -130,18 +132,18 @@ LONG |= {
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_does_and_each_goes_on_from_the_other(
+def test_two_processes_train_as_one_and_each_resumes_the_other(
     tiny: dict[str, Any], tmp_path: Path
 ) -> None:
-    recipe = written(tiny, tmp_path / "tiny.yaml", **LONG)
+    recipe = write_recipe(tiny, tmp_path / "tiny.yaml", **LONG)
     alone = train(recipe, run=tmp_path / "alone")
     runs = {"alone": alone}
     for how in ("ddp", "fsdp"):
         runs[how] = tmp_path / how
-        said = together(
+        output = run_together(
             "-m", "jitkit", "--", "train", recipe, f"train.parallel={how}", "--run", runs[how]
         )
-        assert f"2 processes ({how}), 8 samples each at a time" in said
+        assert f"2 processes ({how}), 8 samples each at a time" in output
         assert losses(runs[how]) == pytest.approx(losses(alone), rel=1e-4)
     assert (runs["fsdp"] / "checkpoints/step-50/model").is_dir()  # shards
     for how, run in runs.items():
@@ -156,16 +158,16 @@ def test_two_processes_train_as_one_does_and_each_goes_on_from_the_other(
             train(recipe, run=run)
         else:
             words = ("train", recipe, f"train.parallel={then}", "--run", run)
-            assert "going on from step 25 of 50" in together("-m", "jitkit", "--", *words)
+            assert "resuming from step 25 of 50" in run_together("-m", "jitkit", "--", *words)
         assert losses(run) == pytest.approx(losses(alone), rel=1e-4), (first, then)
 
 
 @pytest.mark.slow
-def test_samples_and_scores_of_two_processes_are_those_of_one(
+def test_samples_and_scores_of_two_processes_equal_those_of_one(
     trained: Path, tmp_path: Path
 ) -> None:
     words = ("sample", trained, "--n", 5, "sample.batch_size=2")
-    together("-m", "jitkit", "--", *words, "--out", tmp_path / "two")
+    run_together("-m", "jitkit", "--", *words, "--out", tmp_path / "two")
     subprocess.run(
         [sys.executable, "-m", "jitkit", *map(str, words), "--out", tmp_path / "one"], check=True
     )
@@ -173,8 +175,8 @@ def test_samples_and_scores_of_two_processes_are_those_of_one(
     assert names == sorted(path.name for path in (tmp_path / "two").iterdir()) and len(names) >= 5
     for name in names:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
-    said = json.loads(together("-m", "jitkit", "--", "evaluate", trained, "--json"))
-    assert said["samples"] == 20
+    result = json.loads(run_together("-m", "jitkit", "--", "evaluate", trained, "--json"))
+    assert result["samples"] == 20
 
 
 BROKEN = """
@@ -191,21 +193,21 @@ class Broken(Digits):
 try:
     jitkit.train(sys.argv[1], run=sys.argv[2], domain=Broken(DigitsSection(name="digits")))
 except jitkit.JitkitError as error:
-    sys.exit(f"told: {error}")
+    sys.exit(f"raised: {error}")
 """
 
 
 @pytest.mark.slow
-def test_an_error_of_one_process_ends_all_with_its_message(
+def test_an_error_in_one_process_ends_all_with_its_message(
     tiny: dict[str, Any], tmp_path: Path
 ) -> None:
-    recipe = written(tiny, tmp_path / "tiny.yaml", log=[])
+    recipe = write_recipe(tiny, tmp_path / "tiny.yaml", log=[])
     (tmp_path / "broken.py").write_text(BROKEN)
-    process = started(tmp_path / "broken.py", recipe, tmp_path / "run")
+    process = start(tmp_path / "broken.py", recipe, tmp_path / "run")
     began = time.monotonic()
     _, err = process.communicate(timeout=120)
     assert process.returncode != 0
-    assert "told: rank 1 of 2: DataError: the store is gone" in err
+    assert "raised: rank 1 of 2: DataError: the store is gone" in err
     assert time.monotonic() - began < 100
 
 
@@ -214,9 +216,9 @@ def test_an_error_of_one_process_ends_all_with_its_message(
 def test_a_signal_to_one_process_stops_all_at_the_same_step(
     tiny: dict[str, Any], tmp_path: Path, how: str
 ) -> None:
-    recipe = written(tiny, tmp_path / "tiny.yaml", steps=100_000, parallel=how, log=[])
+    recipe = write_recipe(tiny, tmp_path / "tiny.yaml", steps=100_000, parallel=how, log=[])
     run = tmp_path / "run"
-    process = started("-m", "jitkit", "--", "train", recipe, "--run", run)
+    process = start("-m", "jitkit", "--", "train", recipe, "--run", run)
     metrics = run / "metrics.jsonl"
     while not (metrics.is_file() and metrics.stat().st_size) and process.poll() is None:
         time.sleep(0.1)
@@ -229,5 +231,5 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(
 
 
 def children(parent: int) -> list[int]:
-    """The processes that one has started, oldest first."""
+    """Child processes, oldest first."""
     return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]

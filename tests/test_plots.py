@@ -1,4 +1,4 @@
-"""Pictures of arrays: what lies where, colours, degrees, coasts, and odd input."""
+"""Figures of arrays: layout, colour scales, degrees, coastlines, and unusual input."""
 
 from __future__ import annotations
 
@@ -13,10 +13,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jitkit.errors import DataError
-from jitkit.plots.grids import curved, views
+from jitkit.plots.grids import curved_grid_view, plane_views
 from jitkit.plots.panels import panels
-from jitkit.plots.sheet import Sheet, plain
-from jitkit.plots.views import FieldView, pretty, ruler, shrunk, wrapped
+from jitkit.plots.sheet import Sheet, printable
+from jitkit.plots.views import (
+    FieldView,
+    coordinate_ruler,
+    downsample,
+    format_unit,
+    unwrap_longitude,
+)
 from jitkit.utils.types import Array
 
 matplotlib = pytest.importorskip("matplotlib")
@@ -28,7 +34,7 @@ DEGREES = {"latitude": "degrees_north", "longitude": "degrees_east"}
 
 @pytest.fixture
 def sheets(monkeypatch: pytest.MonkeyPatch) -> list[Sheet]:
-    """The sheets that `panels` draws, to look at."""
+    """The sheets that `panels` draws."""
     drawn: list[Sheet] = []
     honest = Sheet.image
 
@@ -41,7 +47,7 @@ def sheets(monkeypatch: pytest.MonkeyPatch) -> list[Sheet]:
 
 
 def texts(sheet: Sheet) -> list[str]:
-    """All that is written on a sheet."""
+    """All text on a sheet."""
     written = [text.get_text() for text in sheet.figure.texts]
     for axes in sheet.figure.axes:
         written += [axes.get_xlabel(), axes.get_ylabel()]
@@ -51,14 +57,16 @@ def texts(sheet: Sheet) -> list[str]:
 
 
 def maps(sheet: Sheet) -> list[Any]:
-    """The axes that hold a picture, in the order they were drawn."""
+    """The axes with an image, in drawing order."""
     return [axes for axes in sheet.figure.axes if axes.images]
 
 
 # What lies where
 
 
-def test_real_items_are_left_and_samples_right_in_the_same_colours(sheets: list[Sheet]) -> None:
+def test_real_items_are_left_and_samples_right_on_the_same_colour_scale(
+    sheets: list[Sheet],
+) -> None:
     ramp = np.linspace(0, 1, 64).reshape(1, 8, 8)
     picture = panels([ramp * 0, ramp * 0 + 1], [ramp, ramp], channels=["t"], axes=PLANE)
     assert picture.mode == "RGB"
@@ -70,55 +78,56 @@ def test_real_items_are_left_and_samples_right_in_the_same_colours(sheets: list[
     assert (np.asarray(high.images[0].get_array()) == last).all()
 
 
-def test_samples_stand_alone_where_there_are_no_real_items(sheets: list[Sheet]) -> None:
+def test_samples_are_drawn_alone_without_real_items(sheets: list[Sheet]) -> None:
     panels([np.zeros((1, 4, 4))], [], channels=["t"], axes=PLANE)
     assert "sampled" in texts(sheets[0])
     assert "real" not in texts(sheets[0])
 
 
 @pytest.mark.parametrize("flipped", [False, True])
-def test_north_is_up_whichever_way_latitudes_run(flipped: bool) -> None:
+def test_north_is_up_for_rising_and_falling_latitudes(flipped: bool) -> None:
     at = np.array([-60.0, -20.0, 20.0, 60.0])[:: -1 if flipped else 1]
     coords = {"latitude": at, "longitude": np.arange(0, 360, 30.0)}
-    view = views(GLOBE, (4, 12), coords, DEGREES)[0, 1]
-    shown = view.of(np.broadcast_to(at[:, None], (4, 12)))
+    view = plane_views(GLOBE, (4, 12), coords, DEGREES)[0, 1]
+    shown = view.to_pixels(np.broadcast_to(at[:, None], (4, 12)))
     assert (np.diff(shown[:, 0]) > 0).all()  # bottom row first
 
 
 def test_longitudes_from_0_to_360_are_drawn_from_180_west_to_180_east() -> None:
     longitude = np.arange(0, 360, 2.5)
     coords = {"latitude": np.linspace(-88.75, 88.75, 72), "longitude": longitude}
-    view = views(GLOBE, (72, 144), coords, DEGREES)[0, 1]
-    row = view.of(np.broadcast_to(longitude, (72, 144)))[0]
+    view = plane_views(GLOBE, (72, 144), coords, DEGREES)[0, 1]
+    row = view.to_pixels(np.broadcast_to(longitude, (72, 144)))[0]
     assert row[0] == 180 and row[71] == 357.5 and row[72] == 0 and row[-1] == 177.5
     assert view.extent == (-181.25, 178.75, -90, 90)
 
 
 def test_a_region_across_the_date_line_or_greenwich_is_not_torn() -> None:
-    assert wrapped(np.array([170.0, 175, 180, 185, 190])).tolist() == [170, 175, 180, 185, 190]
-    assert wrapped(np.array([170.0, 175, 180, -175, -170])).tolist() == [170, 175, 180, 185, 190]
-    assert wrapped(np.array([350.0, 355, 0, 5])).tolist() == [-10, -5, 0, 5]
+    across = [170.0, 175, 180, 185, 190]
+    assert unwrap_longitude(np.array(across)).tolist() == across
+    assert unwrap_longitude(np.array([170.0, 175, 180, -175, -170])).tolist() == across
+    assert unwrap_longitude(np.array([350.0, 355, 0, 5])).tolist() == [-10, -5, 0, 5]
 
 
-def test_longitude_is_drawn_across_even_where_it_is_the_first_axis() -> None:
+def test_longitude_is_horizontal_even_as_the_first_axis() -> None:
     longitude, latitude = np.arange(5.0), np.arange(40.0, 48.0)
     coords = {"latitude": latitude, "longitude": longitude}
-    view = views(GLOBE[::-1], (5, 8), coords, DEGREES)[0, 1]
+    view = plane_views(GLOBE[::-1], (5, 8), coords, DEGREES)[0, 1]
     values = longitude[:, None] + 100 * latitude
-    assert np.array_equal(view.of(values), values.T)
+    assert np.array_equal(view.to_pixels(values), values.T)
 
 
-def test_gaussian_latitudes_are_drawn_where_they_lie() -> None:
+def test_gaussian_latitudes_are_drawn_at_their_positions() -> None:
     latitude = np.degrees(np.arcsin(np.linspace(-0.99, 0.99, 41)))  # steps from 1.4 to 9 degrees
-    steps = ruler("latitude", 41, latitude, "degrees_north")
+    steps = coordinate_ruler("latitude", 41, latitude, "degrees_north")
     points = np.linspace(*steps.ends, 2 * len(steps.cells) + 1)[1::2]
     nearest = np.abs(latitude[:, None] - points).argmin(axis=0)
     assert np.array_equal(steps.cells, nearest)
 
 
-def test_levels_with_very_uneven_steps_are_drawn_equally_wide_under_their_values() -> None:
+def test_levels_with_very_uneven_steps_are_drawn_equally_wide_with_value_ticks() -> None:
     levels = np.array([1000.0, 925, 850, 700, 500, 250, 100, 50, 10, 1])
-    axis = ruler("level", 10, levels, "hPa")
+    axis = coordinate_ruler("level", 10, levels, "hPa")
     assert axis.down and axis.label == "level (hPa)"
     assert axis.ticks is not None
     assert axis.ticks[0] == (0, "1") and axis.ticks[-1] == (9, "1000")
@@ -135,7 +144,7 @@ def test_the_planes_of_a_volume_are_its_three_middle_slices(sheets: list[Sheet])
 
 
 @pytest.mark.parametrize("names", ["time y x", "level latitude longitude"])
-def test_films_and_stacks_of_maps_show_first_middle_and_last(
+def test_films_and_stacks_of_maps_show_first_middle_and_last_step(
     sheets: list[Sheet], names: str
 ) -> None:
     film = np.random.default_rng(0).standard_normal((1, 7, 6, 8))
@@ -156,7 +165,7 @@ def test_four_axes_are_cut_in_the_middle_of_the_second(sheets: list[Sheet]) -> N
     assert {"time 1 of 2", "time 2 of 2"} <= set(texts(sheets[0]))
 
 
-def test_of_many_channels_some_are_drawn_and_the_title_says_so(sheets: list[Sheet]) -> None:
+def test_a_subset_of_many_channels_is_drawn_with_a_note(sheets: list[Sheet]) -> None:
     values = np.random.default_rng(0).standard_normal((200, 4, 6))
     channels = [f"z.{i}" for i in range(200)]
     panels([values], [values], channels=channels, axes=PLANE)
@@ -180,14 +189,14 @@ def test_lines_break_where_values_are_missing(sheets: list[Sheet]) -> None:
 
 
 def colours(values: Array) -> Any:
-    from jitkit.plots.scales import Colours
+    from jitkit.plots.scales import ColourScale
 
-    found = Colours([[values]])
+    found = ColourScale([[values]])
     scale = found._scale
     return found, scale.cmap.name, scale.norm.vmin, scale.norm.vmax
 
 
-def test_signed_values_are_coloured_about_zero() -> None:
+def test_signed_values_have_a_diverging_scale_about_zero() -> None:
     x = np.random.default_rng(0).standard_normal(10_000)
     _, name, low, high = colours(x + 0.3)
     assert name == "RdBu_r" and low == -high and 2.6 < high < 3.2
@@ -195,23 +204,23 @@ def test_signed_values_are_coloured_about_zero() -> None:
     assert colours(np.linspace(-1.8, 30, 1000))[1] == "viridis"  # °C of the sea
 
 
-def test_outliers_do_not_wash_out_the_colours() -> None:
+def test_outliers_do_not_stretch_the_colour_scale() -> None:
     x = np.append(np.linspace(10, 11, 10_000), 1e6)
     found, _, low, high = colours(x)
     assert 9.9 < low < high < 11.1
     assert found._extend == "both"
 
 
-def test_rain_has_colours_by_its_logarithm_and_ice_has_not() -> None:
+def test_rain_has_a_logarithmic_scale_and_ice_has_not() -> None:
     rng = np.random.default_rng(0)
     rain = np.where(rng.random(10_000) < 0.7, 0, rng.lognormal(0, 1.5, 10_000))
     found, name, low, high = colours(rain)
     assert found.log and name == "YlGnBu" and high / low == pytest.approx(1000)
-    assert found.of(np.array([[0.0]]))[0, 0].tolist() == [255, 255, 255, 255]
+    assert found.to_rgba(np.array([[0.0]]))[0, 0].tolist() == [255, 255, 255, 255]
     assert not colours(np.where(rng.random(10_000) < 0.7, 0, rng.uniform(0, 100, 10_000)))[0].log
 
 
-def test_missing_cells_are_grey_and_what_is_off_the_grid_is_left_white() -> None:
+def test_missing_cells_are_grey_and_outside_the_grid_is_white() -> None:
     from jitkit.plots.scales import LAND
 
     ramp = np.linspace(0, 1, 256).reshape(1, 16, 16)
@@ -224,7 +233,7 @@ def test_missing_cells_are_grey_and_what_is_off_the_grid_is_left_white() -> None
 # Coasts and curved grids
 
 
-def test_a_coast_is_drawn_where_missing_cells_are_always_the_same(sheets: list[Sheet]) -> None:
+def test_a_coastline_is_drawn_where_missing_cells_are_constant(sheets: list[Sheet]) -> None:
     rng = np.random.default_rng(0)
     sea = rng.standard_normal((4, 1, 12, 16))
     moving = np.where(rng.random(sea.shape) < 0.2, np.nan, sea)
@@ -235,22 +244,22 @@ def test_a_coast_is_drawn_where_missing_cells_are_always_the_same(sheets: list[S
         assert sum(lines) == expected * 4  # one island on each of four maps
 
 
-def test_a_coast_goes_round_the_missing_cells() -> None:
+def test_a_coastline_encloses_the_missing_cells() -> None:
     absent = np.zeros((12, 16), bool)
     absent[3:8, 5:9] = True
-    view = views(PLANE, (12, 16), {}, {})[0, 1]
+    view = plane_views(PLANE, (12, 16), {}, {})[0, 1]
     (line,) = view.coast(absent)
     assert line.min(axis=0) == pytest.approx([4.5, 2.5], abs=0.06)  # cells are centred on 0, 1, 2
     assert line.max(axis=0) == pytest.approx([8.5, 7.5], abs=0.06)
 
 
 def drawn(latitude: Array, longitude: Array) -> FieldView:
-    view = curved(latitude, longitude)
+    view = curved_grid_view(latitude, longitude)
     assert view is not None
     return view
 
 
-def test_a_straight_grid_given_as_a_curved_one_is_drawn_the_same() -> None:
+def test_a_regular_grid_given_as_curvilinear_is_drawn_the_same() -> None:
     latitude, longitude = np.meshgrid(
         np.arange(-60, 61, 4.0), np.arange(0, 360, 5.0), indexing="ij"
     )
@@ -260,14 +269,14 @@ def test_a_straight_grid_given_as_a_curved_one_is_drawn_the_same() -> None:
     height, width = view.index.shape
     y = bottom + (top - bottom) * (np.arange(height) + 0.5) / height
     x = left + (right - left) * (np.arange(width) + 0.5) / width
-    away_y = np.abs(view.of(latitude) - y[:, None])
-    away_x = np.abs((view.of(longitude) - x + 180) % 360 - 180)
+    away_y = np.abs(view.to_pixels(latitude) - y[:, None])
+    away_x = np.abs((view.to_pixels(longitude) - x + 180) % 360 - 180)
     assert (view.index >= 0).all()
     assert away_y.max() < 2.01 + (top - bottom) / height
     assert away_x.max() < 2.51 + (right - left) / width
 
 
-def test_a_turned_grid_leaves_the_corners_of_its_map_empty() -> None:
+def test_a_rotated_grid_leaves_the_corners_of_its_map_empty() -> None:
     a, b = np.meshgrid(np.arange(-10, 10.5, 0.5), np.arange(-10, 10.5, 0.5), indexing="ij")
     view = drawn(45 + (a + b) / 2, 7 + (a - b) / 2)
     assert 0.4 < (view.index >= 0).mean() < 0.6  # a square on its corner
@@ -276,25 +285,25 @@ def test_a_turned_grid_leaves_the_corners_of_its_map_empty() -> None:
     assert (middle >= 0).all()
 
 
-def test_a_grid_round_a_pole_is_drawn_as_it_is_under_parallels() -> None:
+def test_a_polar_grid_is_drawn_on_its_own_axes_with_parallels() -> None:
     y, x = np.meshgrid(*[np.linspace(-30, 30, 61)] * 2, indexing="ij")
     view = drawn(90 - np.hypot(x, y), np.degrees(np.arctan2(x, -y)))
     assert view.index.shape == (61, 61) and view.aspect == 1
     assert {"80°N", "70°N", "0°", "90°E", "180°", "90°W"} <= {text for *_, text in view.marks}
 
 
-def test_fill_values_in_coordinates_are_passed_over() -> None:
+def test_fill_values_in_coordinates_are_ignored() -> None:
     latitude, longitude = np.meshgrid(np.arange(20.0, 40), np.arange(10.0, 50), indexing="ij")
     latitude[:3, :4], longitude[:3, :4] = 9.97e36, np.nan
     view = drawn(latitude, longitude)
     assert view.extent == pytest.approx((9.5, 49.5, 19.5, 39.5), abs=0.01)
-    assert curved(latitude * 1e30, longitude) is None
+    assert curved_grid_view(latitude * 1e30, longitude) is None
 
 
-def test_large_planes_are_drawn_by_means_of_blocks() -> None:
+def test_large_planes_are_drawn_as_block_means() -> None:
     values = np.random.default_rng(0).standard_normal((721, 1440))
     values[:2, :2] = np.nan
-    small, outside = shrunk(values, np.isnan(values), 200, 400)
+    small, outside = downsample(values, np.isnan(values), 200, 400)
     assert small.shape == outside.shape == (241, 480)
     assert small[5, 7] == pytest.approx(values[15:18, 21:24].mean())
     assert small[0, 0] == pytest.approx(np.nanmean(values[:3, :3]))
@@ -303,7 +312,7 @@ def test_large_planes_are_drawn_by_means_of_blocks() -> None:
 # Text
 
 
-def test_units_are_printed_as_in_a_paper() -> None:
+def test_units_are_formatted_as_in_print() -> None:
     printed = {
         "m s-1": "m s⁻¹",
         "m**2 s**-2": "m² s⁻²",
@@ -319,10 +328,10 @@ def test_units_are_printed_as_in_a_paper() -> None:
         "1": "",
         "": "",
     }
-    assert {unit: pretty(unit) for unit in printed} == printed
+    assert {unit: format_unit(unit) for unit in printed} == printed
 
 
-def test_maps_say_degrees(sheets: list[Sheet]) -> None:
+def test_maps_are_labelled_in_degrees(sheets: list[Sheet]) -> None:
     values = np.random.default_rng(0).standard_normal((1, 36, 72))
     coords = {"latitude": np.arange(87.5, -90, -5), "longitude": np.arange(0, 360, 5.0)}
     panels(
@@ -331,7 +340,7 @@ def test_maps_say_degrees(sheets: list[Sheet]) -> None:
     assert {"90°W", "0°", "90°E", "60°N", "60°S"} <= set(texts(sheets[0]))
 
 
-def test_names_may_hold_any_character(sheets: list[Sheet]) -> None:
+def test_names_may_contain_any_character(sheets: list[Sheet]) -> None:
     values = np.random.default_rng(0).standard_normal((3, 4, 6))
     channels = ["温度", r"$\frac{x$ %_^\n", "line\nbreak\ttab\x00" + "long" * 50]
     axes = [("$y_{", "line"), ("経度", "line")]
@@ -339,10 +348,10 @@ def test_names_may_hold_any_character(sheets: list[Sheet]) -> None:
         [values], [values], channels=channels, axes=axes, units=dict.fromkeys(channels, "$度 m-2")
     )
     assert "??" in texts(sheets[0])
-    assert plain("σ² °C µ ‰ ∂ å") == "σ² °C µ ‰ ∂ å"
+    assert printable("σ² °C µ ‰ ∂ å") == "σ² °C µ ‰ ∂ å"
 
 
-def test_the_readers_own_style_is_neither_used_nor_changed() -> None:
+def test_the_users_matplotlib_style_is_neither_used_nor_changed() -> None:
     values = np.random.default_rng(0).standard_normal((1, 8, 8))
     before = np.asarray(panels([values], [values], channels=["t"], axes=PLANE))
     with matplotlib.rc_context({"text.usetex": True, "font.size": 30, "axes.grid": True}):
@@ -428,7 +437,7 @@ def field() -> Any:
 
 
 @pytest.mark.filterwarnings("default")
-def test_the_sea_of_a_tripolar_ocean_model_lies_where_its_coordinates_say(field: Path) -> None:
+def test_a_tripolar_ocean_model_is_drawn_at_its_coordinates(field: Path) -> None:
     import xarray
 
     found = xarray.open_dataset(sorted((field / "NEMO").glob("*.nc"))[0], decode_times=False)
@@ -440,8 +449,9 @@ def test_the_sea_of_a_tripolar_ocean_model_lies_where_its_coordinates_say(field:
     x = left + (right - left) * (np.arange(width) + 0.5) / width
     south = y < 85
     assert (view.index[south & (y > -75)] >= 0).mean() > 0.999
-    away = np.abs((view.of(longitude) - x + 180) % 360 - 180) * np.cos(np.radians(y))[:, None]
+    turn = (view.to_pixels(longitude) - x + 180) % 360 - 180
+    away = np.abs(turn) * np.cos(np.radians(y))[:, None]
     assert np.nanpercentile(away[south], 99.9) < 1.1  # cells of a degree
-    assert np.nanpercentile(np.abs(view.of(latitude) - y[:, None])[south], 99.9) < 1.1
+    assert np.nanpercentile(np.abs(view.to_pixels(latitude) - y[:, None])[south], 99.9) < 1.1
     sea = found["tos"].values
     assert len(view.coast(np.isnan(sea[0]))) > 20

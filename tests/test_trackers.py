@@ -1,4 +1,4 @@
-"""What a run tells others: read back with the readers that people use."""
+"""Experiment trackers, read back with the readers that people use."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ ROOT = Path(__file__).parents[1]
 RECIPE = {"name": "digits", "train": {"steps": 20, "betas": [0.9, 0.95]}, "sample": {"seed": 0}}
 
 
-def needs(*packages: str) -> pytest.MarkDecorator:
+def requires(*packages: str) -> pytest.MarkDecorator:
     missing = [name for name in packages if not _is_installed(name)]
     return pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
 
 
-needs_tensorboard = needs("tensorboard")
-needs_wandb = needs("wandb")
+needs_tensorboard = requires("tensorboard")
+needs_wandb = requires("wandb")
 
 
 def needs_mlflow(test: Callable[..., None]) -> Callable[..., None]:
-    """For a test of MLflow, one of whose warnings is its own (3.17 on SQLAlchemy 2.1)."""
-    own = pytest.mark.filterwarnings("ignore:.*noload:DeprecationWarning")
-    return needs("mlflow", "sqlalchemy", "alembic")(own(test))
+    """For a test of MLflow; ignores a warning of MLflow 3.17 on SQLAlchemy 2.1."""
+    ignore = pytest.mark.filterwarnings("ignore:.*noload:DeprecationWarning")
+    return requires("mlflow", "sqlalchemy", "alembic")(ignore(test))
 
 
 @pytest.fixture(autouse=True)
-def _nothing_leaves_the_test(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No network, no setting of whoever runs this, and every file below tmp_path."""
+def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No network, no settings of the user, and every file below tmp_path."""
     for name in list(os.environ):
         if name.startswith(("WANDB_", "MLFLOW_")):
             monkeypatch.delenv(name)
@@ -61,13 +61,13 @@ def _nothing_leaves_the_test(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A run's folder whose name is not kind to addresses."""
+    """A run's folder whose name needs escaping in URLs."""
     (tmp_path / "my run 50%").mkdir()
     return tmp_path / "my run 50%"
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Path:
+def image(tmp_path: Path) -> Path:
     pixels = np.random.default_rng(0).integers(0, 256, (6, 10, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "step-5.png")
     return tmp_path / "step-5.png"
@@ -77,18 +77,18 @@ def loss(step: int) -> float:
     return 1 / (1 + step)
 
 
-def tell(trackers: Trackers, steps: range) -> None:
+def log_steps(trackers: Trackers, steps: range) -> None:
     for step in steps:
         trackers.log(step, {"loss": loss(step), "val_loss": loss(step) if step % 5 == 0 else None})
 
 
-# What can be asked for
+# Requested trackers
 
 
-def test_nothing_is_asked_of_a_run_without_trackers(run: Path, picture: Path) -> None:
+def test_a_run_without_trackers_writes_no_tracker_files(run: Path, image: Path) -> None:
     trackers = open_trackers([], run, RECIPE, step=0)
-    tell(trackers, range(1, 4))
-    trackers.picture(3, "samples", picture)
+    log_steps(trackers, range(1, 4))
+    trackers.image(3, "samples", image)
     trackers.close()
     assert not list(run.iterdir())
 
@@ -99,7 +99,7 @@ def test_an_unknown_tracker_is_refused_with_the_nearest_name(run: Path) -> None:
 
 
 def without_packages(code: str) -> str:
-    """What a program says that finds jitkit's own folder and no installed package."""
+    """Output of a program that sees jitkit's folder and no installed package."""
     command = [
         sys.executable,
         "-S",
@@ -111,21 +111,21 @@ def without_packages(code: str) -> str:
     return done.stdout + done.stderr
 
 
-def test_auto_is_nothing_where_tensorboard_is_not_installed(run: Path) -> None:
+def test_auto_opens_no_tracker_if_tensorboard_is_not_installed(run: Path) -> None:
     opening = f"open_trackers('auto', __import__('pathlib').Path({str(run)!r}), {{}}, step=0)"
     assert without_packages(f"print({opening}._backends)") == "{}\n"
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-def test_a_tracker_that_is_not_installed_is_refused_with_what_to_install(
+def test_a_tracker_that_is_not_installed_is_refused_with_the_install_command(
     name: str, run: Path
 ) -> None:
     opening = f"open_trackers([{name!r}], __import__('pathlib').Path({str(run)!r}), {{}}, step=0)"
-    said = without_packages(opening)
-    assert f"tracker '{name}' was asked for and is not installed: pip install {name}" in said
+    output = without_packages(opening)
+    assert f"tracker '{name}' is requested but not installed: pip install {name}" in output
 
 
-def test_a_folder_that_a_library_leaves_is_not_the_library(
+def test_a_folder_with_the_name_of_a_library_is_not_taken_for_the_library(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "left_by_a_library").mkdir()
@@ -134,7 +134,7 @@ def test_a_folder_that_a_library_leaves_is_not_the_library(
     assert not _is_installed("left_by_a_library")
 
 
-def test_no_tracker_is_loaded_before_it_is_asked_for() -> None:
+def test_no_tracker_is_imported_before_it_is_requested() -> None:
     code = (
         "import sys, jitkit.training.trackers; "
         "print(*sorted({n.split('.')[0] for n in sys.modules}))"
@@ -148,65 +148,63 @@ def test_no_tracker_is_loaded_before_it_is_asked_for() -> None:
 
 def events(run: Path) -> Any:
     """The run as TensorBoard reads it."""
-    reader = import_module("tensorboard.backend.event_processing.event_accumulator")
-    read = reader.EventAccumulator(
+    module = import_module("tensorboard.backend.event_processing.event_accumulator")
+    reader = module.EventAccumulator(
         str(run / "tensorboard"), size_guidance={"scalars": 0, "images": 0}
     )
-    return read.Reload()
+    return reader.Reload()
 
 
 def scalars(run: Path, name: str = "loss") -> dict[int, float]:
-    """Value by step; a step that is there twice fails."""
-    found = events(run).Scalars(name)
-    assert len({event.step for event in found}) == len(found)
-    return {event.step: event.value for event in found}
+    """Value by step; fails if a step occurs twice."""
+    logged = events(run).Scalars(name)
+    assert len({event.step for event in logged}) == len(logged)
+    return {event.step: event.value for event in logged}
 
 
 @needs_tensorboard
-def test_tensorboard_reads_numbers_pictures_and_the_recipe(run: Path, picture: Path) -> None:
+def test_tensorboard_reads_metrics_images_and_the_recipe(run: Path, image: Path) -> None:
     trackers = open_trackers("auto", run, RECIPE, step=0)
-    tell(trackers, range(1, 11))
-    trackers.picture(5, "samples", picture)
+    log_steps(trackers, range(1, 11))
+    trackers.image(5, "samples", image)
     trackers.close()
     assert scalars(run) == pytest.approx({step: loss(step) for step in range(1, 11)})
     assert list(scalars(run, "val_loss")) == [5, 10]
-    (shown,) = events(run).Images("samples")
-    assert (shown.step, shown.width, shown.height) == (5, 10, 6)
-    assert shown.encoded_image_string == picture.read_bytes()
+    (logged,) = events(run).Images("samples")
+    assert (logged.step, logged.width, logged.height) == (5, 10, 6)
+    assert logged.encoded_image_string == image.read_bytes()
     (text,) = events(run).Tensors("recipe")
     lines = text.tensor_proto.string_val[0].decode().splitlines()
     assert json.loads("\n".join(line.removeprefix("    ") for line in lines)) == RECIPE
 
 
 @needs_tensorboard
-def test_a_run_that_goes_on_forgets_what_tensorboard_was_told_of_later_steps(
-    run: Path, picture: Path
-) -> None:
+def test_a_resumed_run_drops_later_steps_from_tensorboard(run: Path, image: Path) -> None:
     before = open_trackers(["tensorboard"], run, RECIPE, step=0)
-    tell(before, range(1, 11))
-    before.picture(5, "samples", picture)
-    before.picture(10, "samples", picture)
-    after = open_trackers(["tensorboard"], run, RECIPE, step=6)  # the other one never ended
+    log_steps(before, range(1, 11))
+    before.image(5, "samples", image)
+    before.image(10, "samples", image)
+    after = open_trackers(["tensorboard"], run, RECIPE, step=6)  # the first is still open
     after.log(7, {"loss": -1.0})
     before.close()
     after.close()
     assert scalars(run) == pytest.approx({step: loss(step) for step in range(1, 7)} | {7: -1.0})
-    assert [image.step for image in events(run).Images("samples")] == [5]
+    assert [logged.step for logged in events(run).Images("samples")] == [5]
 
 
 @needs_tensorboard
-def test_a_run_that_begins_again_forgets_all_of_its_first_attempt(run: Path, picture: Path) -> None:
+def test_a_restarted_run_drops_its_first_attempt_from_tensorboard(run: Path, image: Path) -> None:
     for _ in range(2):
         trackers = open_trackers(["tensorboard"], run, RECIPE, step=0)
-        trackers.picture(0, "samples", picture)
-        tell(trackers, range(1, 4))
+        trackers.image(0, "samples", image)
+        log_steps(trackers, range(1, 4))
         trackers.close()
     assert list(scalars(run)) == [1, 2, 3]
-    assert [image.step for image in events(run).Images("samples")] == [0]
+    assert [logged.step for logged in events(run).Images("samples")] == [0]
 
 
 @needs_tensorboard
-def test_tensorboard_has_every_step_of_a_killed_run_and_of_what_follows(run: Path) -> None:
+def test_tensorboard_has_every_step_of_a_killed_and_resumed_run(run: Path) -> None:
     code = f"""
 import os, pathlib, signal
 from jitkit.training.trackers import open_trackers
@@ -219,9 +217,9 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert killed.returncode == -signal.SIGKILL
     assert list(scalars(run)) == list(range(1, 51))
     (file,) = (run / "tensorboard").iterdir()
-    file.write_bytes(file.read_bytes()[:-5])  # torn, as by a machine that lost its power
+    file.write_bytes(file.read_bytes()[:-5])  # torn, as after a power failure
     trackers = open_trackers("auto", run, RECIPE, step=40)
-    tell(trackers, range(41, 61))
+    log_steps(trackers, range(41, 61))
     trackers.close()
     assert list(scalars(run)) == list(range(1, 61))
 
@@ -230,28 +228,28 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def parts(run: Path) -> list[Any]:
-    """The records of each process of an offline run: a log like LevelDB's, of protobufs."""
+    """The records of each part of an offline run: a log in LevelDB's format, of protobufs."""
     record_type = import_module("wandb.proto.wandb_internal_pb2").Record
-    import_module("wandb").teardown()  # its own process may still be writing
-    found = []
+    import_module("wandb").teardown()  # its process may still be writing
+    runs = []
     for path in sorted((run / "wandb").glob("offline-run-*/*.wandb")):
-        data, at, record, records = path.read_bytes(), 7, b"", []
-        while at + 7 <= len(data):
-            if (left := 32768 - at % 32768) < 7:  # a block's end
-                at += left
+        data, offset, record, records = path.read_bytes(), 7, b"", []
+        while offset + 7 <= len(data):
+            if (left := 32768 - offset % 32768) < 7:  # a block's end
+                offset += left
                 continue
-            _, size, kind = struct.unpack("<IHB", data[at : at + 7])
-            record += data[at + 7 : at + 7 + size]
-            at += 7 + size
+            _, size, kind = struct.unpack("<IHB", data[offset : offset + 7])
+            record += data[offset + 7 : offset + 7 + size]
+            offset += 7 + size
             if kind in (1, 4):  # whole, or the last piece
                 records.append(record_type.FromString(record))
                 record = b""
-        found.append(records)
-    return found
+        runs.append(records)
+    return runs
 
 
 def history(records: list[Any]) -> dict[int, dict[str, Any]]:
-    """Numbers by step, as W&B will be sent them."""
+    """Metrics by step, as they will be sent to W&B."""
     rows = [record.history for record in records if record.WhichOneof("record_type") == "history"]
     return {
         row.step.num: {
@@ -262,14 +260,14 @@ def history(records: list[Any]) -> dict[int, dict[str, Any]]:
 
 
 @needs_wandb
-def test_wandb_keeps_numbers_pictures_and_the_recipe_without_a_network(
-    run: Path, picture: Path
+def test_wandb_keeps_metrics_images_and_the_recipe_without_a_network(
+    run: Path, image: Path
 ) -> None:
     trackers = open_trackers(["wandb"], run, RECIPE, step=0)
-    tell(trackers, range(1, 4))
-    trackers.picture(5, "samples", picture)  # before the numbers of its step and of the one before
-    tell(trackers, range(4, 7))
-    trackers.picture(6, "samples", picture)  # after them, and nothing follows
+    log_steps(trackers, range(1, 4))
+    trackers.image(5, "samples", image)  # before the metrics of its step and of the one before
+    log_steps(trackers, range(4, 7))
+    trackers.image(6, "samples", image)  # after its metrics, and last
     trackers.close()
     (records,) = parts(run)
     rows = history(records)
@@ -279,33 +277,31 @@ def test_wandb_keeps_numbers_pictures_and_the_recipe_without_a_network(
     assert [step for step, row in rows.items() if "samples/path" in row] == [5, 6]
     assert rows[5]["samples/caption"] == "step 5"
     (copy,) = (run / "wandb").glob(f"offline-run-*/files/{rows[5]['samples/path']}")
-    assert copy.read_bytes() == picture.read_bytes()
-    (told,) = [record.run for record in records if record.WhichOneof("record_type") == "run"]
-    config = {item.key: json.loads(item.value_json) for item in told.config.update}
+    assert copy.read_bytes() == image.read_bytes()
+    (logged,) = [record.run for record in records if record.WhichOneof("record_type") == "run"]
+    config = {item.key: json.loads(item.value_json) for item in logged.config.update}
     assert config["train"] == RECIPE["train"]
-    assert (told.project, told.display_name) == ("jitkit", run.name)
+    assert (logged.project, logged.display_name) == ("jitkit", run.name)
 
 
 @needs_wandb
-def test_wandb_knows_a_run_that_goes_on_by_its_first_name(
-    run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_resumed_run_keeps_its_wandb_id(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_PROJECT", "another")
     names = []
-    for step in (0, 3, 0):  # begun, gone on, begun again
+    for step in (0, 3, 0):  # started, resumed, restarted
         trackers = open_trackers(["wandb"], run, RECIPE, step=step)
         trackers.log(step + 1, {"loss": 1.0})
         trackers.close()
         names.append(json.loads((run / "wandb.json").read_text())["id"])
-    told = [
+    logged = [
         record.run
         for records in parts(run)
         for record in records
         if record.WhichOneof("record_type") == "run"
     ]
-    assert sorted(each.run_id for each in told) == sorted(names)
+    assert sorted(each.run_id for each in logged) == sorted(names)
     assert names[0] == names[1] != names[2]
-    assert {each.project for each in told} == {"another"}
+    assert {each.project for each in logged} == {"another"}
 
 
 # MLflow
@@ -318,76 +314,76 @@ def client(run: Path) -> Any:
 
 
 def run_id(run: Path) -> str:
-    found = json.loads((run / "mlflow.json").read_text())["run_id"]
-    assert isinstance(found, str)
-    return found
+    saved = json.loads((run / "mlflow.json").read_text())["run_id"]
+    assert isinstance(saved, str)
+    return saved
 
 
-def steps_known(run: Path, name: str = "loss") -> list[int]:
+def logged_steps(run: Path, name: str = "loss") -> list[int]:
     return [metric.step for metric in client(run).get_metric_history(run_id(run), name)]
 
 
 @needs_mlflow
-def test_mlflow_reads_numbers_pictures_and_the_recipe(run: Path, picture: Path) -> None:
+def test_mlflow_reads_metrics_images_and_the_recipe(run: Path, image: Path) -> None:
     trackers = open_trackers(["mlflow"], run, RECIPE, step=0)
-    tell(trackers, range(1, 1201))  # more than one request may hold
-    trackers.picture(5, "samples", picture)
+    log_steps(trackers, range(1, 1201))  # more than one request may hold
+    trackers.image(5, "samples", image)
     trackers.close()
-    told = client(run).get_metric_history(run_id(run), "loss")
-    assert {metric.step: metric.value for metric in told} == {k: loss(k) for k in range(1, 1201)}
-    found = client(run).get_run(run_id(run))
-    assert found.data.params == {
+    logged = client(run).get_metric_history(run_id(run), "loss")
+    assert {metric.step: metric.value for metric in logged} == {k: loss(k) for k in range(1, 1201)}
+    stored = client(run).get_run(run_id(run))
+    assert stored.data.params == {
         "name": "digits",
         "train.steps": "20",
         "train.betas": "[0.9, 0.95]",
         "sample.seed": "0",
     }
-    assert (found.info.run_name, found.info.status) == (run.name, "FINISHED")
-    (shown,) = (run / "mlflow" / "artifacts").rglob("samples*step*5*.png")
-    with Image.open(shown) as ours, Image.open(picture) as theirs:
-        assert ours.tobytes() == theirs.tobytes()
+    assert (stored.info.run_name, stored.info.status) == (run.name, "FINISHED")
+    (path,) = (run / "mlflow" / "artifacts").rglob("samples*step*5*.png")
+    with Image.open(path) as logged_image, Image.open(image) as original:
+        assert logged_image.tobytes() == original.tobytes()
 
 
 @needs_mlflow
-def test_mlflow_is_told_no_step_twice_by_a_run_that_goes_on(run: Path, picture: Path) -> None:
+def test_a_resumed_run_sends_no_step_to_mlflow_twice(run: Path, image: Path) -> None:
     trackers = open_trackers(["mlflow"], run, RECIPE, step=0)
-    tell(trackers, range(1, 11))
-    trackers.picture(10, "samples", picture)
+    log_steps(trackers, range(1, 11))
+    trackers.image(10, "samples", image)
     trackers.close()
     first = run_id(run)
     trackers = open_trackers(["mlflow"], run, RECIPE | {"name": "changed"}, step=6)
     assert client(run).get_run(first).info.status == "RUNNING"
-    tell(trackers, range(7, 16))
-    trackers.picture(10, "samples", picture)
-    trackers.picture(15, "samples", picture)
+    log_steps(trackers, range(7, 16))
+    trackers.image(10, "samples", image)
+    trackers.image(15, "samples", image)
     trackers.close()
     assert run_id(run) == first
-    assert steps_known(run) == list(range(1, 16))
-    assert steps_known(run, "val_loss") == [5, 10, 15]
+    assert logged_steps(run) == list(range(1, 16))
+    assert logged_steps(run, "val_loss") == [5, 10, 15]
     assert len(list((run / "mlflow" / "artifacts").rglob("samples*.png"))) == 2
     open_trackers(["mlflow"], run, RECIPE, step=0).close()
     assert run_id(run) != first
 
 
 @needs_mlflow
-def test_a_run_that_was_moved_writes_nothing_where_it_was(
-    run: Path, tmp_path: Path, picture: Path, capsys: pytest.CaptureFixture[str]
+def test_a_moved_run_writes_nothing_to_its_old_folder(
+    run: Path, tmp_path: Path, image: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trackers = open_trackers(["mlflow"], run, RECIPE, step=0)
-    tell(trackers, range(1, 6))
+    log_steps(trackers, range(1, 6))
     trackers.close()
     moved = Path(shutil.move(run, tmp_path / "elsewhere"))
     trackers = open_trackers(["mlflow"], moved, RECIPE, step=5)
-    tell(trackers, range(6, 9))
-    trackers.picture(8, "samples", picture)
+    log_steps(trackers, range(6, 9))
+    trackers.image(8, "samples", image)
     trackers.close()
-    assert steps_known(moved) == list(range(1, 9))
-    assert "mlflow gets no more pictures: the run was moved" in capsys.readouterr().err
+    assert logged_steps(moved) == list(range(1, 9))
+    assert "mlflow gets no more images: the run was moved" in capsys.readouterr().err
     assert not run.exists()
 
 
 @needs_mlflow
-def test_a_run_that_fails_is_marked_so(run: Path) -> None:
+def test_a_failed_run_is_marked_as_failed(run: Path) -> None:
     def fail() -> None:
         trackers = open_trackers(["mlflow"], run, RECIPE, step=0)
         try:
@@ -400,36 +396,36 @@ def test_a_run_that_fails_is_marked_so(run: Path) -> None:
     assert client(run).get_run(run_id(run)).info.status == "FAILED"
     try:
         raise FloatingPointError
-    except FloatingPointError:  # somebody who trains while handling something else
+    except FloatingPointError:  # training inside an exception handler has not failed
         open_trackers(["mlflow"], run, RECIPE, step=5).close()
     assert client(run).get_run(run_id(run)).info.status == "FINISHED"
 
 
-# What fails
+# Failing backends
 
 
-class Told:
-    """A backend that remembers."""
+class Recording:
+    """A backend that records its calls."""
 
     def __init__(self) -> None:
         self.steps: list[int] = []
-        self.pictures: list[int] = []
+        self.images: list[int] = []
         self.closed = False
 
-    def log(self, step: int, numbers: Mapping[str, float]) -> None:
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
         self.steps.append(step)
 
-    def picture(self, step: int, name: str, path: Path) -> None:
-        self.pictures.append(step)
+    def image(self, step: int, name: str, path: Path) -> None:
+        self.images.append(step)
 
     def close(self, *, failed: bool) -> None:
         self.closed = True
 
 
-class Broken(Told):
-    """One whose every call fails."""
+class Broken(Recording):
+    """A backend whose calls fail."""
 
-    def log(self, step: int, numbers: Mapping[str, float]) -> None:
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
         raise OSError("no space left\non the device")
 
     def close(self, *, failed: bool) -> None:
@@ -437,24 +433,24 @@ class Broken(Told):
         raise OSError("no space left")
 
 
-def test_a_backend_that_fails_is_named_once_and_the_others_go_on(
-    picture: Path, capsys: pytest.CaptureFixture[str]
+def test_a_failing_backend_is_named_once_and_the_others_continue(
+    image: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    broken, whole = Broken(), Told()
-    trackers = Trackers({"broken": broken, "whole": whole})
-    tell(trackers, range(1, 4))
-    trackers.picture(3, "samples", picture)
+    broken, working = Broken(), Recording()
+    trackers = Trackers({"broken": broken, "working": working})
+    log_steps(trackers, range(1, 4))
+    trackers.image(3, "samples", image)
     trackers.close()
     assert capsys.readouterr().err == (
-        "warning: broken failed and gets no more of this run, which goes on "
+        "warning: broken failed and gets no more of this run, which continues "
         "(OSError: no space left)\n"
     )
-    assert (whole.steps, whole.pictures, whole.closed) == ([1, 2, 3], [3], True)
-    assert broken.pictures == [] and broken.closed
+    assert (working.steps, working.images, working.closed) == ([1, 2, 3], [3], True)
+    assert broken.images == [] and broken.closed
 
 
 @needs_tensorboard
-def test_a_full_disk_ends_tensorboard_and_not_the_run(run: Path) -> None:
+def test_a_full_disk_ends_tensorboard_but_not_the_run(run: Path) -> None:
     code = f"""
 import pathlib, resource
 from jitkit.training.trackers import open_trackers
@@ -475,34 +471,38 @@ print("done")
 
 @needs_tensorboard
 @needs_mlflow
-def test_a_store_that_breaks_ends_mlflow_and_not_tensorboard(
+def test_a_broken_store_ends_mlflow_but_not_tensorboard(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("jitkit.training.trackers.SEND_SECONDS", 0.0)
     trackers = open_trackers(["mlflow", "tensorboard"], run, RECIPE, step=0)
     for file in (run / "mlflow").glob("runs.db*"):
         file.write_bytes(b"no database" * 1000)
-    tell(trackers, range(1, 21))
+    log_steps(trackers, range(1, 21))
     trackers.close()
-    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning:")]
-    assert len(told) == 1 and "mlflow failed and gets no more of this run" in told[0]
+    warnings = [
+        line for line in capsys.readouterr().err.splitlines() if line.startswith("warning:")
+    ]
+    assert len(warnings) == 1 and "mlflow failed and gets no more of this run" in warnings[0]
     assert list(scalars(run)) == list(range(1, 21))
 
 
 @needs_tensorboard
 @needs_mlflow
-def test_a_server_that_does_not_answer_is_named_and_the_run_goes_on(
+def test_a_server_that_does_not_answer_is_named_and_the_run_continues(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with socket.socket() as taken:  # bound and not listening: refuses whoever comes
-        taken.bind(("127.0.0.1", 0))
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{taken.getsockname()[1]}")
+    with socket.socket() as bound:  # bound and not listening: refuses connections
+        bound.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{bound.getsockname()[1]}")
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
         trackers = open_trackers(["mlflow", "tensorboard"], run, RECIPE, step=0)
-        tell(trackers, range(1, 4))
+        log_steps(trackers, range(1, 4))
         trackers.close()
-    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning:")]
-    assert len(told) == 1 and "mlflow failed and gets no more of this run" in told[0]
+    warnings = [
+        line for line in capsys.readouterr().err.splitlines() if line.startswith("warning:")
+    ]
+    assert len(warnings) == 1 and "mlflow failed and gets no more of this run" in warnings[0]
     assert list(scalars(run)) == [1, 2, 3]
     assert not (run / "mlflow").exists()
 
@@ -510,14 +510,14 @@ def test_a_server_that_does_not_answer_is_named_and_the_run_goes_on(
 @needs_tensorboard
 @needs_wandb
 @needs_mlflow
-def test_telling_others_draws_no_random_number_of_the_run(run: Path, picture: Path) -> None:
+def test_tracking_does_not_change_the_random_state_of_the_run(run: Path, image: Path) -> None:
     def states() -> tuple[Any, ...]:
         return random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()
 
     before = states()
     trackers = open_trackers(BACKENDS, run, RECIPE, step=0)
-    tell(trackers, range(1, 4))
-    trackers.picture(3, "samples", picture)
+    log_steps(trackers, range(1, 4))
+    trackers.image(3, "samples", image)
     trackers.close()
     assert states() == before
-    assert parts(run)  # which ends W&B's process
+    assert parts(run)  # ends W&B's process

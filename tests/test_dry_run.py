@@ -1,4 +1,4 @@
-"""What a recipe makes is counted before anything is trained, and what is in its way is told."""
+"""Dry run (`jitkit check`): counts of model, memory and largest batch, and all problems."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ DIGITS = Digits(DigitsSection(name="digits"))
 GIB = 2**30
 
 
-def found(name: str, *overrides: str) -> dict[str, Any]:
-    return check(load_recipe(name, overrides)).found
+def summary(name: str, *overrides: str) -> dict[str, Any]:
+    return check(load_recipe(name, overrides)).summary
 
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty folder, the current one, and no ImageNet anywhere."""
+    """An empty working folder and no ImageNet."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("IMAGENET", raising=False)
 
@@ -38,7 +38,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 # Without data
 
 
-def test_the_paper_s_model_is_counted_even_without_data(jitkit: Callable[..., Any]) -> None:
+def test_the_model_of_the_paper_is_counted_without_data(jitkit: Callable[..., Any]) -> None:
     answer = jitkit("check", "imagenet256", "--json")
     assert answer.code == 2
     report = json.loads(answer.out)
@@ -48,7 +48,7 @@ def test_the_paper_s_model_is_counted_even_without_data(jitkit: Callable[..., An
     assert report["in_context_tokens"] == 32
     assert report["learning_rate"] == pytest.approx(2e-4)
     (problem,) = report["problems"]
-    assert problem.startswith("domain.path data/imagenet: no such folder. For ImageNet fetch")
+    assert problem.startswith("domain.path data/imagenet: no such folder. For ImageNet download")
     assert answer.err == f"jitkit: {problem}\n"
 
 
@@ -61,24 +61,26 @@ def test_the_paper_s_model_is_counted_even_without_data(jitkit: Callable[..., An
         (["domain.size=512", "model.patch=32"], 133e6),
     ],
 )
-def test_other_sizes_have_the_paper_s_counts(overrides: list[str], parameters: float) -> None:
-    assert found("imagenet256", *overrides)["parameters"] == pytest.approx(parameters, rel=0.012)
+def test_other_sizes_have_the_parameter_counts_of_the_paper(
+    overrides: list[str], parameters: float
+) -> None:
+    assert summary("imagenet256", *overrides)["parameters"] == pytest.approx(parameters, rel=0.012)
 
 
-def test_the_same_tokens_cost_the_same_at_every_size_of_picture() -> None:
+def test_the_same_number_of_tokens_costs_the_same_at_every_image_size() -> None:
     small, middle, large = (
-        found(name)["gmacs"] for name in ("imagenet64-1gpu", "imagenet256", "imagenet512")
+        summary(name)["gmacs"] for name in ("imagenet64-1gpu", "imagenet256", "imagenet512")
     )
     assert small < middle < large < 1.1 * small
 
 
-def test_where_the_section_says_too_little_the_problem_alone_is_told() -> None:
+def test_a_section_without_the_layout_gives_only_the_problem() -> None:
     report = check(load_recipe({"domain": {"name": "images"}, "model": {"size": "B"}}))
-    assert report.found == {"recipe": "images"}
+    assert report.summary == {"recipe": "images"}
     assert len(report.problems) == 1 and "domain.path is not set" in report.problems[0]
 
 
-def test_all_that_is_in_the_way_is_told_at_once() -> None:
+def test_all_problems_are_reported_together() -> None:
     report = check(load_recipe("imagenet256", ["model.patch=[16, 16, 16]"]))
     first, second = report.problems
     assert "no such folder" in first
@@ -88,7 +90,7 @@ def test_all_that_is_in_the_way_is_told_at_once() -> None:
 # With data
 
 
-def test_the_digits_have_no_problems_and_are_shown_for_people(
+def test_digits_have_no_problems_and_readable_output(
     jitkit: Callable[..., Any],
 ) -> None:
     answer = jitkit("check", "digits")
@@ -106,7 +108,7 @@ def test_the_digits_have_no_problems_and_are_shown_for_people(
         assert f"\n{line}\n" in answer.out
 
 
-def test_json_is_one_object_of_what_is_found_and_the_problems(jitkit: Callable[..., Any]) -> None:
+def test_json_output_is_one_object_of_summary_and_problems(jitkit: Callable[..., Any]) -> None:
     answer = jitkit("check", "digits", "train.ema=[0.9, 0.99, 0.999]", "--json")
     report = json.loads(answer.out)
     assert (answer.code, answer.err, report["problems"]) == (0, "", [])
@@ -121,9 +123,9 @@ def test_json_is_one_object_of_what_is_found_and_the_problems(jitkit: Callable[.
     assert report["memory_free_gib"] > 0
 
 
-def test_activations_grow_with_the_batch_and_shrink_when_they_are_made_again() -> None:
+def test_activations_grow_with_the_batch_and_shrink_with_checkpointing() -> None:
     def activations(*overrides: str) -> float:
-        return found("imagenet64-1gpu", *overrides)["memory_parts_gib"]["activations"]
+        return summary("imagenet64-1gpu", *overrides)["memory_parts_gib"]["activations"]
 
     kept = activations("train.checkpoint_activations=false")
     assert activations("train.checkpoint_activations=false", "train.batch_size=64") == (
@@ -136,30 +138,30 @@ def test_activations_grow_with_the_batch_and_shrink_when_they_are_made_again() -
 
 
 def fitted(memory: str, *overrides: str, processes: int = 1) -> dict[str, Any]:
-    asked = ["train.precision=float32", *overrides]
-    recipe = load_recipe("imagenet64-1gpu", asked)
-    return check(recipe, memory=parse_bytes(memory), processes=processes).found
+    recipe = load_recipe("imagenet64-1gpu", ["train.precision=float32", *overrides])
+    return check(recipe, memory=parse_bytes(memory), processes=processes).summary
 
 
-def test_the_largest_batch_fits_into_the_memory_that_is_given_and_a_tenth_is_kept_free() -> None:
+def test_the_largest_batch_fits_the_given_memory_with_a_tenth_kept_free() -> None:
     largest = fitted("24GiB")["largest_batch"]
     for batch_size, fits in ((largest, True), (largest + 1, False)):
-        asked = [f"train.batch_size={batch_size}", "train.checkpoint_activations=false"]
-        needed = fitted("24GiB", *asked)["memory_gib"] + 0.5 / 1.1  # torch itself takes 0.5
+        overrides = [f"train.batch_size={batch_size}", "train.checkpoint_activations=false"]
+        needed = fitted("24GiB", *overrides)["memory_gib"] + 0.5 / 1.1  # torch itself takes 0.5
         assert (1.1 * needed <= 24) is fits
 
 
-def test_both_ways_are_counted_whichever_the_recipe_takes() -> None:
-    again, kept = (
+def test_memory_is_counted_with_and_without_checkpointing() -> None:
+    checkpointed, kept = (
         fitted("24GiB", f"train.checkpoint_activations={answer}") for answer in ("true", "false")
     )
-    assert again["memory_gib"] == again["memory_with_checkpointing_gib"]
-    assert kept["memory_gib"] == again["memory_without_checkpointing_gib"] > again["memory_gib"]
-    for found in (again, kept):
-        assert 0 < found["largest_batch"] < found["largest_batch_checkpointing"]
+    assert checkpointed["memory_gib"] == checkpointed["memory_with_checkpointing_gib"]
+    assert kept["memory_gib"] == checkpointed["memory_without_checkpointing_gib"]
+    assert kept["memory_gib"] > checkpointed["memory_gib"]
+    for counted in (checkpointed, kept):
+        assert 0 < counted["largest_batch"] < counted["largest_batch_checkpointing"]
 
 
-def test_parts_and_processes_make_the_largest_batch_larger_and_the_memory_smaller() -> None:
+def test_accumulation_and_processes_raise_the_largest_batch_and_lower_the_memory() -> None:
     alone = fitted("24GiB", "train.batch_size=64")
     parts = fitted("24GiB", "train.batch_size=64", "train.accumulate=4")
     both = fitted("24GiB", "train.batch_size=64", "train.accumulate=4", processes=2)
@@ -170,93 +172,96 @@ def test_parts_and_processes_make_the_largest_batch_larger_and_the_memory_smalle
     assert fewer == pytest.approx([kept / 4, kept / 8])
 
 
-def test_where_not_one_sample_fits_it_is_said() -> None:
-    found = fitted("800 MiB")
-    assert found["largest_batch"] == found["largest_batch_checkpointing"] == 0
-    assert found["largest_batch_why"].startswith("not even one sample fits: it takes 3.")
+def test_memory_too_small_for_one_sample_is_reported() -> None:
+    counted = fitted("800 MiB")
+    assert counted["largest_batch"] == counted["largest_batch_checkpointing"] == 0
+    assert counted["largest_batch_why"].startswith("not even one sample fits: it takes 3.")
 
 
-def test_without_a_memory_no_batch_is_proposed() -> None:
-    assert not [key for key in found("digits") if key.startswith("largest")]
+def test_without_a_memory_there_is_no_largest_batch() -> None:
+    assert not [key for key in summary("digits") if key.startswith("largest")]
 
 
-def test_every_running_mean_and_narrow_arithmetic_are_counted() -> None:
-    plain = found("digits", "train.precision=float32")["memory_parts_gib"]
-    more = found("digits", "train.ema_sigma_rel=[0.05, 0.1]", "train.precision=bfloat16")
+def test_every_ema_and_half_precision_are_counted() -> None:
+    plain = summary("digits", "train.precision=float32")["memory_parts_gib"]
+    more = summary("digits", "train.ema_sigma_rel=[0.05, 0.1]", "train.precision=bfloat16")
     assert more["memory_parts_gib"]["ema"] == pytest.approx(2 * plain["ema"])
     assert more["memory_parts_gib"]["activations"] < plain["activations"]
     assert "half_weights" in more["memory_parts_gib"] and "half_weights" not in plain
 
 
-def test_a_model_is_spread_where_it_would_take_half_of_the_memory() -> None:
+def test_a_model_that_takes_half_of_the_memory_is_sharded() -> None:
     assert fitted("24GiB", processes=4)["memory_parts_gib"]["weights"] > (
         2 * fitted("4GiB", processes=4)["memory_parts_gib"]["weights"]
     )
 
 
-def test_checking_writes_nothing(tmp_path: Path) -> None:
+def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
     check(load_recipe("digits"))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_model_of_a_recipe_is_the_one_that_is_counted(tiny: dict[str, Any]) -> None:
+def test_the_counted_model_is_the_model_of_the_recipe(tiny: dict[str, Any]) -> None:
     recipe = load_recipe(tiny)
     denoiser = assemble(recipe, DIGITS)
-    counted = check(recipe).found
+    counted = check(recipe).summary
     assert counted["parameters"] == sum(p.numel() for p in denoiser.parameters())
     assert counted["gmacs"] == macs(denoiser.network) / 1e9 > 0
     assert denoiser.domain is DIGITS
 
 
-# What is chosen, and why
+# Automatic choices
 
 
-def test_the_noise_follows_the_side_of_the_grid_and_sets_do_not_count() -> None:
-    def scale(*axes: Axis, asked: str = "auto") -> float:
+def test_the_noise_scale_follows_the_side_of_the_grid_and_ignores_sets() -> None:
+    def scale(*axes: Axis, noise_scale: str = "auto") -> float:
         domain = Digits(DigitsSection(name="digits"))
         domain.layout = Layout(axes, ("u",))
-        recipe = load_recipe("digits", [f"diffusion.noise_scale={asked}"])
+        recipe = load_recipe("digits", [f"diffusion.noise_scale={noise_scale}"])
         return choose_noise_scale(recipe, domain)
 
     row, column = Axis("row", 512), Axis("column", 512)
     assert scale(row, column) == 2
     assert scale(row, column, Axis("atom", 1000, kind="set")) == 2
     assert scale(Axis("residue", 256)) == 1
-    assert scale(row, column, asked="0.5") == 0.5
+    assert scale(row, column, noise_scale="0.5") == 0.5
 
 
-def test_the_rate_is_blr_for_256_samples_or_lr_itself() -> None:
+def test_the_learning_rate_is_blr_per_256_samples_or_lr_itself() -> None:
     overrides = ["train.lr=", "train.blr=1e-3", "train.batch_size=64"]
     assert peak_learning_rate(load_recipe("digits", overrides).train) == pytest.approx(2.5e-4)
     assert peak_learning_rate(load_recipe("digits", [*overrides, "train.lr=7"]).train) == 7
 
 
-def test_means_on_the_processor_do_not_count_on_a_gpu(
+def test_emas_on_the_cpu_take_no_gpu_memory(
     tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def held(device: str, where: str) -> tuple[float, float, float]:
-        monkeypatch.setattr("jitkit.diffusion.build.choose_device", lambda: torch.device(device))
+    def memory(device: str, ema_device: str) -> tuple[float, float, float]:
+        monkeypatch.setattr("jitkit.training.dry_run.choose_device", lambda: torch.device(device))
         monkeypatch.setattr("jitkit.training.dry_run.free_bytes", lambda device: GIB)
-        monkeypatch.setattr("jitkit.diffusion.build.choose_precision", lambda *_: (None, "float32"))
-        recipe = load_recipe(tiny, [f"train.ema_device={where}", "train.ema=[0.9, 0.99]"])
-        counted = check(recipe).found
+        for module in ("dry_run", "memory_plan"):
+            monkeypatch.setattr(
+                f"jitkit.training.{module}.choose_precision", lambda *_: (None, "float32")
+            )
+        recipe = load_recipe(tiny, [f"train.ema_device={ema_device}", "train.ema=[0.9, 0.99]"])
+        counted = check(recipe).summary
         parts = counted["memory_parts_gib"]
-        aside = counted.get("memory_means_on_cpu_gib", 0)
-        return parts["weights"], parts["ema"], aside
+        on_cpu = counted.get("memory_means_on_cpu_gib", 0)
+        return parts["weights"], parts["ema"], on_cpu
 
-    weights, *rest = held("cpu", "cpu")
-    assert rest == [2 * weights, 0]  # one memory, whatever is said
-    assert held("cuda", "auto") == (weights, 2 * weights, 0)
-    weights, means, aside = held("cuda", "cpu")
-    assert means == 0 and aside == pytest.approx(3 * weights)
+    weights, *rest = memory("cpu", "cpu")
+    assert rest == [2 * weights, 0]  # a CPU run has one memory
+    assert memory("cuda", "auto") == (weights, 2 * weights, 0)
+    weights, emas, on_cpu = memory("cuda", "cpu")
+    assert emas == 0 and on_cpu == pytest.approx(3 * weights)
 
 
-def test_precision_is_what_was_asked_or_what_the_machine_has() -> None:
+def test_precision_is_as_requested_or_chosen_for_the_machine() -> None:
     cpu = torch.device("cpu")
-    assert choose_precision("float32", cpu) == (None, "float32, as asked")
-    assert choose_precision("bfloat16", cpu) == (torch.bfloat16, "bfloat16, as asked")
-    chosen, why = choose_precision("auto", cpu)
-    assert why.startswith("bfloat16: " if chosen is torch.bfloat16 else "float32: ")
+    assert choose_precision("float32", cpu) == (None, "float32, as requested")
+    assert choose_precision("bfloat16", cpu) == (torch.bfloat16, "bfloat16, as requested")
+    dtype, why = choose_precision("auto", cpu)
+    assert why.startswith("bfloat16: " if dtype is torch.bfloat16 else "float32: ")
 
 
 def test_multiply_adds_are_counted_for_every_kind_of_condition(tiny: dict[str, Any]) -> None:
@@ -266,8 +271,8 @@ def test_multiply_adds_are_counted_for_every_kind_of_condition(tiny: dict[str, A
         return macs(assemble(load_recipe(tiny), domain).network)
 
     plain = count({})
-    told = count({"a": Scalars(("x", "y"))})
-    assert told > plain and count({"a": Category(5)}) == told - 4 * 16 - 16 * 16
+    scalars = count({"a": Scalars(("x", "y"))})
+    assert scalars > plain and count({"a": Category(5)}) == scalars - 4 * 16 - 16 * 16
     tokens, bottleneck, cells = 4, 128, prod((4, 4))
     grid = count({"a": Grid(("u", "v"))})
     assert grid - plain == tokens * 2 * 2 * cells * bottleneck  # channels and their masks

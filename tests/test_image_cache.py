@@ -1,4 +1,4 @@
-"""Packed pictures: the same as from their files, made once, and not where they cannot be."""
+"""Image cache: equal to reading the files, written once, refused if it cannot be written."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from PIL import Image
 from jitkit.data import BatchPlan, batches
 from jitkit.domains.images import image_cache
 from jitkit.domains.images.adapter import Images, ImagesSection
-from jitkit.domains.images.image_cache import pack
+from jitkit.domains.images.image_cache import open_image_cache
 from jitkit.errors import BadItem, DataError
 
 RNG = np.random.default_rng(0)
@@ -28,13 +28,13 @@ Usage = namedtuple("Usage", "total used free")
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Twelve pictures of two classes, larger than they are asked for; one is broken."""
+    """Twelve images of two classes, larger than requested; one is broken."""
     for i in range(12):
         path = tmp_path / "data" / "ab"[i % 2] / f"{i:02}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         pixels = RNG.integers(0, 256, (20 + i, 23, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(path)
-    (tmp_path / "data" / "b" / "05.png").write_bytes(b"no picture")
+    (tmp_path / "data" / "b" / "05.png").write_bytes(b"no image")
     return tmp_path
 
 
@@ -52,7 +52,7 @@ def files(folder: Path) -> list[Path]:
 
 
 def read(domain: Images) -> Iterator[Any]:
-    """What is seen of each picture, or why it cannot be read."""
+    """Name, label and pixels of each image, or why it cannot be read."""
     items = domain.items("train")
     for i in range(len(items)):
         try:
@@ -62,17 +62,17 @@ def read(domain: Images) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_packed_pictures_are_those_of_the_files(
+def test_cached_images_equal_those_of_the_files(
     folder: Path, channels: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plain = list(read(images(folder, channels=channels)))
     assert list(read(cached(folder, channels=channels))) == plain
     out, err = capsys.readouterr()
-    assert out.startswith("packing pictures into ") and " GB of " in out
-    assert "1 of 12 pictures cannot be read and will be passed over (the first: cannot" in err
+    assert out.startswith("writing the image cache ") and " GB of " in out
+    assert "1 of 12 images cannot be read and will be skipped (the first: cannot" in err
 
 
-def test_the_file_is_numpy_s_own_and_made_once(
+def test_the_file_is_a_numpy_file_and_written_once(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = list(read(cached(folder)))
@@ -81,27 +81,27 @@ def test_the_file_is_numpy_s_own_and_made_once(
         pixels = np.load(file)
     assert pixels.shape == (12, 8, 8, 3) and pixels.dtype == np.uint8
     assert not pixels[8].any()  # the broken one: six of class a come first
-    monkeypatch.setattr(image_cache, "_fill", None)  # cannot be called
+    monkeypatch.setattr(image_cache, "_fill", None)  # fails if called
     assert list(read(cached(folder))) == first
 
 
-def test_batches_in_threads_from_files_or_packed_are_those_of_none(folder: Path) -> None:
+def test_batches_read_in_threads_from_files_or_cache_equal_sequential_ones(folder: Path) -> None:
     def drawn(domain: Images, threads: int, start: int = 0) -> list[Any]:
         items: Any = domain.items("train")
         items.threads = threads
         return list(batches(domain, items, BatchPlan(len(items), 5, 7, start, 9)))
 
-    one_by_one = drawn(images(folder), 0)
+    sequential = drawn(images(folder), 0)
     for domain, start in ((images(folder), 0), (cached(folder), 0), (cached(folder), 4)):
-        found = drawn(domain, 3, start)
-        for a, b in zip(found, one_by_one[start:], strict=True):
+        threaded = drawn(domain, 3, start)
+        for a, b in zip(threaded, sequential[start:], strict=True):
             assert torch.equal(a.x, b.x) and torch.equal(a.cond["label"], b.cond["label"])
             assert a.notes == b.notes
-    assert any(batch.notes for batch in one_by_one)
+    assert any(batch.notes for batch in sequential)
 
 
 @pytest.mark.parametrize("change", ["content", "time", "name", "size", "channels"])
-def test_another_picture_or_crop_is_another_file(folder: Path, change: str) -> None:
+def test_a_changed_image_or_crop_gets_another_cache_file(folder: Path, change: str) -> None:
     keys: dict[str, Any] = {}
     list(read(cached(folder)))
     path = folder / "data" / "a" / "00.png"
@@ -117,17 +117,17 @@ def test_another_picture_or_crop_is_another_file(folder: Path, change: str) -> N
     assert len(files(folder)) == 2
 
 
-def test_a_packed_file_goes_along_with_data_that_move(folder: Path) -> None:
+def test_the_cache_file_is_reused_when_the_data_are_moved(folder: Path) -> None:
     before = list(read(cached(folder)))
     (folder / "data").rename(folder / "moved")
     again = list(read(cached(folder, path=folder / "moved")))
-    assert [found[1:] for found in again if len(found) == 3] == [
-        found[1:] for found in before if len(found) == 3
+    assert [item[1:] for item in again if len(item) == 3] == [
+        item[1:] for item in before if len(item) == 3
     ]
     assert len(files(folder)) == 1
 
 
-def test_both_splits_are_packed_when_they_are_asked_for(folder: Path) -> None:
+def test_each_split_is_cached_at_its_first_use(folder: Path) -> None:
     (folder / "data").rename(folder / "train")
     shutil.copytree(folder / "train" / "a", folder / "data" / "val" / "a")
     (folder / "train").rename(folder / "data" / "train")
@@ -136,7 +136,7 @@ def test_both_splits_are_packed_when_they_are_asked_for(folder: Path) -> None:
     assert len(domain.items("train")) == 12 and len(files(folder)) == 2
 
 
-def test_packed_items_pickle_small_and_without_their_pixels(folder: Path) -> None:
+def test_cached_items_pickle_without_their_pixels(folder: Path) -> None:
     items = cached(folder, size=64).items("train")
     assert items[0].pixels.shape == (64, 64, 3)
     text = pickle.dumps(items)
@@ -144,7 +144,7 @@ def test_packed_items_pickle_small_and_without_their_pixels(folder: Path) -> Non
     np.testing.assert_array_equal(pickle.loads(text)[0].pixels, items[0].pixels)
 
 
-def test_a_disk_without_room_is_refused_before_a_picture_is_read(
+def test_a_full_disk_is_refused_before_an_image_is_read(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 10**9 - 2303, 2303))
@@ -155,13 +155,13 @@ def test_a_disk_without_room_is_refused_before_a_picture_is_read(
     assert len(list(read(cached(folder)))) == 12
 
 
-def test_a_folder_that_cannot_be_written_is_told(folder: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_reported(folder: Path) -> None:
     (folder / "new").write_text("a file")
     with pytest.raises(DataError, match="cannot be written: .*; domain.cache=FOLDER names another"):
         cached(folder).items("train")
 
 
-def test_what_a_killed_process_left_is_no_packed_file(folder: Path) -> None:
+def test_the_partial_file_of_a_killed_process_is_not_used(folder: Path) -> None:
     list(read(cached(folder)))
     (path,) = files(folder)
     whole = path.read_bytes()
@@ -171,20 +171,21 @@ def test_what_a_killed_process_left_is_no_packed_file(folder: Path) -> None:
     assert files(folder) == [path] and path.read_bytes() == whole
 
 
-def _pack(path: Path, calls: Any) -> None:
-    def one(index: int) -> Any:
+def _open_cache(path: Path, calls: Any) -> None:
+    def read_image(index: int) -> Any:
         with calls.get_lock():
             calls.value += 1
         return np.full((4, 4, 1), index, np.uint8)
 
-    assert pack(path, (50, 4, 4, 1), one, threads=2)[49][0, 0, 0] == 49
+    assert open_image_cache(path, (50, 4, 4, 1), read_image, threads=2)[49][0, 0, 0] == 49
 
 
 @pytest.mark.slow
-def test_of_several_processes_one_packs_and_the_others_wait(tmp_path: Path) -> None:
+def test_one_of_several_processes_writes_the_cache_and_the_others_wait(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     calls = context.Value("i", 0)
-    workers = [context.Process(target=_pack, args=(tmp_path / "a.npy", calls)) for _ in range(3)]
+    args = (tmp_path / "a.npy", calls)
+    workers = [context.Process(target=_open_cache, args=args) for _ in range(3)]
     for worker in workers:
         worker.start()
     for worker in workers:

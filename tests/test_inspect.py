@@ -1,4 +1,4 @@
-"""A strange file is looked at, and the recipe that is proposed for it runs as it is."""
+"""`jitkit inspect`: recognized dimensions, and proposed recipes that run unchanged."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 import xarray as xr
 from climate import as_netcdf, as_zarr, climate, smooth
-from conftest import Answer
+from conftest import Result
 
 import jitkit as package
 from jitkit.domains.arrays.adapter import Arrays
 from jitkit.domains.arrays.data import open_data
-from jitkit.domains.arrays.inspect.dimensions import closes, part_of
+from jitkit.domains.arrays.inspect.dimensions import dimension_kind, is_periodic
 from jitkit.domains.arrays.inspect.guess import candidates
-from jitkit.domains.arrays.inspect.inspection import _slow, inspect
+from jitkit.domains.arrays.inspect.inspection import _slow_chunks, inspect
 from jitkit.domains.arrays.inspect.proposal import Proposal, as_yaml
-from jitkit.domains.arrays.inspect.value_scan import look
+from jitkit.domains.arrays.inspect.value_scan import scan_values
 from jitkit.domains.arrays.section import ArraysSection
 from jitkit.errors import DataError
 from jitkit.recipe.load import load_recipe
@@ -36,12 +36,12 @@ Array = np.ndarray[Any, Any]
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Statistics are kept with the test."""
+    """Statistics are cached in the test's folder."""
     monkeypatch.setenv("JITKIT_CACHE", str(tmp_path / "cache"))
 
 
-def chain(proposal: Proposal, folder: Path) -> xr.Dataset | np.ndarray[Any, Any]:
-    """Write the recipe, train two steps, sample, and open what came out."""
+def train_and_sample(proposal: Proposal, folder: Path) -> xr.Dataset | np.ndarray[Any, Any]:
+    """Write the recipe, train two steps, sample, and open the written file."""
     path = folder / "proposed.yaml"
     path.write_text(proposal.text())
     run = package.train(load_recipe(path, LEAST), run=folder / "run")
@@ -49,8 +49,8 @@ def chain(proposal: Proposal, folder: Path) -> xr.Dataset | np.ndarray[Any, Any]
     from jitkit.sampling.generate import generate
     from jitkit.sampling.requests import conditioning_for
 
-    told = conditioning_for(denoiser, 2)
-    items = generate(denoiser, 2, told, SampleSection(steps=2))
+    cond = conditioning_for(denoiser, 2)
+    items = generate(denoiser, 2, cond, SampleSection(steps=2))
     (file,) = denoiser.domain.write(items, folder / "out")
     if file.suffix == ".npy":
         return np.load(file)
@@ -70,7 +70,7 @@ def saved(name: str, values: np.ndarray[Any, Any]) -> Maker:
 
 
 def volumes(folder: Path) -> str:
-    """Three axes, times, no coordinates but names of dimensions."""
+    """Three axes and times, with dimension names but without coordinates."""
     data = xr.Dataset({"rho": (("time", "z", "y", "x"), smooth(30, 12, 6, 8))})
     return as_netcdf(data, folder / "volumes.nc")
 
@@ -92,13 +92,13 @@ def many(folder: Path) -> str:
 
 
 def signals(folder: Path) -> str:
-    """Trials of a few channels, whose time is the axis."""
+    """Trials of a few channels; time is the axis."""
     data = xr.Dataset({"v": (("trial", "channel", "time"), smooth(80, 3, 50))})
     return as_netcdf(data, folder / "signals.nc")
 
 
 def stations(folder: Path) -> str:
-    """One long record at named places."""
+    """One long time series at named stations."""
     time = np.datetime64("2000-01-01", "ns") + np.arange(400) * np.timedelta64(1, "h")
     coords = {"time": time, "station": ["Exeter", "Bonn", "Oslo"]}
     data = xr.Dataset({"v": (("time", "station"), smooth(400, 3))}, coords)
@@ -106,7 +106,7 @@ def stations(folder: Path) -> str:
 
 
 def well(folder: Path) -> str:
-    """Five simulations of a volume as The Well stores them: a density and a velocity."""
+    """Five simulations of a volume in the format of The Well: a density and a velocity."""
     shape, names = (8, 9, 10), ("x", "y", "z")
     with h5py.File(folder / "well.h5", "w") as file:
         file.attrs.update(n_spatial_dims=3, grid_type="cartesian", n_trajectories=5)
@@ -121,14 +121,14 @@ def well(folder: Path) -> str:
 
 
 def columns(folder: Path) -> str:
-    """One long record of four unnamed columns: each step resembles the last."""
+    """One long time series of four unnamed columns: a random walk."""
     steps = np.random.default_rng(0).standard_normal((2_000, 4))
     np.save(folder / "columns.npy", np.cumsum(steps, axis=0).astype(np.float32))
     return str(folder / "columns.npy")
 
 
 def unordered(folder: Path) -> str:
-    """200 unnamed channels on a smooth grid, each with a level of its own."""
+    """200 unnamed channels on a smooth grid, each with a different offset."""
     rng = np.random.default_rng(0)
     levels = 9 * rng.standard_normal((1, 200, 1, 1))
     values = smooth(30, 1, 12, 14) * rng.standard_normal((30, 200, 1, 1)) + levels
@@ -137,20 +137,20 @@ def unordered(folder: Path) -> str:
 
 
 def ocean(folder: Path) -> str:
-    """One field on a folded grid, its places in two dimensions, land in it, no rows but of land."""
+    """One field on a folded grid with two-dimensional coordinates; the first rows are land."""
     y, x = np.mgrid[0:24, 0:36].astype(np.float32)
     values = smooth(1, 24, 36)[0] + y / 9
     values[:3] = np.nan
-    places = {
+    coords = {
         "nav_lat": (("y", "x"), 6 * y - 70, {"standard_name": "latitude"}),
         "nav_lon": (("y", "x"), (73 + 10 * x + y / 9) % 360, {"standard_name": "longitude"}),
     }
-    data = xr.Dataset({"tos": (("time_counter", "y", "x"), values[None])}, places)
+    data = xr.Dataset({"tos": (("time_counter", "y", "x"), values[None])}, coords)
     return as_netcdf(data, folder / "ocean.nc")
 
 
 def deep(folder: Path) -> str:
-    """Uneven levels, the lowest of them below the sea floor everywhere, and a flag."""
+    """Unevenly spaced levels, the lowest below the sea floor everywhere, and a flag variable."""
     data = climate(24)[["t2m"]]
     water = np.stack([data["t2m"].values] * 4, axis=1) + smooth(24, 4, 6, 8)
     water[:, 3] = np.nan
@@ -211,13 +211,13 @@ CASES: dict[str, tuple[Maker, dict[str, str], int, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_proposed_recipe_trains_and_samples_as_it_is(name: str, tmp_path: Path) -> None:
+def test_a_proposed_recipe_trains_and_samples_unchanged(name: str, tmp_path: Path) -> None:
     make, axes, channels, keys = CASES[name]
-    found = inspect(make(tmp_path))
-    section = found.recipe["domain"]
+    proposal = inspect(make(tmp_path))
+    section = proposal.recipe["domain"]
     assert section["axes"] == axes
     assert {key: section[key] for key in keys} == keys
-    out = chain(found, tmp_path)
+    out = train_and_sample(proposal, tmp_path)
     if isinstance(out, xr.Dataset):
         shapes = [v.shape for v in out.data_vars.values() if v.ndim > 1]
         assert all(shape[0] == 2 for shape in shapes)
@@ -241,37 +241,37 @@ def test_a_proposed_recipe_trains_and_samples_as_it_is(name: str, tmp_path: Path
         ("space_weather.nc", {"rLat": "line", "rLon": "line"}, 26),
     ],
 )
-def test_real_files_of_the_field_train_and_come_back(
+def test_real_files_train_and_samples_keep_their_units(
     pattern: str, axes: dict[str, str], count: int, tmp_path: Path
 ) -> None:
-    real = pytest.importorskip("iris_sample_data")
-    folder = Path(real.__file__).parent / "sample_data"
-    found = inspect(str(folder / pattern))
-    assert found.recipe["domain"]["axes"] == axes and found.items["train"] == count
-    out = chain(found, tmp_path)
+    iris = pytest.importorskip("iris_sample_data")
+    folder = Path(iris.__file__).parent / "sample_data"
+    proposal = inspect(str(folder / pattern))
+    assert proposal.recipe["domain"]["axes"] == axes and proposal.items["train"] == count
+    out = train_and_sample(proposal, tmp_path)
     assert isinstance(out, xr.Dataset) and out.sizes["sample"] == 2
-    (name,) = (row.name for row in found.rows if row.role == "predicted")
+    (name,) = (row.name for row in proposal.rows if row.role == "predicted")
     units = Store(str(folder / pattern)).variables[name].attrs.get("units")
     assert out[name].attrs.get("units") == units
 
 
-def test_the_command_writes_a_recipe_and_tells_what_it_is_unsure_of(
-    jitkit: Callable[..., Answer], tmp_path: Path
+def test_the_command_writes_a_recipe_and_lists_doubts(
+    jitkit: Callable[..., Result], tmp_path: Path
 ) -> None:
     data = as_netcdf(climate()[["t2m", "sst", "land"]], tmp_path / "globe.nc")
     out = tmp_path / "globe.yaml"
     answer = jitkit("inspect", data, "--out", out)
     assert answer.code == 0 and f"train with: jitkit train {out}" in answer.out
-    assert "longitude (8): axis, circle, since its steps make 360 degrees" in answer.out
+    assert "longitude (8): axis, circle, because its steps cover 360 degrees" in answer.out
     assert "domain.conditions.static=[land]" in answer.out
     recipe = load_recipe(out)
     assert recipe.domain.name == "arrays" and recipe.name == "globe"
     before = out.read_text()
     refused = jitkit("inspect", data, "--out", out)
     assert refused.code == 2 and "exists already" in refused.err and out.read_text() == before
-    told = json.loads(jitkit("inspect", data, "--json").out)
-    assert told["recipe"]["domain"]["axes"] == {"latitude": "line", "longitude": "circle"}
-    missing = {row["name"]: row["missing"] for row in told["variables"]}
+    proposal = json.loads(jitkit("inspect", data, "--json").out)
+    assert proposal["recipe"]["domain"]["axes"] == {"latitude": "line", "longitude": "circle"}
+    missing = {row["name"]: row["missing"] for row in proposal["variables"]}
     assert missing["t2m"] == 0 and missing["sst"] > 0.1
 
 
@@ -288,16 +288,16 @@ def test_inspecting_does_not_load_torch(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("cells", "step", "whole"), [(8, 45.0, True), (8, 40.0, False), (2, 180.0, False)]
+    ("cells", "step", "periodic"), [(8, 45.0, True), (8, 40.0, False), (2, 180.0, False)]
 )
-def test_a_longitude_closes_only_if_its_steps_make_a_circle(
-    cells: int, step: float, whole: bool, tmp_path: Path
+def test_a_longitude_is_periodic_only_if_its_steps_cover_360_degrees(
+    cells: int, step: float, periodic: bool, tmp_path: Path
 ) -> None:
     values = np.arange(cells) * step
     coords = {"lon": ("lon", values, {"units": "degrees_east"})}
     data = xr.Dataset({"a": (("time", "lon"), smooth(4, cells))}, coords)
     store = Store(as_netcdf(data, tmp_path / "a.nc"))
-    assert bool(closes(store, "lon")) is whole
+    assert bool(is_periodic(store, "lon")) is periodic
 
 
 @pytest.mark.parametrize(
@@ -308,96 +308,94 @@ def test_a_longitude_closes_only_if_its_steps_make_a_circle(
         (xr.Dataset({"a": (("time",), np.array(["x", "y"]))}), "no numeric variable"),
     ],
 )
-def test_what_cannot_be_trained_on_is_told_in_words(
+def test_data_without_anything_to_train_on_are_refused(
     data: xr.Dataset, text: str, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError, match=text):
         inspect(as_netcdf(data, tmp_path / "a.nc"))
 
 
-def test_a_variable_that_never_changes_is_left_out(tmp_path: Path) -> None:
+def test_a_constant_variable_is_left_out(tmp_path: Path) -> None:
     data = climate(12)[["t2m"]]
     data["zero"] = data["t2m"] * 0
-    found = inspect(as_netcdf(data, tmp_path / "a.nc"))
-    assert found.recipe["domain"]["variables"] == ["t2m"]
-    assert {row.name: row.role for row in found.rows}["zero"] == "left out: constant"
+    proposal = inspect(as_netcdf(data, tmp_path / "a.nc"))
+    assert proposal.recipe["domain"]["variables"] == ["t2m"]
+    assert {row.name: row.role for row in proposal.rows}["zero"] == "left out: constant"
 
 
-def test_chunks_that_the_buffer_cannot_hold_are_warned_of(tmp_path: Path) -> None:
+def test_chunks_larger_than_the_buffer_give_a_warning(tmp_path: Path) -> None:
     data = climate(40)[["t2m"]]
     path = as_netcdf(data, tmp_path / "a.nc", chunk=40)
     keys = {"name": "arrays", "path": path, "axes": {"latitude": "line", "longitude": "circle"}}
-    (told,) = _slow(open_data(ArraysSection(**keys, buffer="8KiB")))
-    assert "40 times as much is decoded as is used" in told
-    assert list(_slow(open_data(ArraysSection(**keys)))) == []
+    (warning,) = _slow_chunks(open_data(ArraysSection(**keys, buffer="8KiB")))
+    assert "40 times as much is decoded as is used" in warning
+    assert list(_slow_chunks(open_data(ArraysSection(**keys)))) == []
 
 
-def test_a_long_tail_is_pointed_out(tmp_path: Path) -> None:
+def test_a_logarithm_is_suggested_for_a_long_tail(tmp_path: Path) -> None:
     data = climate(40)[["rain"]]
-    told = dict(inspect(as_netcdf(data, tmp_path / "a.nc")).unsure)
-    assert any("rain has a long tail" in what for what in told)
+    unsure = dict(inspect(as_netcdf(data, tmp_path / "a.nc")).unsure)
+    assert any("rain has a long tail" in doubt for doubt in unsure)
 
 
-# What values tell
+# Guesses from values
 
 
-def test_a_season_is_told_where_values_follow_it(tmp_path: Path) -> None:
+def test_the_day_of_the_year_is_a_condition_if_it_explains_variance(tmp_path: Path) -> None:
     time = np.arange("2001-01", "2007-01", dtype="M8[M]").astype("M8[ns]")
     noise = smooth(72, 6, 8)
     season = 3 * np.sin(2 * np.pi * np.arange(72) / 12)[:, None, None]
-    for name, values, told in (("with", noise + season, True), ("without", noise, False)):
+    for name, values, used in (("with", noise + season, True), ("without", noise, False)):
         data = xr.Dataset({"t": (("time", "y", "x"), values)}, {"time": time})
-        found = inspect(as_netcdf(data, tmp_path / f"{name}.nc"))
-        assert ("conditions" in found.recipe["domain"]) is told
-        (key,) = (key for what, key in found.unsure if "time.dayofyear" in what)
-        assert key == f"domain.conditions.scalars=[{'' if told else 'time.dayofyear'}]"
+        proposal = inspect(as_netcdf(data, tmp_path / f"{name}.nc"))
+        assert ("conditions" in proposal.recipe["domain"]) is used
+        (key,) = (key for doubt, key in proposal.unsure if "time.dayofyear" in doubt)
+        assert key == f"domain.conditions.scalars=[{'' if used else 'time.dayofyear'}]"
 
 
-def test_values_that_mean_missing_but_are_not_declared_are_proposed_as_such(
-    tmp_path: Path,
-) -> None:
+def test_an_undeclared_fill_value_is_proposed(tmp_path: Path) -> None:
     values = smooth(20, 6, 8)
     values[:, :2] = -9999
-    found = inspect(saved("a.npy", values)(tmp_path))
-    assert found.recipe["domain"]["fill"] == {"values": -9999} and not found.warnings
-    (told,) = (reason for reason in found.reasons if "-9999" in reason)
-    assert told.startswith("values is -9999 in 33.3% of its cells")
-    (row,) = found.rows
+    proposal = inspect(saved("a.npy", values)(tmp_path))
+    assert proposal.recipe["domain"]["fill"] == {"values": -9999} and not proposal.warnings
+    (reason,) = (reason for reason in proposal.reasons if "-9999" in reason)
+    assert reason.startswith("values is -9999 in 33.3% of its cells")
+    (row,) = proposal.rows
     assert row.missing == pytest.approx(1 / 3) and row.low is not None and row.low > -10
-    (tmp_path / "r.yaml").write_text(found.text())
+    (tmp_path / "r.yaml").write_text(proposal.text())
     for override, missing in ((), True), (["domain.fill.values=null"], False):
         section: Any = load_recipe(tmp_path / "r.yaml", override).domain
         assert Arrays(section).layout.missing is missing
-    assert "domain.fill.values=null" in [key for _, key in found.unsure]
+    assert "domain.fill.values=null" in [key for _, key in proposal.unsure]
 
 
-def test_of_two_values_that_mean_missing_one_is_proposed_and_one_warned_of(tmp_path: Path) -> None:
+def test_of_two_undeclared_fill_values_one_is_proposed_and_one_warned_of(tmp_path: Path) -> None:
     values = smooth(20, 6, 8)
     values[:, :2], values[:, 2] = -99999, -999
-    found = inspect(saved("a.npy", values)(tmp_path))
-    assert found.recipe["domain"]["fill"] == {"values": -99999}
-    assert "values is -999 in" in found.warnings[0]
+    proposal = inspect(saved("a.npy", values)(tmp_path))
+    assert proposal.recipe["domain"]["fill"] == {"values": -99999}
+    assert "values is -999 in" in proposal.warnings[0]
 
 
-def test_ends_that_fit_together_are_pointed_out(tmp_path: Path) -> None:
+def test_a_circle_is_suggested_if_the_ends_of_an_axis_match(tmp_path: Path) -> None:
     phase = np.random.default_rng(0).uniform(0, 6, (40, 1))
-    around = np.sin(np.linspace(0, 2 * np.pi, 64, endpoint=False) + phase)
-    ends = inspect(saved("around.npy", around)(tmp_path)).unsure
-    assert any(key == "domain.axes.dim_1=circle" for _, key in ends)
+    periodic = np.sin(np.linspace(0, 2 * np.pi, 64, endpoint=False) + phase)
+    unsure = inspect(saved("periodic.npy", periodic)(tmp_path)).unsure
+    assert any(key == "domain.axes.dim_1=circle" for _, key in unsure)
     half = np.cos(np.linspace(0, np.pi, 64) + phase)
-    ends = inspect(saved("half.npy", half)(tmp_path)).unsure
-    assert not any("circle" in key for _, key in ends)
+    unsure = inspect(saved("half.npy", half)(tmp_path)).unsure
+    assert not any("circle" in key for _, key in unsure)
 
 
-def test_a_look_reads_a_few_chunks_of_a_large_store(tmp_path: Path) -> None:
+def test_a_scan_reads_a_few_chunks_of_a_large_store(tmp_path: Path) -> None:
     values = np.zeros((4_000, 8, 1_024), np.float32)
     data = xr.Dataset({"a": (("time", "y", "x"), values)})
     data.to_zarr(tmp_path / "a.zarr", zarr_format=2, encoding={"a": {"chunks": (1, 8, 1_024)}})
     store = Store(tmp_path / "a.zarr")
-    seen = look(store, ["a"])["a"]
-    assert len(seen.boxes) == 8 and not seen.whole
+    scan = scan_values(store, ["a"])["a"]
+    assert len(scan.boxes) == 8 and not scan.complete
     assert store.stats.decoded_bytes <= 2**26
-    assert seen.missing == 0 and seen.range == (0, 0) and seen.flat
+    assert scan.missing == 0 and scan.range == (0, 0) and scan.constant
 
 
 # The recipe
@@ -407,37 +405,35 @@ def test_every_doubt_names_an_override_that_loads(tmp_path: Path) -> None:
     for name in ("many variables", "pictures", "films", "columns", "signals", "well", "ocean"):
         folder = tmp_path / name.replace(" ", "-")
         folder.mkdir()
-        found = inspect(CASES[name][0](folder))
-        (folder / "r.yaml").write_text(found.text())
-        for _, override in found.unsure:
+        proposal = inspect(CASES[name][0](folder))
+        (folder / "r.yaml").write_text(proposal.text())
+        for _, override in proposal.unsure:
             if not override.startswith("domain.path"):
                 section: Any = load_recipe(folder / "r.yaml", override.split(" ")).domain
                 assert len(Arrays(section).items("train")), override
 
 
-def test_doubts_stand_beside_their_keys(tmp_path: Path) -> None:
+def test_doubts_are_comments_above_their_keys(tmp_path: Path) -> None:
     text = inspect(volumes(tmp_path)).text()
     lines = text.splitlines()
-    at = next(i for i, line in enumerate(lines) if line.startswith("  axes:"))
-    assert "domain.axes.x=circle" in lines[at - 1] and lines[at - 1].startswith("  # unsure: ")
+    i = next(i for i, line in enumerate(lines) if line.startswith("  axes:"))
+    assert "domain.axes.x=circle" in lines[i - 1] and lines[i - 1].startswith("  # unsure: ")
     assert text.startswith("# Proposed by `jitkit inspect ")
 
 
-def test_a_recipe_keeps_names_and_paths_that_yaml_would_take_for_something_else(
-    tmp_path: Path,
-) -> None:
+def test_names_and_paths_with_special_meaning_in_yaml_are_quoted(tmp_path: Path) -> None:
     folder = tmp_path / "on: a # ${b}"
     folder.mkdir()
     data = xr.Dataset({"1e5": (("time", "y", "n m"), smooth(20, 6, 20))})
-    found = inspect(as_netcdf(data, folder / "no.nc"))
-    (tmp_path / "r.yaml").write_text(found.text())
+    proposal = inspect(as_netcdf(data, folder / "no.nc"))
+    (tmp_path / "r.yaml").write_text(proposal.text())
     section: Any = load_recipe(tmp_path / "r.yaml").domain
     assert section.path == str(folder / "no.nc") and section.variables == ["1e5"]
     assert section.axes == {"y": "line", "n m": "line"}
     assert as_yaml([True, None, "null", "a"]) == '[true, null, "null", a]'
 
 
-def test_a_small_model_is_proposed_for_large_items_and_many(tmp_path: Path) -> None:
+def test_the_model_grows_with_the_number_of_items(tmp_path: Path) -> None:
     few = inspect(saved("few.npy", smooth(20, 16))(tmp_path)).recipe
     many = inspect(saved("many.npy", smooth(4_000, 16))(tmp_path)).recipe
     assert few["model"]["width"] < many["model"]["width"] <= 192
@@ -448,7 +444,7 @@ def test_a_small_model_is_proposed_for_large_items_and_many(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("dim", "attrs", "part"),
+    ("dim", "attrs", "kind"),
     [
         ("time_counter", {"axis": "T"}, "time"),
         ("rlon", {}, "x"),
@@ -463,21 +459,21 @@ def test_a_small_model_is_proposed_for_large_items_and_many(tmp_path: Path) -> N
         ("q", {}, "unknown"),
     ],
 )
-def test_a_dimension_is_known_by_attributes_or_by_name(
-    dim: str, attrs: dict[str, str], part: str, tmp_path: Path
+def test_a_dimension_is_recognized_by_attributes_or_name(
+    dim: str, attrs: dict[str, str], kind: str, tmp_path: Path
 ) -> None:
     coords = {dim: (dim, np.arange(4.0), attrs)} if attrs else {}
     data = xr.Dataset({"v": ((dim, "other"), smooth(4, 5))}, coords)
-    assert part_of(Store(as_netcdf(data, tmp_path / "a.nc")), dim)[0] == part
+    assert dimension_kind(Store(as_netcdf(data, tmp_path / "a.nc")), dim)[0] == kind
 
 
-def test_tables_of_a_mesh_are_no_data(tmp_path: Path) -> None:
-    real = pytest.importorskip("iris_sample_data")
-    file = Path(real.__file__).parent / "sample_data" / "mesh_C4_synthetic_float.nc"
+def test_a_mesh_is_refused(tmp_path: Path) -> None:
+    iris = pytest.importorskip("iris_sample_data")
+    file = Path(iris.__file__).parent / "sample_data" / "mesh_C4_synthetic_float.nc"
     with pytest.raises(DataError, match="a mesh without rows and columns; interpolate"):
         candidates(Store(file))
 
 
-def test_null_takes_an_axis_out_again() -> None:
+def test_null_removes_an_axis() -> None:
     text = json.dumps({"name": "arrays", "axes": {"y": None, "x": "line"}})
     assert ArraysSection.model_validate_json(text, strict=True).axes == {"x": "line"}
