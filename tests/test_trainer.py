@@ -467,7 +467,7 @@ def test_a_broken_image_is_named_and_training_continues(
     run = train(tiny, run=tmp_path / "run")
     assert steps(run) == ["step-12", "step-4", "step-8"]
     line = f"{image_folder}/cat/03.png: cannot identify image file '{image_folder}/cat/03.png'"
-    assert (run / "passed_over.txt").read_text() == line + "\n"
+    assert (run / "skipped_items.txt").read_text() == line + "\n"
     assert capsys.readouterr().err == f"warning: skipped {line}\n"  # once in four epochs
 
 

@@ -55,7 +55,7 @@ class Direct(Source, Protocol):
 def regular_starts(shape: Sequence[int], chunk: Sequence[int]) -> tuple[Array, ...]:
     """Start of every chunk and the size, for each axis of a regular chunk grid.
 
-    >>> [list(map(int, axis)) for axis in regular((5, 4), (2, 4))]
+    >>> [list(map(int, axis)) for axis in regular_starts((5, 4), (2, 4))]
     [[0, 2, 4, 5], [0, 4]]
     """
     return tuple(
@@ -207,7 +207,7 @@ def chunk_slices(starts: Array, cut: slice) -> list[tuple[int, slice, slice]]:
 def as_slices(entries: Array) -> tuple[slice, ...]:
     """Indices as the fewest slices with positive steps, in order.
 
-    >>> stretches(np.array([0, 1, 2, 5, 7, 9]))
+    >>> as_slices(np.array([0, 1, 2, 5, 7, 9]))
     (slice(0, 3, 1), slice(5, 10, 2))
     """
     slices: list[slice] = []
@@ -225,7 +225,7 @@ def as_slices(entries: Array) -> tuple[slice, ...]:
 def block_shape(shape: tuple[int, ...], itemsize: int, most: int = 2**22) -> tuple[int, ...]:
     """Shape of a block of at most ``most`` bytes for unchunked data: whole trailing axes first.
 
-    >>> block((1000, 512, 1024), 4)
+    >>> block_shape((1000, 512, 1024), 4)
     (2, 512, 1024)
     """
     chunk, left = [], max(1, most // max(1, itemsize))

@@ -247,7 +247,7 @@ class RunLog:
             lines = "".join(f"{name}: {why}\n" for name, why in sorted(self._skipped_items.items()))
             suffix = "" if self.team.is_main else f"-{self.team.rank}"
             with suppress(OSError):
-                write_text(self.folder / f"passed_over{suffix}.txt", lines)
+                write_text(self.folder / f"skipped_items{suffix}.txt", lines)
 
 
 def print_header(recipe: Recipe, learner: Learner, plan: BatchPlan, team: Team) -> None:
