@@ -152,7 +152,7 @@ def test_text_times_and_complex_numbers_of_zarr_are_not_numeric(
     assert store.read_raw("wave").tolist() == [1j, 2, 3]
     assert store.read_raw("yes").tolist() == [True, False, True]
     assert store.read("yes").tolist() == [1, 0, 1]
-    with pytest.raises(DataError, match="'when' holds no real numbers but datetime64"):
+    with pytest.raises(DataError, match="'when' is not numeric but datetime64"):
         store.read("when")
 
 

@@ -61,7 +61,7 @@ def maps(sheet: Sheet) -> list[Any]:
     return [axes for axes in sheet.figure.axes if axes.images]
 
 
-# What lies where
+# Positions
 
 
 def test_real_items_are_left_and_samples_right_on_the_same_colour_scale(

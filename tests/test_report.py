@@ -284,6 +284,11 @@ def test_sampling_settings_from_a_sweep_are_shown(run: Path) -> None:
     assert "best.yaml cannot be read" in report_text(run)
 
 
+def test_a_recipe_with_a_control_character_is_noted(run: Path) -> None:
+    (run / "recipe.yaml").write_text("name: a\x07b")
+    assert "special characters are not allowed" in report_text(run)
+
+
 def test_sweeps_of_one_axis_and_of_three_are_shown_and_unfinished_ones_marked(run: Path) -> None:
     write_sweep(run, "one", {"sample.guidance": GUIDANCE}, done=3)
     axes: dict[str, Any] = {

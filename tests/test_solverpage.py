@@ -1,4 +1,4 @@
-"""The page of `benchmarks.solvers`: what is found stands in its tables, under its number."""
+"""The page of `benchmarks.solvers`: error and score tables, step counts, figure."""
 
 from __future__ import annotations
 

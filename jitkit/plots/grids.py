@@ -63,7 +63,7 @@ def curved_grid_view(latitude: Array, longitude: Array) -> FieldView | None:
     """A curvilinear grid with latitudes and longitudes of each cell, (Xa, Xb) each.
 
     Drawn on latitude and longitude, each pixel from the cell that covers it. A grid around a pole,
-    which would be torn there, is drawn along its own axes, with parallels and meridians. None where
+    which would be torn there, is drawn on the grid axes, with parallels and meridians. None where
     too few cells have coordinates.
     """
     known = np.isfinite(latitude) & np.isfinite(longitude)
@@ -152,7 +152,7 @@ def _fill_holes(index: Array, passes: int = 2) -> Array:
 
 
 def _on_own_axes(at_y: Array, at_x: Array) -> FieldView:
-    """A grid along its own axes, with parallels and meridians."""
+    """A grid drawn on its grid axes, with parallels and meridians."""
     height, width = at_y.shape
     x, y = np.arange(float(width)), np.arange(float(height))
     lines, marks = [], []

@@ -63,8 +63,8 @@ class MapProjection:
         """Equal Earth centred on Greenwich for a global grid; plain degrees for a region.
 
         Args:
-            latitude: degrees north of the rows, rising or falling.
-            longitude: degrees east of the columns, rising.
+            latitude: degrees north of the rows, ascending or descending.
+            longitude: degrees east of the columns, ascending.
         """
         step = abs(float(longitude[1] - longitude[0])) if len(longitude) > 1 else 360.0
         is_global = np.ptp(longitude) + step > GLOBE

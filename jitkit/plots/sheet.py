@@ -88,10 +88,10 @@ class Sheet:
         """Inches from the top of the figure to a channel's block."""
         return self.top + row * (self.row + 2 * GAP_Y)
 
-    def text(self, x: float, y: float, text: str, **how: Any) -> None:
+    def text(self, x: float, y: float, text: str, **style: Any) -> None:
         """Text at inches from the left and from the top."""
         position = (x / self.width, 1 - y / self.height)
-        self.figure.text(*position, printable(text), parse_math=False, **how)
+        self.figure.text(*position, printable(text), parse_math=False, **style)
 
     def note(self, text: str) -> None:
         """A note on the whole figure, above its right end."""

@@ -21,7 +21,7 @@ from pydantic import BaseModel
 from jitkit.domain import domain_class
 from jitkit.errors import JitkitError, RecipeError
 from jitkit.recipe.load import SECTIONS, bundled, load_recipe
-from jitkit.recipe.yaml import Draft, dotted, leaves, parse_yaml
+from jitkit.recipe.yaml import Draft, YamlPosition, dotted, leaves, parse_yaml
 from jitkit.report.curves import LOSSES, SPEEDS, Show, TrainingCurves, read_curves
 from jitkit.runs.defaults import read_best
 from jitkit.sections import Section
@@ -206,7 +206,7 @@ def _num_parameters(path: Path) -> int | None:
 
 def _recipe(folder: Path, notes: list[str]) -> tuple[str, list[RecipeKey]]:
     """The recipe's name, and every key with its default and its value in the bundled recipe."""
-    draft = Draft()
+    draft = Draft(positions={(): YamlPosition("recipe.yaml")})
     try:
         values = parse_yaml(
             (folder / "recipe.yaml").read_text(encoding="utf-8"), draft, file="recipe"

@@ -30,7 +30,7 @@ def fills_by_name(fill: Fill, variables: Mapping[str, Variable], where: str) -> 
             )
         if not variables[name].info.numeric:
             dtype = variables[name].info.dtype
-            raise DataError(f"{where}: domain.fill: {name!r} holds no numbers but {dtype}")
+            raise DataError(f"{where}: domain.fill: {name!r} is not numeric but {dtype}")
     return {n: value for n, value in fill.items() if _may_hold(variables[n].info, value)}
 
 

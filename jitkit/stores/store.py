@@ -167,7 +167,7 @@ class Store:
         v = self._variable(variable)
         if not v.info.numeric:
             dtype = v.info.dtype
-            raise DataError(f"{self.path}: {variable!r} holds no real numbers but {dtype}")
+            raise DataError(f"{self.path}: {variable!r} is not numeric but {dtype}")
         return self._gather(variable, v, where or {}, np.dtype(np.float32), decoded=True)
 
     def read_raw(self, variable: str, where: Mapping[str, int | slice] | None = None) -> Array:

@@ -117,11 +117,11 @@ class Variable:
 
     def sample_chunks(self, most: int) -> Iterator[tuple[int, tuple[int, ...]]]:
         """At most ``most`` evenly spaced chunks: index of the piece, index of the chunk."""
-        numbers = sorted({round(x) for x in np.linspace(0, len(self.pieces) - 1, most)})
-        for number in numbers:
+        indices = sorted({round(x) for x in np.linspace(0, len(self.pieces) - 1, most)})
+        for number in indices:
             counts = [len(starts) - 1 for starts in self.pieces[number].source.starts]
             last = prod(counts) - 1
-            for flat in sorted({round(x) for x in np.linspace(0, last, most // len(numbers))}):
+            for flat in sorted({round(x) for x in np.linspace(0, last, most // len(indices))}):
                 if last >= 0:
                     index = np.unravel_index(flat, counts) if counts else ()
                     yield number, tuple(int(i) for i in index)
