@@ -51,7 +51,7 @@ def batches(
 
     Args:
         domain: the adapter that encodes the items.
-        items: of the training split; read in the workers, or in threads if they are `Threaded`.
+        items: training items; read in the workers, or in threads if they are `Threaded`.
         plan: the items of each batch.
         workers: processes that read and encode, in place of threads; 0 uses this process.
 
@@ -218,13 +218,13 @@ class BatchPlan:
     Attributes:
         size: number of items of the split.
         batch_size: samples per batch, over all processes.
-        seed: of the run.
+        seed: seed of the run.
         start: index of the first batch; nonzero in a resumed run.
         stop: index after the last batch.
         shuffle: returns one epoch's permutation, given its generator; uniform by default.
-        sizes: of the items, to group items of similar size (`by_size`).
+        sizes: sizes of the items, to group items of similar size (`by_size`).
         accumulate: gradient accumulation parts per process.
-        rank: of this process, counted from 0.
+        rank: rank of this process, counted from 0.
         world: number of processes.
     """
 
@@ -319,8 +319,8 @@ def by_size(sizes: Indices, rng: np.random.Generator, batch_size: int, first: in
     A batch that extends into a neighbouring epoch holds arbitrary items.
 
     Args:
-        sizes: of the items, (items,).
-        rng: of the epoch.
+        sizes: sizes of the items, (items,).
+        rng: random generator of the epoch.
         batch_size: items of a batch.
         first: offset of the first item of any batch from the start of the epoch, modulo the batch
             size.

@@ -5,7 +5,7 @@ JitkitError (a ValueError)
  ├─ DataError        data that are missing, unreadable or inconsistent with the recipe
  │   └─ BadItem      one unreadable item: skipped and reported by name
  ├─ ConditionError   a condition unknown to the model, or a value outside its range
- └─ CheckpointError  a checkpoint that is corrupt, incomplete or of another model
+ └─ CheckpointError  a checkpoint that is corrupt, incomplete or from another model
 
 The command line prints their text without a traceback and exits with code 2.
 """
@@ -52,7 +52,7 @@ class ConditionError(JitkitError):
 
 
 class CheckpointError(JitkitError):
-    """A checkpoint that is corrupt, incomplete or of another model."""
+    """A checkpoint that is corrupt, incomplete or from another model."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

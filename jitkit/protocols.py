@@ -27,10 +27,10 @@ class VariableSize(Protocol):
         """Shape and conditions of a new sample.
 
         The size and all unspecified conditions are drawn from the joint distribution of the
-        training items, using the domain's metadata only: the data may be gone.
+        training items, using the domain's metadata only, since the data may be unavailable.
 
         Args:
-            rng: of this sample; determines everything drawn.
+            rng: generator of this sample; determines all random draws.
             cond: requested conditions by name: a class of a category, numbers (K,) in the domain's
                 units with NaN for unknown; None for a condition to leave unset.
             size: requested number of cells along the first axis.
@@ -142,7 +142,7 @@ class Autoregressive(Protocol):
         """A file for the states of all starts, members and steps; created if absent.
 
         Args:
-            path: of the file or folder.
+            path: path of the file or folder.
             starts, members, steps: its size.
             record: how the states were generated, JSON-compatible, stored in the file.
         """
@@ -216,7 +216,7 @@ class EvaluationProtocol:
     """A published evaluation protocol.
 
     Attributes:
-        name: of the protocol.
+        name: name of the protocol.
         samples: number of samples.
         sampling: keys of section ``sample`` that it fixes.
         departures: maps the record of an evaluation and the model's conditions to the deviations

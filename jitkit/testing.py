@@ -49,7 +49,7 @@ def check_domain(
             ``domain.section`` by default. Without either, there is no comparison.
         split: the split whose items are used.
         num_items: number of items, spread over the split.
-        tolerance: of encoded values after decode and encode.
+        tolerance: maximum error of encoded values after decode and encode.
 
     Raises:
         AssertionError: some checks failed; the text lists all of them.

@@ -381,7 +381,7 @@ def test_an_unknown_extractor_is_reported_before_training(
 def test_keys_of_fid_are_unknown_without_images() -> None:
     overrides = {"domain.fid.extractor": SMALL}
     recipe = {"domain": "molecules", "model": {"width": 16, "depth": 2}}
-    with pytest.raises(RecipeError, match="recipe: domain.fid: unknown"):
+    with pytest.raises(RecipeError, match="override domain.fid: unknown"):
         package.load_recipe(recipe, overrides)
 
 

@@ -49,7 +49,7 @@ def evaluate_model(
     Args:
         denoiser: a model with its domain.
         sampling, section: sections ``sample`` and ``evaluate`` of a recipe.
-        folder: of the run.
+        folder: the run's folder.
         model: for the record, step and EMA of the model, and all its EMAs under ``means``.
         samples: replaces the number of samples of the section and its protocol.
         team: the processes that share the work.

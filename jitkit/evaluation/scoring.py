@@ -177,7 +177,7 @@ def cost(score: Mapping[str, Any], value: float | None) -> float:
 
     Args:
         score: from `row`.
-        value: of this score, on any samples.
+        value: a value of this score, on any samples.
     """
     if value is None or not isfinite(value):
         return inf
@@ -243,7 +243,7 @@ def _interval(value: float, half_width: float) -> list[float | None]:
 
 
 def _student(freedom: int) -> float:
-    """The 97.5 % quantile of Student's t with so many degrees of freedom."""
+    """The 97.5 % quantile of Student's t with ``freedom`` degrees of freedom."""
     from scipy.stats import t
 
     return float(t.ppf(0.975, freedom))

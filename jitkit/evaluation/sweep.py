@@ -65,7 +65,7 @@ def sweep(
     Args:
         run: a run's folder, or one of its ``checkpoints/step-N``.
         words: swept keys with their values, as `sweep_axes.axes_of` parses them.
-        overrides: of the run's recipe, keys of sample, evaluate and domain.
+        overrides: changes to the run's recipe, keys of sample, evaluate and domain.
         ema: the EMA of the parameters, if it is not swept.
         samples: for each setting, instead of ``evaluate.samples``.
         by: the score to select by; by default the first whose lowest value is best.
@@ -156,7 +156,7 @@ class _LoadedModel:
     """A loaded model.
 
     Attributes:
-        name: of the EMA, or the path of a guide.
+        name: name of the EMA, or path of a guide.
         denoiser: the model.
         key: a hash of its parameters.
     """

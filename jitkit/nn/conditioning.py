@@ -99,7 +99,7 @@ def drop(
     """Condition dropout for classifier-free guidance (CFG), independent per sample and condition.
 
     Args:
-        conditions: of the model.
+        conditions: the model's conditions.
         cond: a value for each of them, (B, ...).
         draws: uniform on [0, 1) for each, (B,); below ``drop`` the condition becomes null.
     """

@@ -24,7 +24,7 @@ ONEDNN_IS_FASTER = (
     and torch._C._has_mkldnn
     and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 )
-FEW_ROWS = 64  # up to which the gradient of a weight is computed by oneDNN
+FEW_ROWS = 64  # maximum rows for which oneDNN computes the gradient of a weight
 SHORT_SEQUENCE = 64  # tokens up to which the whole attention matrix is computed
 
 
@@ -218,7 +218,7 @@ def _is_supported(x: Tensor) -> bool:
 
 
 def fast_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`F.linear`, (..., inputs) -> (..., outputs), by oneDNN or the default BLAS, as is faster."""
+    """`F.linear`, (..., inputs) -> (..., outputs), by oneDNN or BLAS, whichever is faster."""
     large = x.numel() * weight.shape[0] >= MIN_MULTIPLY_ADDS or weight.numel() >= MIN_WEIGHTS
     if not (large and ONEDNN_IS_FASTER and _is_supported(x) and _is_supported(weight)):
         return F.linear(x, weight, bias)
@@ -244,7 +244,7 @@ def qkv_heads(
 
     Args:
         qkv: output of the joint projection, (B, L, 3 W).
-        weights: of both norms, (2, W / H).
+        weights: weights of both norms, (2, W / H).
         rotary: rotary embedding, (L, W / H / 2, 2) or (B, 1 or H, L, W / H / 2, 2).
         num_heads: H.
         rotate_values: whether values are rotated as well.
@@ -268,7 +268,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """softmax(q k^T) v, (B, H, L, F) each; q is already divided by sqrt(F).
 
     Training on sequences of at most `SHORT_SEQUENCE` tokens uses batched matrix products; torch's
-    kernel processes such small problems one by one, batch size times heads.
+    kernel processes them one by one for each sample and head.
 
     Args:
         q, k, v: queries, keys, values.

@@ -44,7 +44,7 @@ def axis_frequencies(axis: Axis, count: int) -> Tensor:
     """Angular frequencies of an axis in radians per patch, (count,) float64.
 
     A line has 10000^(-k / count). A circle of N patches has 2 pi h / N with integers h from 1 to
-    N / 2, evenly spaced on a logarithmic scale, so a full turn changes nothing.
+    N / 2, evenly spaced on a logarithmic scale, so a rotation by the full circle is the identity.
     """
     k = torch.arange(count, dtype=torch.float64)
     if axis.kind != "circle":

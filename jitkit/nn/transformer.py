@@ -68,7 +68,7 @@ class Sizes:
 
 
 def _module_name(name: str) -> str:
-    """A condition's name as a submodule name without dots that is no attribute of `nn.Module`.
+    """A condition's name as a submodule name without dots that is not an attribute of `nn.Module`.
 
     Different names stay different.
     """
@@ -177,7 +177,7 @@ class Transformer(nn.Module):
         """
         patch = self.layout.patch
         parts = [z if mask is None else torch.where(mask, z, 0.0)]
-        if self.layout.missing:  # the weights of this mask are a learned fill value
+        if self.layout.missing:  # the weights for the mask act as a learned fill value
             parts.append(torch.ones_like(z) if mask is None else mask.expand_as(z).to(z.dtype))
         for name, condition in self.conditions.items():
             if isinstance(condition, Grid):

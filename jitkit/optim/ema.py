@@ -31,7 +31,7 @@ class EMA:
 
     - for decay d with warm-up: 1 - min(d, k / (9 + k)), so the EMA follows the weights from the
       first steps and forgets the initial weights;
-    - for a power function: 1 - (1 - 1/k)^(gamma + 1); after the first update it is the weights.
+    - for a power function: 1 - (1 - 1/k)^(gamma + 1); after one update it equals the weights.
 
     EMAs of sharded parameters (FSDP2) are sharded in the same way; each process updates its shard
     without communication.

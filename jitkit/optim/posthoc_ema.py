@@ -121,7 +121,7 @@ def write_snapshot(run: Path, step: int, averages: Mapping[str, Mapping[str, Ten
 def to_snapshot_dtype(value: Tensor) -> Tensor:
     """A tensor as stored in snapshots, on the CPU: float16, or unchanged if that is too coarse.
 
-    Too coarse is an error above 0.1 % of its norm: values above 65504, or nearly all below 2e-5.
+    Too coarse means an error above 0.1 % of its norm: values above 65504, or nearly all below 2e-5.
     """
     value = value.detach().cpu().contiguous()
     half = value.half()
@@ -265,9 +265,9 @@ def fit(
     weights is constant and must be counted once. c is `REGULARIZATION` times |p|².
 
     Args:
-        steps: of the stored profiles.
+        steps: steps of the stored profiles.
         sigma_rels: their relative widths.
-        step: of the requested profile, no less than the others.
+        step: step of the requested profile, no less than the others.
         sigma_rel: its relative width.
 
     Returns:

@@ -93,12 +93,12 @@ def draw_maps(
     """Analysis, two members, mean and spread at some lead times, a row per channel and lead.
 
     Args:
-        forecasts: of one initial time, by increasing lead time.
+        forecasts: forecasts of one initial time, by increasing lead time.
         channels: C names.
-        units: of channels, by name.
+        units: units of the channels, by name.
         latitude, longitude: degrees, (rows,) and (columns,).
-        title: of the figure, such as the initial time.
-        path: of the PNG.
+        title: title of the figure, such as the initial time.
+        path: path of the PNG.
         land: land fraction of each cell, (rows, columns); the coast is drawn at 0.5.
     """
     from matplotlib import rc_context
@@ -218,9 +218,9 @@ def draw_scores(
 
     Args:
         verification: the scores.
-        units: of channels, by name.
+        units: units of the channels, by name.
         hours: lead times.
-        path: of the PNG.
+        path: path of the PNG.
     """
     from matplotlib import rc_context
 
@@ -291,7 +291,7 @@ def draw_spectra(verification: Verification, axis: str, starts: Array, path: Pat
         verification: the scores.
         axis: name of the axis of the spectrum.
         starts: first wavenumber of each band.
-        path: of the PNG.
+        path: path of the PNG.
     """
     from matplotlib import rc_context
 

@@ -85,7 +85,7 @@ def panels(
         real: the same of real items; may be empty, then only samples are drawn.
         channels: C names.
         axes: name and kind (``"line"`` or ``"circle"``) of X1..Xn.
-        units: of channels, by name.
+        units: units of the channels, by name.
         coords: coordinates by axis name, each (Xi,); latitude and longitude may instead be 2-D,
             over the last two axes, recognised by unit or name.
         coord_units: CF units of coordinates (``degrees_north``, ``m``), by the names of ``coords``.

@@ -43,10 +43,10 @@ class MapProjection:
     """Layout of fields (latitude, longitude) on a map.
 
     Attributes:
-        x, y: of the corners of cells, (rows + 1, columns + 1).
-        centre_x, centre_y: of their centres, (rows, columns).
+        x, y: coordinates of the corners of cells, (rows + 1, columns + 1).
+        centre_x, centre_y: coordinates of their centres, (rows, columns).
         order: columns of the field from left to right.
-        outline: of the globe, (2, points); None for a region, which is drawn in degrees.
+        outline: outline of the globe, (2, points); None for a region, which is drawn in degrees.
         aspect: height over width.
     """
 

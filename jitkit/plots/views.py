@@ -178,10 +178,10 @@ def coordinate_ruler(name: str, size: int, coord: Array | None = None, unit: str
     """The figure axis of an array axis.
 
     Args:
-        name: of the array axis.
+        name: name of the array axis.
         size: cells along it.
         coord: (size,) numbers or times; indices are used for anything else.
-        unit: of ``coord``.
+        unit: unit of ``coord``.
     """
     at, unit = _numeric(coord, unit)
     if at is None or at.shape != (size,) or not np.isfinite(at).all():

@@ -334,7 +334,8 @@ def _unknown(section: KeyPath, path: KeyPath, known: Iterable[str]) -> str:
 
 
 def _culprit(draft: Draft, path: KeyPath) -> YamlPosition:
-    """Position of an error: for an error of a whole section, the last override inside it."""
+    """Position of an error: of a section or a mapping without one, an override inside it."""
     inside = [at for key, at in draft.positions.items() if key[: len(path)] == path]
     overrides = [at for at in inside if at.file is None]
-    return overrides[-1] if overrides and len(path) == 1 else draft.position(path)
+    whole = len(path) == 1 or path not in draft.positions
+    return overrides[-1] if overrides and whole else draft.position(path)

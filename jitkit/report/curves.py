@@ -62,7 +62,7 @@ class TrainingCurves:
     """Unreadable lines, except the last one."""
     skipped: int = 0
     reasons: list[tuple[int, str]] = field(default_factory=list)
-    """The first skipped steps, each with its reason."""
+    """The first skipped steps, each with the reason for skipping it."""
     lowest: dict[str, Point] = field(default_factory=dict)
     final: dict[str, Point] = field(default_factory=dict)
     """Lowest and last value of each series."""
@@ -129,7 +129,7 @@ def read_curves(path: Path, names: Sequence[str], show: Show = lambda done: None
 
     Args:
         names: of the series; ``loss_bins/3`` is the fourth number of list ``loss_bins``.
-        show: called now and then with the number of bytes read.
+        show: called periodically with the number of bytes read.
     """
     history = TrainingCurves(Buckets(names))
     if not path.is_file():
@@ -159,7 +159,7 @@ def read_curves(path: Path, names: Sequence[str], show: Show = lambda done: None
 def smooth(curve: Curve, steps: int) -> tuple[Floats, int]:
     """Moving average over a run's steps, (N,), and the window in steps.
 
-    The window is `SMOOTHED` of the run, and at least 11 buckets if the run has so many. It is
+    The window is `SMOOTHED` of the run, and at least 11 buckets if the run has that many. It is
     centred; towards the first step it shrinks on both sides, so that a steep start is not shifted,
     and at the last step it is cut.
     """

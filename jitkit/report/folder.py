@@ -90,7 +90,7 @@ def open_run(folder: Path, show: Show = lambda done: None) -> Run:
         show: called with the number of bytes of its metrics read so far.
 
     Raises:
-        RecipeError: the folder is no run.
+        RecipeError: the folder is not a run folder.
     """
     if (folder / "state.json").is_file() and folder.parent.name == "checkpoints":
         folder = folder.parent.parent

@@ -74,7 +74,7 @@ def embed_previews(
     for step in steps:
         try:
             data, size = encode_webp(files[step], budget // len(steps))
-        except (OSError, ValueError, SyntaxError) as error:  # torn, or no image
+        except (OSError, ValueError, SyntaxError) as error:  # truncated, or not an image
             notes.append(f"{files[step].name} cannot be read ({error})")
             continue
         images.append(EmbeddedImage(step, *size, data_uri(data), best=step == nearest))
@@ -92,7 +92,7 @@ def encode_webp(path: Path, budget: int) -> tuple[bytes, tuple[int, int]]:
     Lossless if it is small; else at the best quality and size that fit.
 
     Raises:
-        OSError, ValueError, SyntaxError: the file is torn, no PNG, or far too large.
+        OSError, ValueError, SyntaxError: the file is truncated, not a PNG, or far too large.
     """
     from PIL import Image
 
@@ -117,7 +117,7 @@ def encode_webp(path: Path, budget: int) -> tuple[bytes, tuple[int, int]]:
 
 
 def _attempts(image: Image) -> Iterator[bytes]:
-    """The image encoded in fewer and fewer bytes."""
+    """Encodings of the image with decreasing size."""
     if image.width * image.height <= LOSSLESS:
         yield _webp(image, lossless=True)
     for quality in QUALITIES:

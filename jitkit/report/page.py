@@ -58,7 +58,7 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
             first run's folder for several runs. An existing report is replaced.
 
     Raises:
-        RecipeError: a folder is no run or is given twice, or ``out`` exists and is no report.
+        RecipeError: a folder is not a run or is given twice, or ``out`` is not a report.
     """
     if not runs:
         raise RecipeError("no run is given; name the folder of one, such as runs/digits")
@@ -121,7 +121,7 @@ def page(runs: Sequence[Run]) -> str:
 
 
 def _check_free(path: Path) -> None:
-    """Raise a RecipeError if a path exists and is no report."""
+    """Raise a RecipeError if a path exists and is not a report."""
     if path.is_dir():
         raise RecipeError(f"--out {path} is a folder; name a file, such as {path / 'report.html'}")
     if path.is_file():

@@ -70,7 +70,7 @@ class DomainRecord:
 
     Attributes:
         section: section ``domain`` of the recipe; None if the adapter was given in Python.
-        metadata: of the training data, from `Domain.metadata`.
+        metadata: metadata of the training data, from `Domain.metadata`.
         num_items: items of the training split; None if the model was not trained by jitkit.
     """
 
@@ -158,7 +158,7 @@ def _save_tensors(tensors: Mapping[str, Tensor], path: Path, team: Team) -> Exce
     try:
         if any(isinstance(value, DTensor) for value in tensors.values()):
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that each rank wrote its own file, as intended
+                warnings.simplefilter("ignore")  # torch warns that each rank wrote its own file
                 values = {name: value.detach() for name, value in tensors.items()}
                 writer = HuggingFaceStorageWriter(str(path), save_distributed=True)
                 save_shards(values, storage_writer=writer)
@@ -388,7 +388,7 @@ def layout_difference(
 
     Args:
         model: layout and conditions as in ``model.json``.
-        layout, conditions: of the data.
+        layout, conditions: those of the data.
     """
     both = (describe(*described(model)), describe(layout, conditions))  # new keys get defaults
     return changes(*(json.loads(json.dumps(each)) for each in both))
@@ -562,7 +562,7 @@ def _from_shards(folder: Path) -> dict[str, Tensor]:
     """The whole tensors of a folder of shards, read in this process only."""
     reader = HuggingFaceStorageReader(str(folder))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that there is no process group, as intended
+        warnings.simplefilter("ignore")  # torch warns that there is no process group
         entries = reader.read_metadata().state_dict_metadata
         tensors = {
             name: torch.empty(entry.size, dtype=entry.properties.dtype)

@@ -27,7 +27,7 @@ def write_best(folder: Path, settings: Mapping[str, Any], about: Mapping[str, An
     """Write the default settings of a run.
 
     Args:
-        folder: of the run.
+        folder: the run's folder.
         settings: values by key, ``"sample.guidance"`` or ``"ema"``.
         about: their origin, kept for the reader.
     """
@@ -45,7 +45,7 @@ def write_best(folder: Path, settings: Mapping[str, Any], about: Mapping[str, An
 def read_best(folder: Path) -> tuple[dict[str, Any], str | None, int | None]:
     """Values by recipe key, the name of the EMA, and the step for which they were found.
 
-    Empty and None without a file. Keys that an earlier jitkit named otherwise get today's names.
+    Empty and None without a file. Keys renamed since an earlier version get their current names.
 
     Raises:
         RecipeError: the file is not one that `write_best` writes.
@@ -82,7 +82,7 @@ def with_best(
     """Overrides and EMA on top of a run's defaults; the defaults used are shown on standard error.
 
     Args:
-        folder: of the run.
+        folder: the run's folder.
         overrides, ema: as requested.
     """
     keys, best_ema, step = read_best(folder)

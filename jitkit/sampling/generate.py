@@ -130,7 +130,7 @@ def _batches(
     size = min(size, -(-n // team.world))
     for offset in range(0, n, size * team.world):
         own = offset + team.rank * size
-        start = min(own, n - 1)  # a rank without work samples too: all ranks must call the network
+        start = min(own, n - 1)  # idle ranks sample as well, since all ranks must call the network
         part = conditioning.part(slice(start, min(start + size, n)))
         x = sample(
             denoiser,

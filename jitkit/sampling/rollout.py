@@ -205,7 +205,7 @@ def forecast(
         team: the processes that share the work.
 
     Returns:
-        A line on the contents of the file.
+        One line that describes the content of the file.
 
     Raises:
         RecipeError: ``out`` holds something else, or forecasts with other settings.
@@ -272,7 +272,7 @@ def _begun(part: Path) -> dict[str, Any] | None:
 
 
 def _check_output(out: Path, begun: Mapping[str, Any] | None, record: Mapping[str, Any]) -> None:
-    """Refuse a path that holds no forecast, or a forecast with other settings."""
+    """Refuse a path whose content is not a forecast, or a forecast with other settings."""
     if begun is None:
         if out.exists():
             raise RecipeError(f"--out {out} exists and is no forecast; choose a new name")
@@ -301,7 +301,7 @@ def _fill(
     stop: Stop,
     team: Team,
 ) -> str | None:
-    """Sample the missing states of this rank's batches; the name of a signal that stopped it."""
+    """Sample the missing states of this rank's batches; return a stopping signal's name."""
     members = [(start, member) for start in shape.starts for member in range(shape.members)]
     size = rollout.batch_size
     batches = [members[first : first + size] for first in range(0, len(members), size)]

@@ -174,7 +174,7 @@ def read_box(source: Source, box: Box, fetch: Fetch, dtype: np.dtype[Any]) -> Ar
         source: where the chunks come from; only its ``starts`` are used.
         box: for each axis a slice with start, stop and positive step, inside the array.
         fetch: returns chunks, possibly padded past the end of the array.
-        dtype: of the result; values are cast while copying.
+        dtype: dtype of the result; values are cast while copying.
     """
     cuts = [chunk_slices(starts, cut) for starts, cut in zip(source.starts, box, strict=True)]
     out = np.empty([len(range(cut.start, cut.stop, cut.step)) for cut in box], dtype)

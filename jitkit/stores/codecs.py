@@ -77,7 +77,7 @@ class Decoder:
     """Decoder of the bytes of a chunk into an array.
 
     Attributes:
-        shape: of the array.
+        shape: shape of the array.
         dtype: as stored, with its byte order.
         steps: codecs with a ``decode``, in decoding order.
         axes: the order of axes in storage; None is that of ``shape``.

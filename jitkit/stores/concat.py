@@ -16,7 +16,7 @@ from jitkit.utils.types import Array
 if TYPE_CHECKING:
     import xarray
 
-SAMPLE = "sample"  # of The Well: simulations are concatenated, without a coordinate
+SAMPLE = "sample"  # dimension of The Well: simulations are concatenated, without a coordinate
 COMPARED = 2**22  # cells up to which a variable without the dimension is compared between files
 
 

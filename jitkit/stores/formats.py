@@ -71,7 +71,7 @@ def open_file(location: Location, path: str, group: str | None) -> Iterator[Open
 
 
 def format_of(head: bytes) -> str | None:
-    """The format by a file's first bytes; None if it is not supported.
+    """The format according to a file's first bytes; None if it is not supported.
 
     >>> format_of(b"CDF\\x01"), format_of(b"GRIB")
     ('netcdf3', None)

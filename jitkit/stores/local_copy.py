@@ -45,9 +45,9 @@ class CopiedVariable:
 
     Attributes:
         name: as in the source.
-        info: of the source variable.
+        info: metadata of the source variable.
         entries: source entries to copy, along each dimension.
-        chunks: of the copy.
+        chunks: chunk sizes of the copy.
         dtype, encoding: as in the source if the same in all files, else physical values in
             float32.
         raw: whether stored values are copied unchanged.
@@ -90,7 +90,7 @@ class LocalCopy:
         """Open an existing copy or start one.
 
         Args:
-            folder: of the complete copy.
+            folder: folder of the complete copy.
             description: the content of the copy, as JSON.
 
         Raises:

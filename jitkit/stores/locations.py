@@ -88,7 +88,7 @@ class _Descriptor:
     def __init__(self, path: str) -> None:
         self.fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
 
-    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # os may be gone
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # os may be unset
         if hasattr(self, "fd"):
             close(self.fd)
 

@@ -20,8 +20,8 @@ class Opened:
 
     Attributes:
         raw: every variable, undecoded; usable inside the opener's context.
-        sources: of the numeric variables, by name; usable after the context.
-        location: of its bytes.
+        sources: chunk sources of the numeric variables, by name; usable after the context.
+        location: location of its bytes.
     """
 
     raw: xarray.Dataset

@@ -84,9 +84,9 @@ def contiguous_source(
     """The source of an array that starts at byte ``offset`` of a file.
 
     Args:
-        location: of the file.
+        location: location of the file.
         offset: in bytes.
-        shape: of the array.
+        shape: shape of the array.
         dtype: with its byte order.
         stride: bytes from one first index to the next, if other records are interleaved.
         fortran: the first axis varies fastest.

@@ -74,8 +74,8 @@ class Piece:
     """The part of a variable in one file.
 
     Attributes:
-        path: of the file.
-        source: of its chunks.
+        path: path of the file.
+        source: source of its chunks.
         decode: decoding of stored values; None for text and times, which ``source`` decodes.
     """
 

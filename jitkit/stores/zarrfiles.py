@@ -148,8 +148,8 @@ def zarr_source(array: Any, location: Location, make: Callable[[], Any]) -> Sour
     """The source of an open Zarr array.
 
     Args:
-        array: of zarr-python.
-        location: of its store.
+        array: a zarr-python array.
+        location: location of its store.
         make: reopens the array in another process.
     """
     meta = array.metadata.to_dict()

@@ -44,7 +44,7 @@ class _Pending:
     """A step to be logged; its losses are still on the device.
 
     Attributes:
-        items: of the whole batch, if the step was skipped.
+        items: item indices of the whole batch, if the step was skipped.
     """
 
     step: int
@@ -74,7 +74,7 @@ class _Pending:
 class RunLog:
     """The log of one run, gathered from all ranks; only rank 0 writes.
 
-    Records that a full disk does not take are kept and written later.
+    Records that cannot be written to a full disk are kept and written later.
 
     Attributes:
         meter: throughput and time spent waiting for data; exists while the log is open.
@@ -134,7 +134,7 @@ class RunLog:
         """Log the learner's last step at the next flush.
 
         Args:
-            items: of the whole batch; needed if the step was skipped.
+            items: item indices of the whole batch; needed if the step was skipped.
         """
         self._pending.append(_Pending(self.learner.step, result, items))
 
@@ -189,7 +189,7 @@ class RunLog:
         return bool(self.team.max([self.team.is_main and self._write()])[0])
 
     def _write(self) -> bool:
-        """Write the unwritten records to ``metrics.jsonl``; whether it worked."""
+        """Write the unwritten records to ``metrics.jsonl``; return whether this succeeded."""
         try:
             append_lines(self.folder / "metrics.jsonl", self._unwritten)
         except OSError as error:
@@ -210,13 +210,13 @@ class RunLog:
         return self._retry_at is not None and time.monotonic() > self._retry_at
 
     def cancel_retry(self) -> None:
-        """Everything is written."""
+        """Cancel the scheduled retry, because everything is written."""
         self._retry_at = None
 
     # Progress
 
     def report_speed(self) -> None:
-        """Print a line now and then if there is no progress bar; log throughput."""
+        """Print a line periodically if there is no progress bar; log throughput."""
         now, step = time.monotonic(), self.learner.step
         if not sys.stderr.isatty() and now - self._line_at > LINE_SECONDS:
             self._line_at = now

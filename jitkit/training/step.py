@@ -49,9 +49,9 @@ class StepResult:
     """Result of one optimizer step on this rank.
 
     Attributes:
-        losses: of this rank's samples in batch order, (n,), on the device.
+        losses: losses of this rank's samples in batch order, (n,), on the device.
         t: their times, (n,).
-        learning_rate: of this step.
+        learning_rate: learning rate of this step.
         gradient_norm: over all ranks, before clipping.
         skip_reason: why the step was skipped (no finite loss or gradient); None if it was not.
         overflow: only the float16 gradient overflowed; the loss scale has been lowered since.
@@ -185,7 +185,7 @@ class Learner:
             self.denoiser.train()
 
     def load_ema(self, name: str) -> Denoiser:
-        """The model with an EMA's weights loaded for good, in eval mode."""
+        """The model with an EMA's weights loaded permanently, in eval mode."""
         network = self.denoiser.network
         reshard(network)
         with torch.no_grad():
@@ -249,7 +249,7 @@ class Learner:
         )
 
     def _update(self, lr: float) -> tuple[float, str | None]:
-        """Apply the gradient to weights and EMAs; its norm, and why the step was skipped if so."""
+        """Update weights and EMAs; return the gradient norm and the reason for a skipped step."""
         section = self.recipe.train
         gradients = [p.grad for p in self.denoiser.network.parameters() if p.grad is not None]
         scale = self.scale.value if self.scale else 1.0
@@ -331,7 +331,7 @@ def _compile(compile_blocks: Callable[[], Any], device: torch.device) -> bool:
     try:
         probe = torch.compile(lambda x: x * 2 + 1)
         probe(torch.ones(8, device=device, requires_grad=True)).sum().backward()
-    except Exception as error:  # no C compiler, no Triton: many types, all of the machine's making
+    except Exception as error:  # e.g. no C compiler or no Triton; many exception types
         why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         warn(f"torch.compile does not work on this machine ({why}); training continues uncompiled")
         return False

@@ -19,7 +19,7 @@ SMOOTHING_STEPS = 50  # time constant of the smoothed loss
 SHOWN_SECONDS = 2.0  # shortest window of the values beside the progress bar
 LINE = 79  # characters
 PEAK_SECONDS = 0.3  # for measuring the peak, about
-PRODUCT_SECONDS = 0.03  # of one timing: long against clock resolution and kernel launch
+PRODUCT_SECONDS = 0.03  # of one timing: long compared with clock resolution and kernel launch
 SIDES = (256, 8192)  # of the matrices: first, and largest (0.4 GiB for three in bfloat16)
 
 
@@ -72,7 +72,7 @@ class Meter:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Context of work that is no training (previews, validation): its time is not counted."""
+        """Context of work other than training (previews, validation): its time is not counted."""
         began = self.clock()
         try:
             yield

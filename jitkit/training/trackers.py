@@ -45,7 +45,7 @@ CLOSE_SECONDS = 300.0  # to wait at the end for pending requests
 
 
 class Backend(Protocol):
-    """One tracker. If it raises, it gets nothing more of the run."""
+    """One tracker. After an exception it is no longer used in this run."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
 
@@ -77,7 +77,7 @@ class Trackers:
         failed = sys.exc_info()[1] is not self._outer
         self._each(lambda backend: backend.close(failed=failed))
         for backend in self._failed:
-            with suppress(Exception):  # its first failure was warned of
+            with suppress(Exception):  # its first failure was already reported
                 backend.close(failed=True)
         self._backends.clear()
         self._failed.clear()
@@ -86,7 +86,7 @@ class Trackers:
         for name, backend in list(self._backends.items()):
             try:
                 call(backend)
-            except Exception as error:  # libraries, disks and networks raise anything
+            except Exception as error:  # libraries, disks and networks raise many exception types
                 _warn_failed(name, error)
                 self._failed.append(self._backends.pop(name))
 
@@ -145,7 +145,7 @@ def _installed(requested: Literal["auto"] | Sequence[str]) -> list[str]:
 
 
 def _is_installed(*packages: str) -> bool:
-    """Whether they can be imported; a mere folder of that name, as W&B leaves, has no origin."""
+    """Whether they can be imported; a plain folder of that name, as W&B creates, is no package."""
     specs = [find_spec(package) for package in packages]
     return all(spec is not None and spec.origin is not None for spec in specs)
 
@@ -348,7 +348,7 @@ class _MLflow:
             self._client.log_batch(self._id, params=params[k : k + PARAMETERS])
 
     def _experiment(self) -> str:
-        """The experiment's id; created if it does not exist, perhaps by another run meanwhile."""
+        """The experiment's id; created if absent; another run may create it concurrently."""
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
         experiment = self._client.get_experiment_by_name(name)
         if experiment is None:
@@ -399,7 +399,7 @@ OPEN: dict[str, Callable[[Path, Mapping[str, Any], int], Backend]] = {
 
 
 def _mlflow_server() -> str | None:
-    """The store that the user has set."""
+    """The tracking URI that the user has set."""
     return os.environ.get("MLFLOW_TRACKING_URI")
 
 

@@ -208,7 +208,7 @@ class Trainer:
                 yield self.log.meter.line()
 
     def evaluate(self) -> None:
-        """Score samples of the first EMA, which replaces the model's weights for good."""
+        """Score samples of the first EMA, which replaces the model's weights permanently."""
         recipe, learner = self.recipe, self.learner
         name = decay_name(recipe.train.ema[0])
         model = {"step": learner.step, "ema": name}
@@ -295,9 +295,7 @@ class Trainer:
             if last:
                 self._save_until_written()
             elif retry or learner.step % section.save_every_steps == 0:
-                if (
-                    not self._skipped_in_a_row
-                ):  # a diverging run must not push out its last good one
+                if not self._skipped_in_a_row:  # a diverging run must keep its last good one
                     self._save()
             if self._due(section.preview_every_steps) and (path := self.previews.draw()):
                 self.log.add_preview(path)

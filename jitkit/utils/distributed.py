@@ -33,7 +33,7 @@ class Team:
     """The process group of a run.
 
     Attributes:
-        rank: of this process, counted from 0; only rank 0 writes files and prints.
+        rank: rank of this process, counted from 0; only rank 0 writes files and prints.
         world: number of processes.
     """
 

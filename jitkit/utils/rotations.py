@@ -45,7 +45,7 @@ def superpose(moving: Array, fixed: Array, weights: Array | None = None) -> Arra
     Args:
         moving: (..., N, 3).
         fixed: (N, 3), the matching points in the same order.
-        weights: of the points, (N,); equal by default.
+        weights: weights of the points, (N,); equal by default.
 
     Returns:
         (..., N, 3) float64, with the least weighted sum of squared distances over all proper

@@ -18,7 +18,7 @@ class Stop:
     """Signal handler that records a request to stop.
 
     Attributes:
-        name: of the signal received, such as ``"SIGTERM"``; None if there was none.
+        name: name of the signal received, such as ``"SIGTERM"``; None if there was none.
     """
 
     def __init__(self) -> None:

@@ -1,8 +1,9 @@
 """Additive summaries of array items: marginals, spread, correlations, patches, nearest neighbours.
 
-A set of items is scored from the sum of its summaries, and a bootstrap resample from a weighted
-sum, without reading items again. Every summary is first fitted to real items: that fixes the cells,
-rows and patches in use (drawn once with a fixed seed, where there are data) and the histogram bins.
+A set of items is scored from the sum of its summaries, and a resample from the sum over
+its items, without reading them again. Every summary is first fitted to real items: that fixes the
+cells, rows and patches in use (drawn once with a fixed seed, where there are data) and the
+histogram bins.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from jitkit.metrics.forecasts.climatology import Climatology, StateSeries, subsa
 from jitkit.utils.console import bar
 from jitkit.utils.types import Array
 
-WINDOW = 15 / 365  # of the year: maximum distance in season of states of other years
+WINDOW = 15 / 365  # fraction of a year: maximum difference in day of the year
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # per pair, on standardised anomalies
 PRIOR_WEIGHTS = (0.0, 1.0)  # weight of a cell's own anomaly at infinite ridge
 CANDIDATES = tuple(product(PRIOR_WEIGHTS, RIDGES))
@@ -145,9 +145,9 @@ class LinearRegression:
 
         Args:
             states: the series.
-            climatology: of the training states.
+            climatology: climatology of the training states.
             positions: first states of the pairs.
-            kinds: of X1..Xn, ``"line"`` or ``"circle"``.
+            kinds: axis kinds of X1..Xn, ``"line"`` or ``"circle"``.
 
         Raises:
             DataError: there is no pair.
@@ -256,7 +256,7 @@ def neighbourhood(anomaly: Array, kinds: Sequence[str]) -> Array:
 
     Args:
         anomaly: (C, X1..Xn).
-        kinds: of X1..Xn; circles are periodic, lines are padded with zeros.
+        kinds: axis kinds of X1..Xn; circles are periodic, lines are padded with zeros.
     """
     values = np.nan_to_num(anomaly)
     for axis, kind in enumerate(kinds, 1):
@@ -299,11 +299,11 @@ def baselines(
 
     Args:
         states: the series.
-        kinds: of X1..Xn, ``"line"`` or ``"circle"``.
-        members: of the climatological ensemble.
+        kinds: axis kinds of X1..Xn, ``"line"`` or ``"circle"``.
+        members: size of the climatological ensemble.
         max_steps: length of a forecast in steps.
         max_states: maximum number of training states, and of pairs, to read.
-        seed: of random draws.
+        seed: seed of random draws.
     """
     positions = subsample(states.train, max_states, seed)
     climatology = Climatology.fit(states, positions)

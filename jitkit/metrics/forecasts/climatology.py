@@ -81,9 +81,9 @@ class Climatology:
     """Mean of each cell by day of the year and hour of the day.
 
     Attributes:
-        year_fraction: of each state of the series, (n,).
+        year_fraction: fraction of the year of each state of the series, (n,).
         hour_index: index of each state's hour of the day, (n,).
-        harmonics: of the annual cycle, 0 if training spans less than a year.
+        harmonics: number of harmonics of the annual cycle, 0 if training spans less than a year.
         coefficients: (H, 1 + 2 harmonics, C, X1..Xn); NaN in cells that were never observed.
         deviation: standard deviation of a channel's anomalies over cells and times, (C,).
     """

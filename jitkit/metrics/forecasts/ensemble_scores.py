@@ -74,7 +74,7 @@ class ScoreFrame:
     Attributes:
         channels: C names.
         axes: name and kind (``"line"`` or ``"circle"``) of X1..Xn.
-        weights: of the cells, (X1..Xn), such as areas; only their ratios matter.
+        weights: weights of the cells, (X1..Xn), such as areas; only their ratios matter.
     """
 
     channels: Sequence[str]
@@ -95,7 +95,7 @@ class ScoreFrame:
 class ScoreAccumulator:
     """Score sums of one forecast system over cells, by initial time, lead and channel.
 
-    Needs some hundred values for each of them, independent of the grid.
+    Stores a few hundred values for each of these, independent of the grid size.
 
     Args:
         frame: channels, axes, weights.
@@ -257,7 +257,7 @@ def block_bootstrap_indices(n: int, length: int, rng: np.random.Generator) -> Ar
 
     Args:
         n: number of initial times.
-        length: of a block; should exceed the decorrelation time of the errors.
+        length: block length; should exceed the decorrelation time of the errors.
         rng: random generator.
     """
     starts = rng.integers(0, n, -(-n // length))

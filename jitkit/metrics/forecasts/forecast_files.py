@@ -50,9 +50,9 @@ class ForecastFile:
         """Open a file.
 
         Args:
-            path: of the store or file.
+            path: path of the store or file.
             states: the verifying analyses.
-            name: of the system.
+            name: name of the system.
             grid: dimensions X1..Xn of the analysis with their coordinates, None without.
 
         Raises:
@@ -72,7 +72,7 @@ class ForecastFile:
         self.starts, self.leads = list(self._row), list(self._column)
 
     def forecast(self, start: int, steps: int) -> Array:
-        """(members, C, X1..Xn), as `System`."""
+        """(members, C, X1..Xn), as `ForecastSystem`."""
         at = {TIME: self._row[start], LEAD: self._column[steps]}
         fields = [self._read(name, at | level) for name, level in self._channels]
         return np.stack(fields, axis=1)

@@ -34,7 +34,7 @@ def verification_table(
     Args:
         rows: from `Verification.rows`.
         verification: their source.
-        units: of channels, by name.
+        units: units of the channels, by name.
     """
     plan, channels = verification.plan, list(verification.frame.channels)
     shown = [channels[i] for i in linspace_indices(len(channels), CHANNELS)]

@@ -49,8 +49,8 @@ class VerificationPlan:
     Attributes:
         starts: positions of the initial times, in order, (I,).
         leads: lead times in steps, ascending, (L,).
-        labels: of the leads, such as ``24h``.
-        seed: of tie-breaking of ranks, and of resampling.
+        labels: labels of the leads, such as ``24h``.
+        seed: seed for tie-breaking of ranks and for resampling.
     """
 
     starts: Sequence[int]
@@ -64,8 +64,8 @@ class Deviations:
     """Bootstrap standard deviations, by system and score, (L, C) each.
 
     Attributes:
-        score: of the scores.
-        difference: of the model's score minus the system's, on the same resamples.
+        score: deviations of the scores.
+        difference: deviations of the model's score minus the system's, on the same resamples.
     """
 
     score: Mapping[str, ScoreSums]
@@ -78,7 +78,7 @@ class Verification:
 
     Attributes:
         plan, frame: what was scored.
-        accumulators: of each system by name, the model first.
+        accumulators: score sums of each system by name, the model first.
     """
 
     plan: VerificationPlan
@@ -118,7 +118,7 @@ class Verification:
         for a single initial time.
 
         Args:
-            units: of channels, by name.
+            units: units of the channels, by name.
         """
         values, chance = self.scores(), self.expected_by_chance()
         rows = {}
