@@ -49,7 +49,7 @@ def draw_picture(
 
 
 def _draw_fields(figure: Any, fields: GaussianFields, kinds: Sequence[Array]) -> None:
-    """Rows are channels; some fields of each kind, the seam turned into the middle."""
+    """Rows are channels; some fields of each kind, rolled so that the seam is in the middle."""
     axes = figure.subplots(2, len(kinds) * SHOWN, sharex=True, sharey=True)
     half = fields.columns // 2
     for c, (channel, unit) in enumerate(zip(CHANNELS, UNITS, strict=True)):
@@ -69,7 +69,7 @@ def _draw_fields(figure: Any, fields: GaussianFields, kinds: Sequence[Array]) ->
 
 
 def _draw_spectrum(ax: Any, k: Array, known: Array, found: Estimate, axis: str) -> None:
-    """Known power as lines, that of samples as dots with two standard errors."""
+    """Exact power as lines, power of samples as dots with two standard errors."""
     for c, (channel, color) in enumerate(zip(CHANNELS, COLORS, strict=True)):
         ax.plot(k, known[c], color=color, lw=1, label=f"{channel}, known")
         error = 2 * found.error[c]
@@ -79,7 +79,7 @@ def _draw_spectrum(ax: Any, k: Array, known: Array, found: Estimate, axis: str) 
 
 
 def _draw_jumps(ax: Any, fields: GaussianFields, sampled: Array) -> None:
-    """Distribution functions of jumps across the seam and on the other side of the circle."""
+    """Distribution functions of jumps across the seam and on the opposite side of the circle."""
     seam, opposite = fields.jumps(standardized(sampled))
     share = (np.arange(len(seam)) + 0.5) / len(seam)
     for c, (channel, color) in enumerate(zip(CHANNELS, COLORS, strict=True)):

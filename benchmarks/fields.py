@@ -4,19 +4,19 @@
 
 Draws 64,000 fields of two correlated channels on 16 x 32 cells (`benchmarks.gaussian`: a line and a
 circle, an island without data), writes them as a Zarr store, trains a small model and samples it.
-What it must show, on two cores and in under 5 minutes of training:
+Requirements, on two cores and with under 5 minutes of training:
 
 - power at each wavenumber down to the length of a patch, 4 cells, along the circle and along the
-  line, within 10 % of the known;
-- no seam on the circle: jumps across it are distributed as those on the other side (two-sample
-  Kolmogorov-Smirnov at the 1 % level), their mean square is within 10 % of that at other edges of
-  tokens, and that within 10 % of the one inside tokens;
-- mean and standard deviation within 3 % of the known standard deviation, correlation within 0.03;
+  line, within 10 % of the exact value;
+- no seam on the circle: jumps across it are distributed as those on the opposite side (two-sample
+  Kolmogorov-Smirnov test at the 1 % level); their mean square is within 10 % of that at other
+  edges of tokens, which is within 10 % of that inside tokens;
+- mean and standard deviation within 3 % of the exact standard deviation, correlation within 0.03;
 - data missing on the island and nowhere else.
 
-Beside the samples there are as many true fields, which show the effect of chance, and the results
-of the exact sampler (in closed form, as the distribution is known) from the same noise.
-``--as-line`` declares the circle axis as a line, to see what a seam looks like.
+The table also has the same number of true fields, which show the sampling error, and the results
+of the exact sampler (in closed form, because the distribution is known) from the same noise.
+``--as-line`` declares the circle axis as a line, to show the effect of a seam.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ RECIPE: dict[str, Any] = {
         "val": 0.02,
     },
     "model": {"width": 128, "depth": 3, "heads": 4, "patch": PATCH, "in_context_tokens": 0},
-    # Times near 0 and 1 decide on the largest and the smallest waves, so more of them are drawn.
+    # Times near 0 and 1 determine the longest and shortest wavelengths, so more are drawn there.
     "diffusion": {"P_mean": -0.8, "P_std": 1.2},
     "train": {
         "steps": 2000,
@@ -89,13 +89,13 @@ RECIPE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table: a measure and what is demanded of it.
+    """A row of the table: a metric and its requirement.
 
     Attributes:
-        name: of the measure.
-        numbers: of true fields, of the exact sampler, of samples.
-        error: standard error of the last; NaN where it has none.
-        demand: in words.
+        name: of the metric.
+        numbers: values of true fields, of the exact sampler, of samples.
+        error: standard error of the last; NaN if unknown.
+        demand: the requirement, as text.
         met: whether the samples meet it.
     """
 
@@ -107,7 +107,7 @@ class Row:
 
     @classmethod
     def near(cls, name: str, estimates: Sequence[Estimate], known: float, reach: float) -> Row:
-        """A measure that must come so near to a known number."""
+        """A metric that must be within a tolerance of a known value."""
         true, exact, sampled = (float(estimate.value) for estimate in estimates)
         error, demand = float(estimates[2].error), f"{known:g} within {reach:g}"
         return cls(name, (true, exact, sampled), error, demand, abs(sampled - known) <= reach)
@@ -121,7 +121,7 @@ class Row:
 def train(
     fields: GaussianFields, items: int, overrides: Sequence[str], folder: Path, *, as_line: bool
 ) -> tuple[Path, float]:
-    """Write the data and train on them; the run's folder and the seconds it took."""
+    """Write the data and train on them; returns the folder of the run and the seconds."""
     data = folder / "fields.zarr"
     write_zarr(fields.draw(items, np.random.default_rng(0)), fields, data)
     axes = {"latitude": "line", "longitude": "line" if as_line else "circle"}
@@ -134,7 +134,7 @@ def train(
 def sample(
     run: Path, fields: GaussianFields, n: int, overrides: Sequence[str]
 ) -> tuple[Array, Array]:
-    """Fields that the model makes, and where the exact sampler ends from the same noise.
+    """Samples of the model, and the results of the exact sampler from the same noise.
 
     Both are (n, 2, rows, columns), in K and Pa.
     """
@@ -146,7 +146,7 @@ def sample(
 
 
 def compare(fields: GaussianFields, true: Array, exact: Array, sampled: Array) -> list[Row]:
-    """The table of true fields, exact and own samples, all (N, 2, rows, columns) in K and Pa."""
+    """The table of true fields, exact sampler and samples, (N, 2, rows, columns) in K and Pa."""
     three = [standardized(values) for values in (true, exact, sampled)]
     wrong = [float((np.isnan(z) != fields.island).mean()) for z in three]
     name = "share of cells wrongly missing or present"
@@ -174,7 +174,7 @@ def _marginal_rows(three: Sequence[Array]) -> list[Row]:
 
 
 def _spectrum_rows(axis: str, known: Array, three: Sequence[Estimate], resolved: int) -> list[Row]:
-    """The wavenumber whose power is farthest off, from 1 to the resolved one, by channel."""
+    """The wavenumber with the largest error of power, from 1 to the resolved one, by channel."""
     rows = []
     for c, channel in enumerate(CHANNELS):
         off = np.abs(three[2].value[c] / known[c] - 1)

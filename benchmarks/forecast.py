@@ -54,21 +54,21 @@ EXACT = "optimum"
 MOST_SECONDS = 1800
 DOCS = Path(__file__).parents[1] / "docs"
 HEADING = "## Forecasts of a system that is known"
-CHECKED = ((1, 0.05, 0.05), (STEPS, 0.1, 0.1))  # step, reach of CRPS, reach of spread over RMSE
+CHECKED = ((1, 0.05, 0.05), (STEPS, 0.1, 0.1))  # step, tolerance of CRPS, of spread over RMSE
 SPECTRUM = 0.1
 RECIPE: dict[str, Any] = {
     "domain": {
         "name": "weather",
         "task": "forecast",
         "lead": f"{HOURS}h",
-        # A change would carry the noise of two steps: the pressure drifts by two cells in one.
+        # A change would have the noise of two steps: the pressure drifts by two cells per step.
         "target": "state",
         "variables": list(CHANNELS),
         "static": ["land_sea_mask"],
         "val": 0.05,
     },
     "model": {"width": 128, "depth": 3, "heads": 4, "patch": PATCH, "in_context_tokens": 0},
-    # Times near 0 and 1 decide on the largest and the smallest waves, so more of them are drawn.
+    # Times near 0 and 1 determine the longest and shortest wavelengths, so more are drawn there.
     "diffusion": {"P_mean": -0.8, "P_std": 1.2},
     "train": {
         "steps": 5000,
@@ -89,7 +89,7 @@ RECIPE: dict[str, Any] = {
 
 
 class ExactEnsemble:
-    """The forecast distribution itself, as a system: members from the exact recursion."""
+    """The exact forecast distribution as a forecast system: members from the known recursion."""
 
     name = EXACT
 
@@ -132,14 +132,14 @@ class Row:
 
 
 def command(*words: object) -> float:
-    """Run a command of jitkit; the seconds it took."""
+    """Run a command of jitkit; returns the seconds it took."""
     began = time.monotonic()
     subprocess.run([sys.executable, "-m", "jitkit", *map(str, words)], check=True)
     return time.monotonic() - began
 
 
 def scored(run: Path, file: Path, fields: DriftingFields) -> Verification:
-    """The file's forecasts, exact ones from the same states and the baselines, side by side."""
+    """Forecasts of the file, exact forecasts from the same states, and the baselines."""
     domain: Any = jitkit.load(run).domain
     states = domain.states()
     model = ForecastFile(file, states, MODEL, grid_coordinates(domain.layout, domain.metadata()))
@@ -156,7 +156,7 @@ def scored(run: Path, file: Path, fields: DriftingFields) -> Verification:
 
 
 def compare(found: Verification) -> list[Row]:
-    """The table: what is demanded of the model beside what all systems have."""
+    """The table: scores of all systems, and the requirements of the model."""
     values, rows = found.scores(), list[Row]()
     deviations = found.deviations.score[MODEL]
     for step, crps, skill in CHECKED:
@@ -183,7 +183,7 @@ def compare(found: Verification) -> list[Row]:
 
 
 def _spectrum_row(found: Verification, axis: str, at: tuple[int, int], where: str) -> Row:
-    """The wavenumber at which the members' power is farthest from the exact ensemble's."""
+    """The wavenumber where the members' power differs most from the exact ensemble's."""
     sizes = dict(zip((name for name, _ in found.frame.axes), found.frame.grid, strict=True))
     resolved = sizes[axis] // PATCH
     power = {name: sums.power_ratio(axis)[at] for name, sums in found.accumulators.items()}
@@ -230,7 +230,7 @@ def section_text(
 
 
 def filled(text: str, section: str) -> str:
-    """A document with the section under our heading made anew, or put before the last one."""
+    """The document with this section replaced, or inserted before the last section."""
     before, heading, after = text.partition(HEADING)
     if heading:
         _, following, rest = after.partition("\n## ")
@@ -253,7 +253,7 @@ def join_figures(maps: Path, scores: Path, path: Path) -> None:
 
 
 def main() -> None:
-    """Print the table; exit code 1 where a demand is not met."""
+    """Print the table; exit code 1 if a requirement is not met."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--series", type=int, default=40_000, help="steps of the series")
     parser.add_argument("--inits", type=int, default=64)

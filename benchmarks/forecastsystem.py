@@ -1,11 +1,13 @@
-"""A stochastic system whose forecasts are known: fields that drift, fade and are stirred anew.
+"""A stochastic system with known forecast distribution: fields with drift, damping and forcing.
 
-x[s + 1] = M (A x[s] + e[s]) on a line of latitudes and a circle of longitudes, two channels.
-A carries each channel round the circle by whole cells a step and damps wavenumber k by a(k); e is
-Gaussian noise, correlated over cells and channels, white in time; M sets an island to zero, which
-no data are given of. What is seen of a state is then all that its future depends on, and the
-forecast s steps ahead is Gaussian: its mean is (M A)^s x, its covariance V[s] = (M A) V[s - 1]
-(M A)' + M Q M. Without the island, power at wavenumber k is q(k) / (1 - a(k)²).
+    x[s + 1] = M (A x[s] + e[s]) on a line of latitudes and a circle of longitudes, two channels.
+
+A shifts each channel along the circle by an integer number of cells per step and damps wavenumber k
+by a(k). e is Gaussian noise, correlated over cells and channels, white in time. M sets an island to
+zero, where there are no data. The observed cells of a state therefore determine the distribution of
+its future. The forecast s steps ahead is Gaussian with mean (M A)^s x and covariance
+V[s] = (M A) V[s - 1] (M A)' + M Q M. Without the island, power at wavenumber k is
+q(k) / (1 - a(k)²).
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ UNITS = ("K", "Pa")
 MEANS = np.array([288.0, 101_325.0])[:, None, None]
 STDS = np.array([8.0, 600.0])[:, None, None]  # of the system without an island
 CORRELATION = 0.6  # of the channels' noise, at every wavenumber
-DRIFT = (1, 2)  # cells eastward a step
+DRIFT = (1, 2)  # cells eastward per step
 MEMORY = ((0.95, 6.0), (0.9, 8.0))  # (a0, k0) of a(k) = a0 / sqrt(1 + (k / k0)²)
 FALL = ((4.0, 2.0), (6.0, 1.5))  # (k0, q) of power ~ (1 + (k / k0)²)^-q
 REACH = 4.0  # cells of latitude, over which the exponential covariance falls to 1 / e
@@ -40,7 +42,7 @@ class DriftingFields:
 
     Attributes:
         rows, columns: cells of latitude and of longitude; both even.
-        has_island: whether a part of the grid is never seen.
+        has_island: whether a part of the grid is never observed.
     """
 
     rows: int = 16
@@ -49,7 +51,7 @@ class DriftingFields:
 
     @cached_property
     def island(self) -> Array:
-        """True where there are never data, (rows, columns): a quarter of each, across the seam."""
+        """True where data are always missing, (rows, columns): a quarter of each, at the seam."""
         rows, columns = np.indices((self.rows, self.columns))
         from_seam = np.minimum(columns, self.columns - 1 - columns)
         within = (rows >= self.rows // 8) & (rows < self.rows // 8 + self.rows // 4)
@@ -85,12 +87,12 @@ class DriftingFields:
         return self._coloured(rng.standard_normal((n, 2, self.rows, self.columns)))
 
     def series(self, steps: int, rng: np.random.Generator, *, spin_up: int = 200) -> Array:
-        """States one after the other, (steps, 2, rows, columns) float32, from a stationary start.
+        """Consecutive states, (steps, 2, rows, columns) float32, from a stationary start.
 
         Args:
-            steps: how many.
-            rng: the source of chance.
-            spin_up: steps from zero that are thrown away; the slowest mode has 0.95^200 left.
+            steps: number of states.
+            rng: the only source of randomness.
+            spin_up: discarded steps from zero; 0.95^200 of the slowest mode remains.
         """
         x: Array = np.zeros((2, self.rows, self.columns))
         for e in self.noise(spin_up, rng):
@@ -125,7 +127,7 @@ class DriftingFields:
         """M Q M."""
         size = 2 * self.rows * self.columns
         basis = np.eye(size).reshape(size, 2, self.rows, self.columns)
-        factor = self._coloured(basis).reshape(size, size)  # rows are the images of white noise
+        factor = self._coloured(basis).reshape(size, size)  # rows are the responses to unit vectors
         return factor.T @ factor
 
     def forecast_variance(self, steps: int) -> Array:
@@ -138,7 +140,7 @@ class DriftingFields:
 
     @cached_property
     def stationary_covariance(self) -> Array:
-        """V for ever: P = (M A) P (M A)' + M Q M, summed by doubling."""
+        """Stationary covariance: P = (M A) P (M A)' + M Q M, summed by doubling."""
         p, a = self.noise_covariance, self.step_matrix
         while np.abs(a).max() > 1e-9:
             p, a = p + a @ p @ a.T, a @ a
@@ -146,13 +148,13 @@ class DriftingFields:
 
     @cached_property
     def _carried(self) -> Array:
-        """What A does to each wave, complex, (2, columns / 2 + 1)."""
+        """Eigenvalue of A at each wavenumber, complex, (2, columns / 2 + 1)."""
         k = np.arange(self.columns // 2 + 1)
         turns = np.exp(-2j * np.pi * np.outer(DRIFT, k) / self.columns)
         return self.memory * turns
 
     def _coloured(self, white: Array) -> Array:
-        """White noise (n, 2, rows, columns) as noise of the system."""
+        """White noise (n, 2, rows, columns) with the covariance of the noise of the system."""
         k = np.arange(self.columns // 2 + 1)
         twice = np.where((k == 0) | (2 * k == self.columns), 1, 2)
         power = self.power * (1 - self.memory**2)
@@ -174,7 +176,7 @@ def standardised(values: Array) -> Array:
 
 
 def latitudes(fields: DriftingFields) -> Array:
-    """Middles of the rows in degrees, northernmost first, (rows,)."""
+    """Centres of the rows in degrees, from north to south, (rows,)."""
     return 90 - 180 * (np.arange(fields.rows) + 0.5) / fields.rows
 
 
@@ -204,10 +206,10 @@ def write_zarr(states: Array, fields: DriftingFields, path: Path, start: str) ->
 
 
 def optimum(fields: DriftingFields, steps: Sequence[int]) -> Array:
-    """Least expected CRPS of each cell, σ / √π of the exact forecast, in K and Pa.
+    """Minimal expected CRPS of each cell, σ / √π of the exact forecast, in K and Pa.
 
-    (CRPS of a Gaussian forecast, averaged over outcomes that come from it: Gneiting & Raftery 2007,
-    doi:10.1198/016214506000001437, equation 21.)
+    It is the CRPS of a Gaussian forecast, averaged over outcomes drawn from it (Gneiting & Raftery
+    2007, doi:10.1198/016214506000001437, equation 21).
 
     Returns:
         (len(steps), 2, rows, columns), zero on the island.

@@ -1,4 +1,4 @@
-"""Gaussian random fields on a circle x line grid, of which everything is known, and their measures.
+"""Gaussian random fields on a circle x line grid with known distribution, and metrics of them.
 
 Two channels: T = mean + std G1 and p = mean + std (r G1 + sqrt(1 - r²) G2), G1 and G2 independent,
 of unit variance and of covariance c(longitudes) x C(latitudes). The circle is sampled exactly by
@@ -27,22 +27,22 @@ REACH = 3.0  # cells of latitude, of the Matérn covariance with smoothness 3/2
 
 
 class Estimate(NamedTuple):
-    """A mean over samples and its standard error, both of one shape."""
+    """A mean over samples and its standard error, with the same shape."""
 
     value: Array
     error: Array
 
     @classmethod
     def of(cls, each: Array) -> Estimate:
-        """From a number for each sample, (N, ...)."""
+        """From one value per sample, (N, ...)."""
         return cls(each.mean(axis=0), each.std(axis=0, ddof=1) / sqrt(len(each)))
 
     def part(self, *index: int) -> Estimate:
-        """One of several."""
+        """The estimate at an index."""
         return Estimate(self.value[index], self.error[index])
 
     def over(self, known: float) -> Estimate:
-        """As a multiple of a known number."""
+        """The ratio to a known value."""
         return Estimate(self.value / known, self.error / known)
 
 
@@ -55,7 +55,7 @@ class GaussianFields:
 
     @cached_property
     def island(self) -> Array:
-        """True where there are never data, (rows, columns): a quarter of each, across the seam."""
+        """True where data are always missing, (rows, columns): a quarter of each, at the seam."""
         rows, columns = np.indices((self.rows, self.columns))
         from_seam = np.minimum(columns, self.columns - 1 - columns)
         within = (rows >= self.rows // 8) & (rows < self.rows // 8 + self.rows // 4)
@@ -63,12 +63,12 @@ class GaussianFields:
 
     @cached_property
     def full_rows(self) -> Array:
-        """Rows that go all around the circle."""
+        """Rows without missing cells."""
         return np.flatnonzero(~self.island.any(axis=1))
 
     @cached_property
     def full_columns(self) -> Array:
-        """Columns that reach from end to end of the line."""
+        """Columns without missing cells."""
         return np.flatnonzero(~self.island.any(axis=0))
 
     @cached_property
@@ -89,7 +89,7 @@ class GaussianFields:
 
     @cached_property
     def line_power(self) -> Array:
-        """What `line_power_of` gives on average, (rows / 2 + 1); both channels have the same."""
+        """Expected value of `line_power_of`, (rows / 2 + 1); the same for both channels."""
         tapered = np.hanning(self.rows)[:, None] * np.fft.rfft(np.eye(self.rows), axis=0).T
         return np.einsum("ik,ij,jk->k", tapered, self.line_covariance, tapered.conj()).real
 
@@ -114,13 +114,13 @@ class GaussianFields:
         return (both - CORRELATION**2 * g1) / (1 - CORRELATION**2)
 
     def from_noise(self, eps: Array) -> Array:
-        """Fields in K and Pa where the exact sampler ends: C^½ eps, C the covariance.
+        """Results of the exact sampler, in K and Pa: C^½ eps, C the covariance.
 
-        The conditional mean is linear and has the eigenvectors of C, so that dz/dt = v carries a
+        The conditional mean is linear and has the eigenvectors of C, so dz/dt = v transports a
         component of variance s from eps to √s eps.
 
         Args:
-            eps: standard Gaussian noise, (n, 2, rows, columns); that on the island plays no part.
+            eps: standard Gaussian noise, (n, 2, rows, columns); noise on the island has no effect.
         """
         s, waves = np.linalg.eigh(self.covariance())
         seen = eps[..., ~self.island].reshape(len(eps), -1)
@@ -140,10 +140,10 @@ class GaussianFields:
         return np.block([[g1, r * g1], [r * g1, r**2 * g1 + (1 - r**2) * g2]])
 
     def least_loss(self, t: Array) -> Array:
-        """The v-loss at times ``t``, under unit noise, of the best of all networks.
+        """The minimal v-loss of any network at times ``t``, with unit noise.
 
-        The conditional mean's error per cell, over (1 - t)²: the mean of s / (t² s + (1 - t)²)
-        over the eigenvalues s of the covariance.
+        It is the error of the conditional mean per cell over (1 - t)²: the mean of
+        s / (t² s + (1 - t)²) over the eigenvalues s of the covariance.
         """
         s = np.linalg.eigvalsh(self.covariance())
         return (s / (t[:, None] ** 2 * s + (1 - t[:, None]) ** 2)).mean(axis=1)
@@ -168,21 +168,22 @@ class GaussianFields:
         return ratio_of(edges[..., -1], edges[..., :-1].mean(axis=2))
 
     def edge_ratio(self, z: Array, patch: int) -> Estimate:
-        """Mean square of jumps at edges of tokens, but the seam, over that inside tokens, (2,)."""
+        """Mean square of jumps at edges of tokens except the seam, over that inside, (2,)."""
         squares = self._squares(z)[..., :-1]
         at_edge = np.arange(self.columns - 1) % patch == patch - 1
         return ratio_of(squares[..., at_edge].mean(axis=2), squares[..., ~at_edge].mean(axis=2))
 
     def seam_distance(self, z: Array) -> Array:
-        """Kolmogorov-Smirnov distance of jumps across the seam and on the other side, (2,).
+        """Kolmogorov-Smirnov distance of jumps across the seam and on the opposite side, (2,).
 
-        One of each from a sample, rows in turn, so that they are independent as the test asks.
+        Each sample gives one jump of each kind, because the test needs independent values; the rows
+        alternate.
         """
         seam, opposite = self.jumps(z)
         return np.array([ks_distance(seam[:, c], opposite[:, c]) for c in range(2)])
 
     def jumps(self, z: Array) -> tuple[Array, Array]:
-        """Jumps across the seam and on the other side of the circle, (N, 2) each."""
+        """Jumps across the seam and on the opposite side of the circle, (N, 2) each."""
         jumps, every = self._jumps(z), np.arange(len(z))
         rows = every % len(self.full_rows)
         return jumps[every, :, rows, -1], jumps[every, :, rows, self.columns // 2 - 1]
@@ -192,7 +193,7 @@ class GaussianFields:
         return np.square(self._jumps(z)).mean(axis=2)
 
     def _jumps(self, z: Array) -> Array:
-        """Next column minus this one, on full rows, the seam's last, (N, 2, full rows, columns)."""
+        """Next column minus this one on full rows, the seam last, (N, 2, full rows, columns)."""
         full = z[:, :, self.full_rows]
         return np.roll(full, -1, axis=3) - full
 
@@ -206,7 +207,7 @@ def ratio_of(above: Array, below: Array) -> Estimate:
 
 
 def standardized(values: Array) -> Array:
-    """Anomalies in standard deviations, by the known means and deviations."""
+    """Anomalies in standard deviations, with the exact means and standard deviations."""
     return (values.astype(np.float64) - MEANS[:, None, None]) / STDS[:, None, None]
 
 
@@ -229,7 +230,7 @@ def ks_distance(a: Array, b: Array) -> float:
 
 
 def ks_critical(n: int, m: int, level: float) -> float:
-    """What `ks_distance` exceeds with probability ``level`` if both are of one distribution."""
+    """Critical value of `ks_distance` at significance ``level``."""
     return sqrt(-log(level / 2) / 2 * (n + m) / (n * m))
 
 

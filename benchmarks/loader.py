@@ -1,4 +1,4 @@
-"""How fast a reanalysis reaches the network: raw reads, xarray's way and ours, and in what memory.
+"""Loading speed and memory of a reanalysis: raw reads, xarray in a PyTorch DataLoader, and jitkit.
 
     python -m benchmarks.loader [--gb 2] [--threads 2] [--buffer-gb 1] [--folder CACHE]
 
@@ -7,13 +7,13 @@ once, raw and as Zarr 3 with zstd in chunks of 1 and of 24 steps. An item is one
 3.4 MB. Each case reads the items in a random order, batches of 8, in its own process, with the
 files in the page cache:
 
-    memmap   one thread copies steps out of the raw file: what the machine can do
+    memmap   one thread copies steps from the raw file: the limit of the machine
     xarray   open_zarr(chunks=None)[...].isel(time=i) in a PyTorch DataLoader of ``threads`` workers
     ours     `jitkit.data.batches` over a `Store`, order shuffled in blocks of chunks, ``threads``
 
-What it must show: ours at least 3 times xarray's rate in chunks of 24 steps and 1.2 times in chunks
-of 1; never more memory than the buffer and 1 GB. Rates are of the time after the first batch, since
-workers take seconds to start.
+Requirements: ours has at least 3 times the rate of xarray with chunks of 24 steps and 1.2 times
+with chunks of 1, and never uses more memory than the buffer and 1 GB. Rates are measured after the
+first batch, because workers take seconds to start.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ LEVELS, ROWS, COLUMNS = 13, 181, 360
 STEP_BYTES = LEVELS * ROWS * COLUMNS * 4
 CHUNKS = (1, 24)
 BATCH = 8
-LEAST = {1: 1.2, 24: 3.0}  # ours over xarray's, by steps of a chunk
+LEAST = {1: 1.2, 24: 3.0}  # ours over xarray's, by steps per chunk
 SPARE = 1.0  # GB beside the buffer
 MOST_FROM_XARRAY = 96  # items; one from chunks of 24 steps takes 0.1 s
 
 
 def write(folder: Path, steps: int) -> None:
-    """The reanalysis in chunks of 1 and 24 steps and raw; what is there already stays."""
+    """The reanalysis in chunks of 1 and 24 steps and raw; existing files are reused."""
     import zarr
     from zarr.codecs import ZstdCodec
 
@@ -78,7 +78,7 @@ def write(folder: Path, steps: int) -> None:
 
 
 class Items(Sequence[Any]):
-    """Every step of all levels, chunked as `jitkit.abilities.Chunked` asks."""
+    """Every step of all levels; implements `jitkit.protocols.Chunked`."""
 
     def __init__(self, path: Path, threads: int, buffer_bytes: int) -> None:
         from jitkit.stores.store import Store
@@ -96,7 +96,7 @@ class Items(Sequence[Any]):
         return self.store.read("t", {"time": int(index)})  # (level, latitude, longitude)
 
     def order(self, rng: np.random.Generator) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """Chunks shuffled, as many as fill half the buffer a block, its items shuffled."""
+        """Order with chunks shuffled, and items shuffled in blocks that fill half the buffer."""
         chunks = rng.permutation(len(self._starts) - 1)
         blocks = []
         for first in range(0, len(chunks), self._per_block):
@@ -107,7 +107,7 @@ class Items(Sequence[Any]):
 
 
 class Steps:
-    """The least of a domain: levels are channels, values as they are."""
+    """A minimal domain: levels are channels, values are not normalized."""
 
     def __init__(self) -> None:
         from jitkit.fields import Axis, Layout
@@ -125,7 +125,7 @@ class Steps:
 
 
 class XarraySteps:
-    """A data set for a DataLoader, as the field's tutorials write it."""
+    """A data set for a PyTorch DataLoader, as in common tutorials."""
 
     def __init__(self, path: Path, order: Sequence[int]) -> None:
         self.path, self.order = path, order
@@ -191,7 +191,7 @@ def measure(case: str, folder: Path, chunk: int, threads: int, buffer_bytes: int
     began, samples = time.perf_counter(), 0
     for batch in reading:
         samples += len(batch)
-        total += float(batch[:, 0, 0, 0].sum())  # a batch that none looks at might not be made
+        total += float(batch[:, 0, 0, 0].sum())  # reads the batch, which might be lazy
     seconds = time.perf_counter() - began
     own = own_peak()
     worker = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss if case == "xarray" else 0
@@ -206,9 +206,9 @@ def measure(case: str, folder: Path, chunk: int, threads: int, buffer_bytes: int
 
 
 def own_peak(status: Path = Path("/proc/self/status")) -> int:
-    """The most that this process has held, in KiB.
+    """Peak memory of this process, in KiB.
 
-    What `getrusage` tells of a process that another one started is at least what that one held.
+    `getrusage` would report at least the peak of the parent process.
     """
     try:
         lines = status.read_text().splitlines()
@@ -239,7 +239,7 @@ def into_page_cache(folder: Path) -> None:
 
 
 def main() -> None:
-    """Print a line for each case; exit code 1 where a demand is not met."""
+    """Print a line for each case; exit code 1 if a requirement is not met."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gb", type=float, default=2.0)
     parser.add_argument("--threads", type=int, default=2)

@@ -1,12 +1,12 @@
-"""Peak memory of training steps beside what `jitkit check` estimates.
+"""Peak memory of training steps beside the estimate of `jitkit check`.
 
     python -m benchmarks.memory
 
 Each case runs in its own process, on the CPU with one thread: three steps with AdamW and two EMAs,
-on images of 256 x 256 cells in patches of 16. What is measured is the largest
-resident set of the process, less what it held once torch and jitkit were imported and the batch was
-made: the model and all that training adds, with what the C library keeps for itself. Cases in
-bfloat16 are skipped where the CPU does not have it in hardware.
+on images of 256 x 256 cells in patches of 16. The measured value is the peak resident set of the
+process minus its resident set after torch and jitkit were imported and the batch was made. It
+includes the model, everything that training adds, and memory that the C library does not return.
+Cases in bfloat16 are skipped if the CPU does not support it in hardware.
 """
 
 from __future__ import annotations

@@ -3,16 +3,17 @@
     python -m benchmarks.molecules [--minutes 60] [--compare 10] [section.key=value ...]
 
 Trains the recipe `qm9-cpu` for as many steps as fit in the minutes, and then for fewer minutes once
-with each prediction, all with the v-loss. The time of a step is measured first, by a short run with
-nothing else on the machine, and kept: the network is the same, and so is that time. Four
-checkpoints of the long run are looked at on the way; what is left of each run at its end is scored
-by `jitkit.evaluate`, of the long one a second time with the first of its checkpoints as guide
+with each prediction, all with the v-loss. The time of a step is measured first, by a short run on
+an idle machine, and stored; all runs use it, because their networks have the same cost. Four
+checkpoints of the long run are scored for stability. The final weights of each run are scored by
+`jitkit.evaluate`, those of the long run also with its first checkpoint as guide
 (`sample.autoguidance`). Prints a table, writes it into docs/results.md between its marks, and draws
 docs/molecules.png: stable atoms and molecules against minutes.
 
-A run that was cut off goes on when the same command is given again (``--folder`` keeps runs). With
-``--only x-60,v-10`` these alone are trained and scored, so that two commands of one thread each can
-share the work once the pace is measured (``--only none``); a last one without it makes the page.
+An interrupted run resumes when the same command is given again (``--folder`` keeps runs). With
+``--only x-60,v-10`` only these are trained and scored, so that two commands with one thread each
+can share the work after the time of a step was measured (``--only none``); a last command without
+``--only`` writes the page.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from jitkit.sampling.requests import conditioning_for  # noqa: E402
 RESULTS = Path(__file__).parents[1] / "docs" / "results.md"
 PICTURE = RESULTS.with_name("molecules.png")
 BEGIN, END = "<!-- molecules -->\n", "<!-- end of molecules -->"
-PACE = 600  # steps that are timed before
+PACE = 600  # steps that are timed beforehand
 CHECKPOINTS = 5
 MEASURES = ("atom_stability", "molecule_stability", "validity", "valid_and_unique", "novelty")
 DEMAND = 0.8  # of atoms stable after the hour, by x-prediction
@@ -55,12 +56,12 @@ class Training:
 
     @property
     def name(self) -> str:
-        """The run's, such as ``"x-60"``."""
+        """Name of the run, such as ``"x-60"``."""
         return f"{self.prediction}-{self.minutes:g}"
 
 
 def seconds_of_a_step(overrides: Sequence[str], run: Path) -> float:
-    """Seconds of a training step on this machine, by the clock of a run of `PACE` steps."""
+    """Seconds of a training step on this machine, measured in a run of `PACE` steps."""
     every = ("save", "validate", "preview")
     seldom = [f"train.{what}_every_steps={PACE}" for what in every]
     short = (f"train.steps={PACE}", "evaluate.after_training=false")
@@ -72,7 +73,7 @@ def seconds_of_a_step(overrides: Sequence[str], run: Path) -> float:
 
 
 def trained(overrides: Sequence[str], training: Training, steps: int, run: Path) -> None:
-    """Train a run to its end, unless it has come there."""
+    """Train a run to its end, unless it is finished."""
     every = -(-steps // CHECKPOINTS)
     fixed = (
         f"diffusion.prediction={training.prediction}",
@@ -92,7 +93,7 @@ def checkpoints(run: Path) -> list[Path]:
 
 
 def scored(run: Path, domain: Domain, samples: int, *, guided: bool = False) -> dict[str, Any]:
-    """Scores of a run's end, with intervals, as ``evaluation.json`` has them."""
+    """Scores of the final weights of a run, with intervals, as in ``evaluation.json``."""
     kept = run / f"{'guided' if guided else 'scores'}-{samples}.json"
     if not kept.is_file():
         how = {"sample.autoguidance": str(checkpoints(run)[0])} if guided else {}
@@ -102,7 +103,7 @@ def scored(run: Path, domain: Domain, samples: int, *, guided: bool = False) -> 
 
 
 def curve(run: Path, domain: Domain, samples: int) -> list[dict[str, float]]:
-    """Stability of samples of each checkpoint of a run but the last."""
+    """Stability of samples of each checkpoint of a run except the last."""
     rows, measures = [], domain.scores()
     for path in checkpoints(run)[:-1]:
         kept = run / f"curve-{path.name}-{samples}.json"
@@ -163,7 +164,7 @@ def draw(points: Mapping[Training, Sequence[tuple[float, Mapping[str, float]]]])
 
 
 def write(text: str) -> None:
-    """Put a text between the marks in docs/results.md, which gets them where it has none."""
+    """Put a text between the marks in docs/results.md, which are added if missing."""
     whole = RESULTS.read_text(encoding="utf-8")
     if BEGIN not in whole:
         before, mark, after = whole.partition("## Not measured")

@@ -1,13 +1,13 @@
-"""What the engine costs: a step of a run against a bare step of the same model on the same data.
+"""Overhead of the trainer: a step of a run against a bare step of the same model on the same data.
 
     python -m benchmarks.overhead [--size digits|B] [--rounds 20] [--cpu-time]
 
 ``--cpu-time`` measures CPU time with one thread, which depends less on machine load.
 
-The bare step reads a batch and does forward, backward and AdamW. The engine's step has beside
-these: noise that does not depend on how the batch is cut, the norm of the gradient and the check
-that it is finite, two EMAs, metrics and TensorBoard, and looking for signals. Both take
-turns in one process, so that what else the machine does falls on both.
+The bare step reads a batch and does forward, backward and AdamW. The trainer's step also draws
+noise that does not depend on how the batch is split, computes the norm of the gradient and checks
+that it is finite, updates two EMAs, logs metrics to files and TensorBoard, and checks for signals.
+Both alternate in one process, so that other load on the machine affects both.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "digits": {},
     "B": {"model.size": "B", "model.patch": 1, "train.batch_size": 32},
 }
-CHUNK = {"digits": 40, "B": 1}  # steps in a turn
+CHUNK = {"digits": 40, "B": 1}  # consecutive steps per timing
 
 
 def chosen(size: str) -> Recipe:
@@ -55,9 +55,9 @@ def chosen(size: str) -> Recipe:
 
 
 def bare(recipe: Recipe) -> Callable[[], None]:
-    """A step with nothing around it."""
+    """A bare training step."""
     domain = open_domain(recipe.domain)
-    learner = Learner(recipe, domain, ALONE)  # for the model alone
+    learner = Learner(recipe, domain, ALONE)  # only its model is used
     denoiser = learner.denoiser.train()
     section = recipe.train
     optimizer = adamw(denoiser.network, betas=section.betas, weight_decay=section.weight_decay)
@@ -81,7 +81,7 @@ def bare(recipe: Recipe) -> Callable[[], None]:
 
 
 def engine(recipe: Recipe, folder: Path) -> Callable[[], object]:
-    """A step of a run, as its loop takes it."""
+    """A step of a run, as in the trainer's loop."""
     trainer = Trainer(recipe, open_domain(recipe.domain), folder)
     trainer.start(None)
     steps = trainer.steps(Stop())
@@ -109,7 +109,7 @@ def main() -> None:
                 began = clock()
                 for _ in range(CHUNK[options.size]):
                     step()
-                if turn:  # the first warms up
+                if turn:  # the first is a warm-up
                     seconds[name].append((clock() - began) / CHUNK[options.size])
     a, b = (statistics.median(seconds[name]) for name in ("bare", "engine"))
     ratios = [two / one for one, two in zip(seconds["bare"], seconds["engine"], strict=True)]

@@ -1,4 +1,4 @@
-"""The textbook JiT as a reference for jitkit: same numerics, compared in time.
+"""A plain implementation of JiT as a reference for jitkit: same numerics, compared in time.
 
 `referencemodel` is its network. Here it is trained and sampled as the paper describes (Li & He
 2025, arXiv:2511.13720), in plain code: AdamW of torch, a loop over the parameters for the EMAs,
@@ -54,7 +54,7 @@ class Training:
         return self.step_on(x, torch.randn_like(x) * jit.noise_scale, t, labels)
 
     def step_on(self, x: Tensor, eps: Tensor, t: Tensor, y: Tensor) -> float:
-        """The same with everything given, see `loss`; the loss is read at once."""
+        """The same with given noise, times and labels, see `loss`; the loss is read immediately."""
         own = loss(self.model, x, eps, t, y)
         value = own.item()
         self.optimizer.zero_grad()
@@ -83,7 +83,7 @@ def sample(
 ) -> Tensor:
     """Images from noise by Heun's method, the last step by Euler's, (B, C, S, S).
 
-    Every evaluation makes both passes of classifier-free guidance, also where it has no effect.
+    Every evaluation runs both passes of classifier-free guidance, also where it has no effect.
 
     Args:
         z: noise, already scaled, (B, C, S, S).

@@ -1,9 +1,9 @@
-"""The network of the textbook JiT, written plainly from the paper; `reference` trains and samples.
+"""Network of the plain JiT reference, written from the paper; `reference` trains and samples it.
 
-Square pictures of classes, as in Li & He 2025 (arXiv:2511.13720). Every part is written by hand,
-one operation after the other in float32: norms, rotary code, attention with its whole matrix of
-weights, a linear map for the modulation of each block. Names and shapes of the weights are those of
-the authors' files (github.com/LTH14/JiT); nothing of jitkit is used.
+Square images with classes, as in Li & He 2025 (arXiv:2511.13720). Every part is written explicitly
+in float32: norms, rotary embedding, attention with its full matrix of weights, a linear layer for
+the modulation of each block. Names and shapes of the parameters are those of the official
+checkpoints (github.com/LTH14/JiT); nothing of jitkit is used.
 
 Shapes: B batch, N tokens, W width, H heads, F features of a head, side x side patches of P x P.
 """
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Jit:
-    """The numbers of a model; the hidden width of SwiGLU is 8/3 of the width where not given."""
+    """Sizes of a model; the hidden width of SwiGLU is 8/3 of the width by default."""
 
     width: int
     heads: int
@@ -39,7 +39,7 @@ class Jit:
 
     @property
     def input_size(self) -> int:
-        """Pixels along a side of the picture."""
+        """Pixels along a side of the image."""
         return self.side * self.patch
 
 
@@ -56,7 +56,7 @@ class RMSNorm(nn.Module):
 
 
 class Rope(nn.Module):
-    """Rotary code of two axes: half of a head turns by the row, half by the column."""
+    """Rotary embedding of two axes: half of a head is rotated by the row, half by the column."""
 
     cos: Tensor
     sin: Tensor
@@ -67,19 +67,19 @@ class Rope(nn.Module):
         place = torch.arange(side).float()
         rows, columns = place.repeat_interleave(side), place.repeat(side)
         angle = torch.cat([rows[:, None] * rates, columns[:, None] * rates], dim=1)
-        angle = F.pad(angle.repeat_interleave(2, dim=1), (0, 0, in_front, 0))  # these do not turn
+        angle = F.pad(angle.repeat_interleave(2, dim=1), (0, 0, in_front, 0))  # not rotated
         self.register_buffer("cos", angle.cos(), persistent=False)
         self.register_buffer("sin", angle.sin(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, N, F) -> the same, each pair (2i, 2i + 1) turned."""
+        """Rotate each pair of features (2i, 2i + 1), (B, H, N, F) to the same shape."""
         first, second = x[..., 0::2], x[..., 1::2]
         turned = torch.stack([-second, first], dim=-1).flatten(-2)
         return x * self.cos + turned * self.sin
 
 
 class Attention(nn.Module):
-    """softmax(q k^T / sqrt(F)) v, with normed and turned queries and keys."""
+    """softmax(q k^T / sqrt(F)) v, with normalized and rotated queries and keys."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 def modulation(width: int, parts: int) -> nn.Sequential:
-    """A linear map of the condition to so many vectors."""
+    """A linear layer from the condition to a number of modulation vectors."""
     return nn.Sequential(nn.SiLU(), nn.Linear(width, parts * width))
 
 
@@ -140,7 +140,7 @@ class Block(nn.Module):
 
 
 class PatchEmbedder(nn.Module):
-    """A convolution over one patch, then one over one token."""
+    """A convolution over each patch (the bottleneck), then a linear layer per token."""
 
     def __init__(self, jit: Jit) -> None:
         super().__init__()
@@ -166,7 +166,7 @@ class TimeEmbedder(nn.Module):
 
 
 class LabelEmbedder(nn.Module):
-    """A vector for each class; the last one is of no class."""
+    """A vector for each class; the last one is the null class."""
 
     def __init__(self, classes: int, width: int) -> None:
         super().__init__()
@@ -193,7 +193,7 @@ class FinalLayer(nn.Module):
 
 
 class JiT(nn.Module):
-    """The whole network; weights start as torch does, for they are loaded or made random."""
+    """The complete network; default initialization, because weights are replaced."""
 
     def __init__(self, jit: Jit) -> None:
         super().__init__()
@@ -211,12 +211,12 @@ class JiT(nn.Module):
         self.rope_in_context = Rope(width // jit.heads, jit.side, jit.context)
 
     def forward(self, z: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        """The clean picture that the network guesses.
+        """Prediction of the clean image.
 
         Args:
-            z: noisy pictures, (B, C, S, S).
+            z: noisy images, (B, C, S, S).
             t: times in [0, 1], (B,).
-            y: classes, (B,); the number of classes stands for none.
+            y: classes, (B,); the number of classes is the null class.
         """
         jit = self.jit
         label = self.y_embedder(y)

@@ -1,9 +1,9 @@
-"""Cost of `jitkit report` for ever longer runs: CPU seconds, memory, size of the page.
+"""Cost of `jitkit report` for runs of increasing length: CPU seconds, memory, size of the page.
 
     python -m benchmarks.report [--steps 1000 100000 1000000]
 
-The runs are made up: the recipe `digits`, and a line of metrics for each step. What it must show:
-a few seconds for 100,000 steps, memory that does not grow with them, pages far below 5 MB.
+The runs are synthetic: the recipe `digits`, and a line of metrics for each step. Requirements: a
+few seconds for 100,000 steps, memory that does not grow with the steps, pages far below 5 MB.
 """
 
 from __future__ import annotations

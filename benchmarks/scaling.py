@@ -1,10 +1,11 @@
-"""What training on many GPUs takes, counted: memory, bytes sent, checkpoints, data. Nothing is run.
+"""Counted cost of training on many GPUs: memory, bytes sent, checkpoints, data. Nothing is run.
 
     python -m benchmarks.scaling [--write]
 
-Prints the tables of docs/scaling.md, or with ``--write`` puts them there. Networks are built
-without memory (device `meta`), so that a laptop counts G on 64 GPUs. What a GPU does is assumed,
-see `GPU_FLOPS`, `SHARE`, `GPU_BYTES`; `jitkit.memory` counts its memory, `jitkit.check` the work.
+Prints the tables of docs/scaling.md, or with ``--write`` writes them there. Networks are built
+without memory (device `meta`), so that a laptop can count G on 64 GPUs. The speed of a GPU is an
+assumption, see `GPU_FLOPS`, `SHARE`, `GPU_BYTES`; `jitkit.nn.memory` counts memory,
+`jitkit.nn.flops` operations.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from jitkit.sections import ModelSection
 DOCUMENT = Path(__file__).parents[1] / "docs" / "scaling.md"
 GPU = torch.device("cuda")
 GPU_FLOPS = 989e12  # H100 SXM, bfloat16, dense: NVIDIA's data sheet
-SHARE = 0.4  # of them that training reaches: an assumption
+SHARE = 0.4  # assumed MFU
 GPU_BYTES = 79 * 2**30  # what torch sees of an H100's 80 GB
 DISK = 1e9  # bytes a second, an assumption
 FLOAT, HALF = 4, 2  # bytes
@@ -60,7 +61,7 @@ def pictures(name: str) -> Denoiser:
 
 @cache
 def reanalysis(name: str, patch: int) -> Denoiser:
-    """A model of a size on 69 channels of 0.25 degrees, conditioned on the state before."""
+    """A model of a size on 69 channels of 0.25 degrees, conditioned on the previous state."""
     rows, columns = EARTH
     axes = (Axis("latitude", rows, patch), Axis("longitude", columns, patch, kind="circle"))
     channels = tuple(f"channel {i}" for i in range(LEVELS))
@@ -70,7 +71,7 @@ def reanalysis(name: str, patch: int) -> Denoiser:
 
 
 def parameters(network: Transformer) -> int:
-    """Weights of a network."""
+    """Number of parameters of a network."""
     return sum(p.numel() for p in network.parameters())
 
 
@@ -81,12 +82,12 @@ def forward_macs(denoiser: Denoiser) -> int:
 
 
 def step_flops(denoiser: Denoiser) -> int:
-    """Operations of a training step for one sample: forward, and twice that backward."""
+    """FLOPs of a training step per sample: a forward pass, and twice that for the backward pass."""
     return 3 * 2 * forward_macs(denoiser)
 
 
 def seconds(denoiser: Denoiser, samples: int) -> float:
-    """Time to train on so many samples on one GPU, if it reaches its share."""
+    """Time to train on this number of samples on one GPU at the assumed `SHARE` of its FLOP/s."""
     return samples * step_flops(denoiser) / (SHARE * GPU_FLOPS)
 
 
@@ -94,32 +95,32 @@ def seconds(denoiser: Denoiser, samples: int) -> float:
 
 
 def all_reduce_bytes(numbers: int, world: int) -> float:
-    """Bytes that each process sends to sum float32 numbers in a ring: 2 (N - 1)/N x 4.
+    """Bytes that each process sends in a ring all-reduce of float32 values: 2 (N - 1)/N x 4 each.
 
-    Each of N parts goes round once to be summed and once to be known (Patarasuk & Yuan 2009).
+    A reduce-scatter is followed by an all-gather (Patarasuk & Yuan 2009).
     """
     return 2 * (world - 1) / world * FLOAT * numbers
 
 
 def all_gather_bytes(numbers: int, world: int) -> float:
-    """Bytes that each process sends in a ring to make spread float32 numbers whole: (N - 1)/N x 4.
+    """Bytes that each process sends in a ring all-gather of float32 values: (N - 1)/N x 4 each.
 
-    A reduce-scatter sends as many.
+    A reduce-scatter sends the same.
     """
     return (world - 1) / world * FLOAT * numbers
 
 
 def ddp_bytes(network: Transformer, world: int) -> float:
-    """Bytes that each GPU sends in a step under DDP: gradients, once however many parts it has."""
+    """Bytes that each GPU sends in a step under DDP: gradients once, also if accumulated."""
     return all_reduce_bytes(parameters(network), world)
 
 
 def fsdp_bytes(network: Transformer, world: int, parts: int = 1) -> float:
-    """Bytes that each GPU sends in a step under FSDP2, as `parallel.shard` spreads the weights.
+    """Bytes that each GPU sends in a step under FSDP2, see `jitkit.utils.distributed.shard`.
 
-    Blocks are gathered for forward and again for backward, what belongs to no block once for both,
-    all that in each part of the step; gradients are summed and spread after the last part. A
-    parameter whose rows N does not divide is filled up; this is not counted (below 0.2 %).
+    Blocks are gathered for forward and again for backward; parameters outside the blocks once for
+    both, in each part of an accumulated step. Gradients are reduce-scattered after the last part.
+    The padding of parameters whose rows N does not divide is not counted (below 0.2 %).
     """
     blocks = sum(p.numel() for block in network.blocks for p in block.parameters())
     rest = parameters(network) - blocks
@@ -145,7 +146,7 @@ def settings(world: int, *, sharded: bool, checkpointing: bool, parts: int = 1) 
 def most_samples(
     network: Transformer, world: int, *, sharded: bool, checkpointing: bool, parts: int = 1
 ) -> int:
-    """Samples that go through a GPU at once."""
+    """The largest number of samples per forward pass that fits in the memory of a GPU."""
     room = GPU_BYTES - baseline_bytes(GPU)
     how = settings(world, sharded=sharded, checkpointing=checkpointing, parts=parts)
     return largest_batch(network, room, **how)
@@ -154,7 +155,7 @@ def most_samples(
 def fewest_parts(
     network: Transformer, world: int, *, sharded: bool, checkpointing: bool = False
 ) -> int:
-    """The least ``train.accumulate`` with which a step of 1,024 fits; 0 where none does."""
+    """The smallest ``train.accumulate`` with which a step of 1,024 fits; 0 if none does."""
     share = BATCH // world
     for parts in (n for n in range(1, share + 1) if share % n == 0):
         most = most_samples(
@@ -186,7 +187,7 @@ def short(number: float) -> str:
 
 
 def models() -> str:
-    """Weights, work, and how long a step takes."""
+    """Parameters, operations, and time of a step."""
     head = ["model", "parameters", "GMAC per sample", "TFLOP per sample, training"]
     head += ["1 GPU", "8 GPUs", "64 GPUs", "samples/s per GPU"]
     rows = []
@@ -219,9 +220,9 @@ def memory() -> str:
 
 
 def fits() -> str:
-    """Activations of a sample, how many samples fit, and in how many parts a step does.
+    """Activations per sample, samples that fit, and the accumulation that a step needs.
 
-    Each without checkpointing / with it.
+    Each without / with activation checkpointing.
     """
     head = ["model", "MiB per sample", "DDP", "FSDP2 on 8", "FSDP2 on 64"]
     head += ["parts, DDP on 8", "parts, FSDP2 on 8"]
@@ -251,7 +252,7 @@ def _fits(network: Transformer, checkpointing: bool) -> list[float]:
 
 
 def traffic() -> str:
-    """Bytes sent in a step of 1,024, and at which bandwidth that takes as long as computing."""
+    """Bytes sent in a step of 1,024, and the bandwidth at which this takes as long as computing."""
     head = ["model", "GPUs", "samples each", "compute time", "DDP sends", "equal at"]
     head += ["parts", "FSDP2 sends", "equal at"]
     rows: list[tuple[object, ...]] = []
@@ -269,12 +270,12 @@ def traffic() -> str:
 
 
 def _sent(size: float, time: float) -> tuple[str, str]:
-    """Bytes, and the bandwidth that sends them in a time, to be read."""
+    """Bytes, and the bandwidth that sends them in a given time, as text."""
     return f"{short(size / GB)} GB", f"{short(size / time / GB)} GB/s"
 
 
 def checkpoints() -> str:
-    """Sizes of a checkpoint's files, and how long they take to write."""
+    """Sizes of a checkpoint's files, and the time to write them."""
     head = ["model", "weights", "each EMA", "AdamW", f"checkpoint, {EMAS} EMAs", "at 1 GB/s"]
     head += ["host memory, loading"]
     rows = []
@@ -282,13 +283,13 @@ def checkpoints() -> str:
         one = FLOAT * parameters(pictures(name).network)
         whole = (1 + EMAS + 2) * one
         sizes = [f"{short(x / GB)} GB" for x in (one, one, 2 * one, whole)]
-        host = f"{short((1 + 2) * one / GB)} GB"  # a mean while the optimizer's tensors are read
+        host = f"{short((1 + 2) * one / GB)} GB"  # an EMA while the optimizer's tensors are read
         rows.append((f"{name}/16", *sizes, f"{short(whole / DISK)} s", host))
     return table(head, rows)
 
 
 def picture_data() -> str:
-    """What the loader must deliver to eight GPUs for pictures, and the cores that it wants."""
+    """Rate that the loader must deliver to eight GPUs for images, and the cores it needs."""
     cells = PICTURES[0] * PICTURES[1] * PICTURES[2]
     head = ["model", "samples/s per GPU", "samples/s, 8 GPUs", "JPEG, 110 kB", "packed, uint8"]
     head += ["to the GPUs, float32", "cores, JPEG", "cores, packed"]
@@ -303,7 +304,7 @@ def picture_data() -> str:
 
 
 def reanalysis_data() -> str:
-    """What the loader must deliver to each GPU for a reanalysis."""
+    """Rate that the loader must deliver to each GPU for a reanalysis."""
     state = FLOAT * LEVELS * EARTH[0] * EARTH[1]
     head = ["model", "tokens", "TFLOP per sample, training", "samples/s", "one state", "two states"]
     head += ["GiB per sample, checkpointing"]
@@ -331,7 +332,7 @@ TABLES: dict[str, Callable[[], str]] = {
 
 
 def filled(text: str, tables: Mapping[str, Callable[[], str]] = TABLES) -> str:
-    """A document with the tables between its marks made anew."""
+    """A document with the tables between its marks replaced."""
 
     def fresh(match: re.Match[str]) -> str:
         return f"{match[1]}{tables[match[2]]()}<!-- end -->"

@@ -18,7 +18,7 @@ PAPER = "heun uniform 50"
 
 
 class Found(NamedTuple):
-    """A finding and what it is of."""
+    """A measured value and its setting."""
 
     case: str
     kind: str
@@ -29,12 +29,12 @@ class Found(NamedTuple):
 
     @property
     def evaluations(self) -> int:
-        """Of the velocity in a sample."""
+        """Network evaluations (NFE) per sample."""
         return nfe(self.method, self.steps)  # type: ignore[arg-type]
 
     @property
     def is_paper(self) -> bool:
-        """Whether it is of the paper's 50 steps of Heun."""
+        """Whether it is the paper's setting, 50 steps of Heun."""
         return f"{self.method} {self.times} {self.steps}" == PAPER
 
 
@@ -49,7 +49,7 @@ def findings(records: Mapping[str, Any]) -> list[Found]:
 
 
 def error_table(found: Sequence[Found]) -> list[str]:
-    """Errors of one case: a row for each rule and times, a column for each count."""
+    """Errors of one case: a row for each solver and time grid, a column for each NFE."""
     counts = sorted({one.steps for one in found if one.method == "euler"})
     lines = [
         f"| solver | time grid | {' | '.join(map(str, counts))} |",
@@ -86,7 +86,7 @@ def _cell(score: Mapping[str, Any]) -> str:
 
 
 def draw(found: Sequence[Found], path: Path) -> None:
-    """Error against evaluations, a panel for each case; dashed where times are uniform."""
+    """Error against NFE, a panel for each case; dashed for the uniform time grid."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -141,7 +141,7 @@ def filled(text: str, measured: str) -> str:
 
 
 def write_page(records: Mapping[str, Any], place: Path, docs: Path | None) -> None:
-    """Print the tables and draw the figure; write both into docs where given."""
+    """Print the tables and draw the figure; write both into docs if requested."""
     found = findings(records)
     measured = report_text(found)
     print(measured)

@@ -1,19 +1,21 @@
-"""Which rule and which times need the fewest evaluations: every one on the same trained weights.
+"""Which solver and time grid need the fewest network evaluations: all on the same trained weights.
 
     python -m benchmarks.solvers [--place runs/solvers] [--write]
 
-Two models, trained first where the place does not hold them: the recipe `digits`, sampled without
-guidance and with the recipe's, and the Gaussian fields of `benchmarks.fields` after fewer steps.
-For each rule of `jitkit.solvers`, each choice of times and 10 to 50 evaluations of the velocity:
+Two models, trained first if the folder ``--place`` does not have them: the recipe `digits`, sampled
+without guidance and with the guidance of the recipe, and the Gaussian fields of `benchmarks.fields`
+after fewer steps. For each solver of `jitkit.diffusion.solvers`, each time grid and an NFE of 10 to
+50:
 
-- *error*: how far samples end from where 400 steps of Heun end from the same noise, root mean
-  square over that of the samples. It is a property of the rule, free of the scatter of scores.
-- *scores* at the most evaluations that count as a quarter of the paper's 99: of the digits by their
-  domain; of the fields against what is known of them, and against the exact sampler's fields from
-  the same noise.
+- *error*: root mean square difference of samples from those of 400 steps of Heun from the same
+  noise, over the root mean square of these. It depends on the solver alone, without the variation
+  of scores.
+- *scores* at the largest NFE that is at most a quarter of the paper's 99: those of the domain for
+  digits; for fields the errors against the known distribution and against the exact sampler's
+  fields from the same noise.
 
-What is found is kept in the place, so that the same command goes on where it was stopped. With
-``--write`` the tables and the picture go into docs/solvers.md.
+Results are stored in the folder, so the same command resumes after an interruption. ``--write``
+writes the tables and the figure into docs/solvers.md.
 """
 
 from __future__ import annotations
@@ -55,7 +57,7 @@ Measure = Callable[[Sequence[Any]], Mapping[str, float]]
 
 
 class Setting(NamedTuple):
-    """A rule, its times and its steps."""
+    """A solver, its time grid and its number of steps."""
 
     method: Method
     time_grid: TimeGrid
@@ -63,12 +65,12 @@ class Setting(NamedTuple):
 
     @property
     def evaluations(self) -> int:
-        """Of the velocity in a sample."""
+        """Network evaluations (NFE) per sample."""
         return nfe(self.method, self.steps)
 
     @property
     def key(self) -> str:
-        """As it stands in tables and records: ``"ab3 cosine 25"``."""
+        """Name in tables and records: ``"ab3 cosine 25"``."""
         return f"{self.method} {self.time_grid} {self.steps}"
 
 
@@ -85,7 +87,7 @@ def steps_within(method: Method, most: int) -> int:
 
 
 def settings(count: int) -> list[Setting]:
-    """Every rule with every choice of times, at so many evaluations (Heun's: one less if even)."""
+    """Every solver with every time grid at this NFE (Heun's is one less if it is even)."""
     return [
         Setting(rule, times, steps_within(rule, count)) for rule in SOLVERS for times in TIME_GRIDS
     ]
@@ -93,7 +95,7 @@ def settings(count: int) -> list[Setting]:
 
 @dataclass(frozen=True)
 class Case:
-    """A model under settings for samples, and what its samples are measured by."""
+    """A model with sampling settings, and the metrics of its samples."""
 
     name: str
     run: Path
@@ -106,19 +108,19 @@ class Case:
 
     @cached_property
     def section(self) -> SampleSection:
-        """Settings for samples, of the recipe but for the guidance."""
+        """Sampling settings of the recipe, with the guidance of the case."""
         section = jitkit.load_recipe(self.run / "recipe.yaml").sample
         return section if self.guidance is None else section.model_copy(
             update={"guidance": self.guidance})  # fmt: skip
 
     def under(self, setting: Setting, seed: int) -> SampleSection:
-        """The section with a rule, its times and a seed."""
+        """The section with a solver, its time grid and a seed."""
         return self.section.model_copy(
             update=setting._asdict() | {"seed": seed, "batch_size": BATCH}
         )
 
     def ends(self, setting: Setting, n: int, seed: int) -> Tensor:
-        """Where samples end, in encoded values, (n, C, X1..Xn)."""
+        """Samples as encoded values, (n, C, X1..Xn)."""
         conditioning, section = (
             conditioning_for(self.denoiser, n, seed=seed),
             self.under(setting, seed),
@@ -157,7 +159,7 @@ class Case:
 
 
 def scored(measure: Measure, items: Sequence[Any]) -> dict[str, Score]:
-    """Scores of items, and how much each scatters by random halves of them."""
+    """Scores of items, and their variation over random halves."""
     values, halves = measure(items), resamples(len(items))
     again = [measure([items[i] for i in half]) for half in halves]
     return {
@@ -168,10 +170,11 @@ def scored(measure: Measure, items: Sequence[Any]) -> dict[str, Score]:
 
 
 def against_truth(pairs: Sequence[Any]) -> dict[str, float]:
-    """Measures of fields beside the exact sampler's from the same noise, (2, rows, columns) each.
+    """Metrics of fields and of the exact sampler's from the same noise, (2, rows, columns) each.
 
-    Standard deviation over the known; root mean square relative error of power along both axes down
-    to the length of a patch; mean square distance from the exact sampler's, in variances.
+    Standard deviation over the exact one; root mean square relative error of power along both axes
+    down to the length of a patch; mean square distance from the exact sampler's fields, in
+    variances.
     """
     fields = GaussianFields()
     made, exact = (standardized(np.stack(each)) for each in zip(*pairs, strict=True))
@@ -188,14 +191,14 @@ def against_truth(pairs: Sequence[Any]) -> dict[str, float]:
 
 
 class Records:
-    """What was found, by case, kind and setting, in a file that grows."""
+    """Results by case, kind and setting, in a file that is extended."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
 
     def once(self, key: str, find: Callable[[], Any]) -> Any:
-        """A finding, made if it is not in the file."""
+        """A result, computed if it is not in the file."""
         if key not in self.found:
             self.found[key] = find()
             write_text(self.path, json.dumps(self.found, indent=1))
@@ -219,7 +222,7 @@ def errors_of(case: Case, n: int, counts: Sequence[int], records: Records) -> No
 
 
 def scores_of(case: Case, n: int, seeds: int, count: int, records: Records) -> None:
-    """Scores of the paper's setting and of all at one number of evaluations."""
+    """Scores of the paper's setting and of all settings at one NFE."""
 
     def rows(setting: Setting) -> dict[str, Any]:
         each = [case.scores(setting, n, seed) for seed in range(1, seeds + 1)]
@@ -230,7 +233,7 @@ def scores_of(case: Case, n: int, seeds: int, count: int, records: Records) -> N
 
 
 def cases(place: Path) -> Iterator[Case]:
-    """The cases, their models trained where they are not there."""
+    """The cases; models that are missing are trained."""
     digits, fields = place / "digits", place / "fields" / "run"
     if not _done(digits):
         recipe = jitkit.load_recipe("digits", ["evaluate.after_training=false"])
@@ -250,7 +253,7 @@ def _done(run: Path) -> bool:
 
 
 def main() -> None:
-    """Find what is missing, print the tables, and write the page where asked."""
+    """Compute missing results, print the tables, and write the page if requested."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--place", type=Path, default=Path("runs/solvers"))
     parser.add_argument("--noises", type=int, default=64, help="samples whose error is taken")

@@ -346,7 +346,7 @@ def test_scores_that_need_more_images_are_nan(folders: tuple[Path, Path]) -> Non
         ("inception", "not registered with torch-fidelity.*did you mean 'inception-v3-compat'"),
         ("nowhere.at.all:Net", "'nowhere.at.all:Net' cannot be imported: No module"),
         ("extractors:Large", "cannot be imported: .*no attribute 'Large'"),
-        ("pathlib:Path", "no subclass of torch_fidelity's FeatureExtractorBase"),
+        ("pathlib:Path", "does not subclass torch_fidelity's FeatureExtractorBase"),
     ],
 )
 def test_an_unknown_extractor_is_reported(extractor: str, text: str) -> None:

@@ -320,7 +320,7 @@ def test_a_file_is_not_resumed_with_other_settings(store: str, tmp_path: Path) -
     with pytest.raises(JitkitError, match="other settings: sample.seed was 0, now 5; choose a new"):
         forecast_file(store, tmp_path / "fc.zarr", seed=5)
     (tmp_path / "other.zarr").mkdir()
-    with pytest.raises(JitkitError, match="exists and is no forecast"):
+    with pytest.raises(JitkitError, match="exists and is not a forecast"):
         forecast_file(store, tmp_path / "other.zarr")
 
 

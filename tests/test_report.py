@@ -364,13 +364,16 @@ def test_the_command_writes_into_the_run_or_to_a_given_file(
     ("arguments", "message"),
     [
         ((), "no run is given; name the folder of one, such as runs/digits"),
-        (("nowhere",), "nowhere is no run: there is no such folder; give the folder that jitkit"),
-        (("empty",), "empty is no run: it holds no recipe.yaml"),
-        (("digits/recipe.yaml",), "digits/recipe.yaml is no run: it is a file"),
+        (
+            ("nowhere",),
+            "nowhere is not a run: there is no such folder; give the folder that jitkit",
+        ),
+        (("empty",), "empty is not a run: it holds no recipe.yaml"),
+        (("digits/recipe.yaml",), "digits/recipe.yaml is not a run: it is a file"),
         (("digits", "./digits"), "digits is given twice"),
         (
             ("digits", "--out", "digits/recipe.yaml"),
-            "exists and is no report; choose another",
+            "exists and is not a report; choose another",
         ),
         (("digits", "--out", "empty"), "empty is a folder; name a file, such as empty/report.html"),
     ],
@@ -392,7 +395,7 @@ def test_invalid_arguments_are_refused_and_nothing_is_written(
 
 def test_a_file_that_is_no_report_is_not_replaced(run: Path) -> None:
     (run / "report.html").write_text("<!doctype html><title>notes</title>")
-    with pytest.raises(RecipeError, match="exists and is no report"):
+    with pytest.raises(RecipeError, match="exists and is not a report"):
         write_report([run])
 
 

@@ -1,12 +1,12 @@
-"""Trains what the paper's tables need, in small, and writes a page, a picture and JSON of each.
+"""Train the models of the paper's tables, in small; write a page, a figure and JSON for each table.
 
     python -m benchmarks.paper toy|pairs|noise|bottleneck|parts|cost|precondition|all
         [--seeds N] [--pictures DIR] [--jobs 2] [--work runs/paper] [--out docs/results]
         [section.key=value ...]
 
-A model that is trained is kept in the work folder and not trained again, so an interrupted command
-goes on where it was; pages share models. Remove the folder to begin anew. Overrides are laid over
-the recipes of `recipes/paper/`. Exit code 1 where a demand of the toy or of the pairs is not met.
+A trained model is kept in the work folder and not trained again, so an interrupted command resumes,
+and pages share models. Remove the folder to start again. Overrides are applied to the recipes of
+`recipes/paper/`. Exit code 1 if a requirement of the toy or of the pairs is not met.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 from jitkit.utils.cpu import configure_process
 
 configure_process()  # as the command line does, before torch
-os.environ["OMP_NUM_THREADS"] = "1"  # of each training; there are several side by side
+os.environ["OMP_NUM_THREADS"] = "1"  # per training; several run in parallel
 
 import numpy as np  # noqa: E402
 
@@ -54,11 +54,11 @@ TABLES: dict[str, ModuleType] = {
 }
 SEEDS = {"toy": 5}
 OTHERS = 1
-STOPPED = 75  # "come again", as of `jitkit train`
+STOPPED = 75  # temporary failure: run again, as `jitkit train`
 
 
 def made(name: str, setup: Setup, work: Path, at_once: int, out: Path, command: str) -> Page:
-    """Train what a table needs, and write its page."""
+    """Train the models of a table, and write its page."""
     table = TABLES[name]
     jobs: Sequence[Job] = table.jobs(setup)
     records = finished(jobs, work, at_once)
@@ -87,7 +87,7 @@ def _arguments() -> Any:
 
 
 def main() -> int:
-    """Exit code: 1 where a demand is not met, 2 on a user error, 75 if stopped."""
+    """Exit code: 1 if a requirement is not met, 2 on a user error, 75 if stopped."""
     arguments = _arguments()
     command = shlex.join(["python", "-m", "benchmarks.paper", *sys.argv[1:]])
     pictures = PictureSet(arguments.pictures, arguments.work)

@@ -20,12 +20,12 @@ collapse. Our d' are the same shares of the width."""
 
 
 def label(width: int) -> str:
-    """Of a width; the page of parts shares one."""
+    """Label of a width; the page of parts shares one."""
     return f"patch16 bottleneck {width}"
 
 
 def trainings(setup: Setup, width: int) -> Sequence[Job]:
-    """Of a width."""
+    """The trainings of a width."""
     return setup.trainings(label(width), "patch16", [f"model.bottleneck={width}"])
 
 
@@ -35,7 +35,7 @@ def jobs(setup: Setup) -> Sequence[Job]:
 
 
 def page(records: Records, shown: Mapping[str, Shown]) -> Page:
-    """The page of what was found."""
+    """The page of the results."""
     means = {width: mean(records, label(width)) for width in WIDTHS}
     rows = [
         [f"{width}{' (none)' if width == WIDTH else ''}", f"{width / WIDTH:.3g}", found]

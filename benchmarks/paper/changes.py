@@ -1,7 +1,7 @@
-"""Models that are not JiT, for comparison: changes to a `Denoiser` that leave its weights' names.
+"""Models that are not JiT, for comparison: changes to a `Denoiser` that keep its parameter names.
 
-Each is a hook or a constant, so that the same engine trains, saves, loads and samples the model;
-whoever loads it must change it again.
+Each is a hook or a constant, so that the same code trains, saves, loads and samples the model; a
+loaded model must be changed again.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ Scales = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 def edm(t: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights of z and of the network in x_hat (Karras et al. 2022, arXiv:2206.00364, table 1).
+    """Factors of z and of the network in x_hat (Karras et al. 2022, arXiv:2206.00364, table 1).
 
-    EDM's are for y = z / t with noise of deviation sigma = (1 - t) / t:
-    c_skip = s² / (sigma² + s²), c_out = sigma s / √(sigma² + s²), s = sigma_data. With both
-    multiplied out, nothing is divided by t.
+    EDM's are for y = z / t with noise of standard deviation sigma = (1 - t) / t:
+    c_skip = s² / (sigma² + s²), c_out = sigma s / √(sigma² + s²), s = sigma_data. The fractions are
+    expanded so that nothing is divided by t.
     """
     noise, data = 1 - t, t * SIGMA_DATA
     total = noise.square() + data.square()
@@ -52,7 +52,7 @@ def precondition(scales: Scales) -> Callable[[Denoiser], None]:
 
 
 def without_rope(denoiser: Denoiser) -> None:
-    """Take rotary positions and the norm of queries and keys away; the fixed code stays."""
+    """Remove the rotary embedding and the norm of queries and keys; keep the fixed embedding."""
 
     def bare(attention: Attention, x: Tensor, turn: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         parts = attention.qkv(x).unflatten(-1, (3, attention.heads, -1))

@@ -1,4 +1,4 @@
-"""Table 5: what it costs when resolution and patch double together."""
+"""Table 5: cost when resolution and patch double together."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def jobs(setup: Setup) -> Sequence[Job]:
 
 
 def page(records: Records, shown: Mapping[str, Shown]) -> Page:
-    """The page of what was found."""
+    """The page of the results."""
     rows: list[list[object]] = []
     for size in SIZES:
         found = records[_label(size)][0]["found"]

@@ -1,4 +1,4 @@
-"""Pictures of the pages: mosaics of samples, and lines over a setting."""
+"""Figures of the pages: mosaics of samples, and lines over a setting."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COLORS = {"x": "tab:blue", "eps": "tab:red", "v": "tab:orange"}
 
 
 def mosaic(pictures: Array, side: int = 4) -> Array:
-    """The first ``side``² pictures as one, (side (H + 1) - 1, side (W + 1) - 1, 3)."""
+    """The first ``side``² images as one, (side (H + 1) - 1, side (W + 1) - 1, 3)."""
     n, height, width, channels = pictures[: side * side].shape
     canvas = np.full((side * (height + 1) - 1, side * (width + 1) - 1, channels), 255, np.uint8)
     for i in range(n):
@@ -25,7 +25,7 @@ def mosaic(pictures: Array, side: int = 4) -> Array:
 
 
 def draw_mosaics(path: Path, rows: Sequence[Sequence[tuple[str, Array]]], side: int = 4) -> None:
-    """A mosaic in each cell, under its title."""
+    """A titled mosaic in each panel."""
     figure, axes = _figure(len(rows), max(map(len, rows)), 2.3, 2.5)
     for ax in axes.flat:
         ax.set_axis_off()
@@ -37,7 +37,7 @@ def draw_mosaics(path: Path, rows: Sequence[Sequence[tuple[str, Array]]], side: 
 
 
 def draw_points(path: Path, rows: Sequence[Sequence[tuple[str, Array]]]) -> None:
-    """A cloud of points in each cell, (N, 2), under its title; all on one scale."""
+    """A titled scatter plot in each panel, (N, 2), all on one scale."""
     figure, axes = _figure(len(rows), max(map(len, rows)), 2.2, 2.3)
     for line, row in zip(axes, rows, strict=True):
         for ax, (title, points) in zip(line, row, strict=True):

@@ -1,8 +1,8 @@
 """Features of a random convolutional network, and the Fréchet distance on them.
 
-An untrained network tells distributions of pictures apart too, whatever they show (Naeem et al.
-2020, arXiv:2002.09797), and needs no weights from elsewhere. The numbers are not the FID and can be
-compared with one another alone.
+An untrained network also distinguishes distributions of images, whatever they show (Naeem et al.
+2020, arXiv:2002.09797), and needs no downloaded weights. The values are not the FID and can only be
+compared with one another.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ RESAMPLES = 20
 
 
 def frechet_distance(a: Array, b: Array) -> float:
-    """Fréchet distance of two sets of pictures on random features, (N, H, W, 3) uint8 each."""
+    """Fréchet distance of two sets of images on random features, (N, H, W, 3) uint8 each."""
     return distance_of_features(features(a), features(b))
 
 
 def frechet_with_deviation(samples: Array, real: Array) -> tuple[float, float]:
-    """Fréchet distance of two sets of features, and its deviation over resamples of the samples.
+    """Fréchet distance of two sets of features, and its standard deviation over resamples.
 
-    The mean over resamples would not do for a value: samples that repeat are always further off.
+    The mean over resamples is not used as the value: repeated samples always increase the distance.
     """
     rng, n = np.random.default_rng(0), len(samples)
     again = [distance_of_features(samples[rng.integers(n, size=n)], real) for _ in range(RESAMPLES)]
@@ -41,7 +41,7 @@ def frechet_with_deviation(samples: Array, real: Array) -> tuple[float, float]:
 
 
 def features(pictures: Array) -> Array:
-    """Mean and deviation over the picture of each channel of three layers, (N, 288) float64."""
+    """Spatial mean and standard deviation of each channel of three layers, (N, 288) float64."""
     parts = [_of(pictures[i : i + 256]) for i in range(0, len(pictures), 256)]
     return np.concatenate(parts)
 
@@ -59,7 +59,7 @@ def _of(pictures: Array) -> Array:
 
 @cache
 def _kernels() -> tuple[Tensor, ...]:
-    """3 x 3 kernels of the layers, normal with the deviation that keeps the scale (He 2015)."""
+    """3 x 3 kernels of the layers, normal with the scale-preserving deviation (He 2015)."""
     generator = torch.Generator().manual_seed(mix(0, "random features"))
     return tuple(
         torch.randn(outputs, inputs, 3, 3, generator=generator) * (2 / (9 * inputs)) ** 0.5

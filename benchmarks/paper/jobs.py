@@ -1,4 +1,4 @@
-"""Trainings that are done once: several side by side, each kept in a folder when it is finished."""
+"""Trainings that are done once: several in parallel, each kept in a folder when it is finished."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jitkit.runs.run_dir import environment, write_text
 from jitkit.utils.console import bar, quiet, say
 
 Record = Mapping[str, Any]
-"""What a job found, ``found``, and ``seconds``, ``environment``; plain data for JSON."""
+"""Result of a job, ``found``, with ``seconds`` and ``environment``; plain data for JSON."""
 
 
 class Job(Protocol):
@@ -22,23 +22,23 @@ class Job(Protocol):
 
     @property
     def label(self) -> str:
-        """What a page calls it; the same for all of its seeds, and perhaps shared by pages."""
+        """Label on pages; the same for all of its seeds, and possibly shared by pages."""
 
     @property
     def folder(self) -> str:
-        """Name of its folder, which must differ wherever anything that matters differs."""
+        """Name of its folder, unique for each setting that affects the result."""
 
     def do(self, place: Path) -> dict[str, Any]:
         """Train in the folder, or resume there; returns results as plain data for JSON."""
 
 
 def finished(jobs: Iterable[Job], work: Path, at_once: int) -> dict[str, list[Record]]:
-    """The records of jobs by label, seed by seed; those that are not done are done now.
+    """The records of jobs by label, one per seed; unfinished jobs are run now.
 
     Args:
-        jobs: what is asked for; two with one folder are done once.
-        work: where their folders are.
-        at_once: jobs side by side, each in a process of one thread.
+        jobs: the requested jobs; two with one folder are run once.
+        work: parent of their folders.
+        at_once: number of parallel jobs, each in a process of one thread.
     """
     requested = list(jobs)
     todo = list({job.folder: job for job in requested if not _file(work, job).is_file()}.values())
@@ -58,10 +58,10 @@ def _file(work: Path, job: Job) -> Path:
 
 
 def _done(todo: Sequence[Job], work: Path, at_once: int) -> Iterator[str]:
-    """Do the jobs; a line for each as it ends."""
+    """Run the jobs; print a line when each ends."""
     if not todo:
         return
-    context = get_context("spawn")  # a fork would inherit torch's threads, but not what they hold
+    context = get_context("spawn")  # torch's threads do not survive a fork
     with ProcessPoolExecutor(at_once, mp_context=context, initializer=_alone) as pool:
         running = [pool.submit(_do, job, work) for job in todo]
         try:
@@ -72,7 +72,7 @@ def _done(todo: Sequence[Job], work: Path, at_once: int) -> Iterator[str]:
 
 
 def _alone() -> None:
-    """One thread and no word from a process whose siblings share the machine."""
+    """Use one thread and print nothing, because other processes share the machine."""
     import torch
 
     torch.set_num_threads(1)

@@ -16,8 +16,8 @@ DIRECTIONS = 64
 def sliced_wasserstein(a: Array, b: Array) -> float:
     """Sliced Wasserstein-2 distance of two sets of points in the plane, (n, 2) each.
 
-    √2 times the root mean over directions of W2² of the projections, so that a shift by d costs |d|
-    (Bonneel et al. 2015, without the factor).
+    √2 times the root mean over directions of W2² of the projections, so that a shift by d has the
+    distance |d| (Bonneel et al. 2015, without the factor).
     """
     angles = pi * np.arange(DIRECTIONS) / DIRECTIONS
     lines = np.stack([np.cos(angles), np.sin(angles)])  # (2, directions)
@@ -31,9 +31,9 @@ class Mean:
 
     Attributes:
         value: the mean.
-        low, high: its 95 % interval by Student's t from three seeds on; of two, the two themselves;
-            of one, that of its own deviation, None where it has none.
-        n: seeds.
+        low, high: its 95 % interval by Student's t for three or more seeds; for two seeds, their
+            two values; for one, the interval from its own standard deviation, None if it has none.
+        n: number of seeds.
     """
 
     value: float
@@ -43,7 +43,7 @@ class Mean:
 
     @classmethod
     def of(cls, values: Sequence[float], deviation: float | None = None) -> Mean:
-        """Of one number from each seed; ``deviation`` is that of a single one."""
+        """From one value per seed; ``deviation`` is the standard deviation of a single one."""
         mean, n = float(np.mean(values)), len(values)
         if n == 1 and deviation is None:
             return cls(mean, None, None, n)

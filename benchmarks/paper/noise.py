@@ -38,7 +38,7 @@ def jobs(setup: Setup) -> Sequence[Job]:
 
 
 def page(records: Records, shown: Mapping[str, Shown]) -> Page:
-    """The page of what was found."""
+    """The page of the results."""
     head = ["mu", *(f"{p}-prediction" for p in SPACES), *(f"paper: {p}" for p in SPACES)]
     rows = [[mu, *(mean(records, _label(mu, p)) for p in SPACES), *PAPER[mu]] for mu in PAPER]
     lines = {p: [(mu, mean(records, _label(mu, p))) for mu in PAPER] for p in SPACES}

@@ -1,7 +1,7 @@
-"""What a table or figure comes to: a page in Markdown, a picture, and the numbers in JSON.
+"""Page of a table or figure: results in Markdown, a figure, and the values in JSON.
 
-Everything that a page says of the numbers is computed from them, so that a trend which does not
-hold is reported as such.
+All statements of a page about the values are computed from them, so that a trend that does not hold
+is reported as such.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from jitkit.runs.run_dir import write_text
 from jitkit.utils.types import Array
 
 Records = Mapping[str, Sequence[Record]]
-"""What was found, by label, seed by seed."""
+"""Results by label, one per seed."""
 
 
 class Shown(NamedTuple):
-    """What a picture is made of: (N, ...) each."""
+    """Data of a figure: (N, ...) each."""
 
     samples: Array
     real: Array
@@ -30,12 +30,12 @@ class Shown(NamedTuple):
 
 @dataclass(frozen=True)
 class Claim:
-    """A statement of the paper, or of ours, with what was found beside it.
+    """A statement of the paper, or of ours, beside the result.
 
     Attributes:
-        text: the sentence, with its numbers.
-        holds: whether it is so; None where the intervals overlap.
-        demanded: whether the command fails where it is not.
+        text: the sentence, with its values.
+        holds: whether it is true; None if the intervals overlap.
+        demanded: whether the command fails if it is not.
     """
 
     text: str
@@ -54,11 +54,11 @@ class Page:
     Attributes:
         name: of its files.
         title: its heading.
-        about: what was done, before the numbers.
-        table: the numbers, in Markdown.
-        claims: what they show.
-        caption: of the picture.
-        draw: writes the picture to a path.
+        about: what was done, before the table.
+        table: the values, in Markdown.
+        claims: conclusions from them.
+        caption: of the figure.
+        draw: writes the figure to a path.
     """
 
     name: str
@@ -71,14 +71,14 @@ class Page:
 
 
 def mean(records: Records, label: str, key: str = "frechet") -> Mean:
-    """Over the seeds of a label; of one seed, with an interval from resamples of its samples."""
+    """Mean over the seeds of a label; of one seed, with a bootstrap interval over its samples."""
     found = [record["found"] for record in records[label]]
     deviation = found[0].get(f"{key}_deviation") if len(found) == 1 else None
     return Mean.of([float(each[key]) for each in found], deviation)
 
 
 def less(a: Mean, b: Mean) -> bool | None:
-    """Whether one mean is less than another; None where their intervals overlap."""
+    """Whether one mean is less than another; None if their intervals overlap."""
     lower, higher = (a, b) if a.value < b.value else (b, a)
     top = lower.value if lower.high is None else lower.high
     bottom = higher.value if higher.low is None else higher.low
@@ -92,14 +92,14 @@ def grid(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def write(page: Page, records: Records, command: str, folder: Path, data: str = "") -> None:
-    """Write ``NAME.md``, ``NAME.png`` and ``NAME.json``, each aside and renamed.
+    """Write ``NAME.md``, ``NAME.png`` and ``NAME.json``, each to a temporary file that is renamed.
 
     Args:
         page: what to write.
-        records: what it was made of.
-        command: how.
-        folder: where to.
-        data: a sentence on what was trained on.
+        records: the results that it was made from.
+        command: that produced it.
+        folder: for the files.
+        data: a sentence about the training data.
     """
     folder.mkdir(parents=True, exist_ok=True)
     aside = folder / f".{page.name}.part.png"
@@ -130,13 +130,13 @@ def _text(page: Page, records: Records, command: str, data: str) -> str:
 
 
 def _brackets(records: Records) -> str:
-    """What the intervals of a table are, by how many trainings a figure is of."""
+    """Meaning of the intervals of a table, by the number of seeds per value."""
     numbers = sorted(set(map(len, records.values())))
     return " ".join(INTERVALS.get(n, MANY).format(n=n) for n in numbers)
 
 
 def _origin(records: Records, command: str) -> str:
-    """Command, trainings, time, machine, versions and commits, as the records tell them."""
+    """Command, trainings, time, machine, versions and commits, from the records."""
     every = [record for seeds in records.values() for record in seeds]
     places = [record["environment"] for record in every]
 

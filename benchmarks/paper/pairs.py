@@ -1,4 +1,4 @@
-"""Table 2: nine pairs of prediction and loss, where a patch is large and where it is small."""
+"""Table 2: nine pairs of prediction and loss, with a large and a small patch."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ the small patch under v-loss are means of three trainings, as their requirement 
 
 
 def label(recipe: str, prediction: str, loss: str) -> str:
-    """Of a pair; other pages share them."""
+    """Label of a pair; other pages share them."""
     return f"{recipe} {prediction}-prediction {loss}-loss"
 
 
 def pair(setup: Setup, recipe: str, prediction: str, loss: str) -> Sequence[Job]:
-    """The trainings of a pair; at least three where how they compare is a demand that is close."""
+    """The trainings of a pair; at least three where a requirement compares close values."""
     if (recipe, loss) == ("patch3", "v"):
         setup = replace(setup, seeds=max(setup.seeds, 3))
     asked = [f"diffusion.prediction={prediction}", f"diffusion.loss={loss}"]
@@ -53,7 +53,7 @@ def jobs(setup: Setup) -> Sequence[Job]:
 
 
 def page(records: Records, shown: Mapping[str, Shown]) -> Page:
-    """The page of what was found."""
+    """The page of the results."""
     parts = [f"## {TITLES[recipe]}\n\n{_table(records, recipe)}" for recipe in PAPER]
     return Page(
         "pairs",
@@ -108,7 +108,7 @@ def _claims(records: Records) -> list[Claim]:
 
 
 def _gap(records: Records, prediction: str) -> Claim:
-    """How much further off than x a prediction is, under v-loss, at both patches."""
+    """Distance of a prediction relative to that of x, with v-loss, at both patches."""
     rows = [_row(records, recipe, "v") for recipe in PAPER]
     large, small = (row[prediction] / row["x"] for row in rows)
     i = SPACES.index(prediction)

@@ -38,7 +38,7 @@ def jobs(setup: Setup) -> Sequence[Job]:
 
 
 def page(records: Records, shown: Mapping[str, Shown]) -> Page:
-    """The page of what was found."""
+    """The page of the results."""
     means = {label: mean(records, label) for label in ROWS}
     rows = [[name, means[label], *paper] for label, (name, *paper) in ROWS.items()]
     claims = []

@@ -1,12 +1,12 @@
 """Training images: OpenMoji's drawings, or any folder, scaled once to each size.
 
-OpenMoji (openmoji.org, CC BY-SA 4.0, Hochschule für Gestaltung Schwäbisch Gmünd) comes as
-``pip install 'jitkit[benchmarks]'``: about 4,500 drawings in SVG, drawn here on white. None is part
-of this repository; pictures of samples that were trained on them carry the licence on.
+OpenMoji (openmoji.org, CC BY-SA 4.0, Hochschule für Gestaltung Schwäbisch Gmünd) is installed by
+``pip install 'jitkit[benchmarks]'``: about 4,500 drawings in SVG, rendered here on white. None is
+part of this repository; figures of samples of models trained on them have the same licence.
 
-Where patches are small, drawings will not do: they are flat, and what prediction of noise leaves of
-the noise on a flat ground counts for more than all else (docs/log.md). There it is squares cut out
-of the photographs that scikit-image comes with.
+Small patches use square crops of the photographs in scikit-image instead. Drawings do not work
+there: they are flat, and the noise that eps-prediction leaves on a flat background dominates the
+distance (docs/log.md).
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from jitkit.domains.images.files import ImageItem
 from jitkit.errors import DataError
 from jitkit.utils.console import bar
 
-HELD_OUT = 0.2  # as many held-out pictures as samples, or the floor would be of another size
+HELD_OUT = 0.2  # as many held-out images as samples, so that their scores are comparable
 DRAWN = 128  # pixels a side, the largest that is trained on
 LICENCE = (
     "The images are OpenMoji's 4,495 drawings (openmoji.org), CC BY-SA 4.0, and so are the samples "
     "shown here."
 )
 PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
-CUT = 48  # pixels a side of a square out of a photograph
+CUT = 48  # pixels a side of a square crop of a photograph
 CUTS = 4_000
 LARGEST_CUT = 0.7  # of the photograph's shorter side
 BLOCKS = {
-    # where the first code point lies: The Unicode Standard 17.0, Blocks.txt
+    # block of the first code point: The Unicode Standard 17.0, Blocks.txt
     "flags": ((0x1F1E6, 0x1F1FF), (0x1F3F4, 0x1F3F4)),
     "pictographs": ((0x1F300, 0x1F3F3), (0x1F3F5, 0x1F5FF)),
     "faces": ((0x1F600, 0x1F64F),),
@@ -52,11 +52,11 @@ BLOCKS = {
 
 @dataclass(frozen=True)
 class PictureSet:
-    """Pictures at whatever size is asked for.
+    """Images at any requested size.
 
     Attributes:
-        source: a folder as domain `images` reads it; OpenMoji where None.
-        work: where scaled copies are kept.
+        source: a folder as domain `images` reads it; OpenMoji if None.
+        work: folder for scaled copies.
     """
 
     source: Path | None
@@ -68,16 +68,16 @@ class PictureSet:
         return LICENCE if self.source is None else f"The images are those of `{self.source}`."
 
     def sized(self, size: int, *, photographs: bool = False) -> Path:
-        """A folder with train/ and val/ of pictures ``size`` pixels a side, made where it is not.
+        """A folder with train/ and val/ of images with ``size`` pixels a side, created if missing.
 
-        Training reads a picture at every step, and scaling would take longer than the step.
+        Training reads images at every step, and scaling would take longer than the step.
 
         Args:
             size: pixels a side.
-            photographs: squares out of photographs, unless a source is given.
+            photographs: crops of photographs, unless a source is given.
 
         Raises:
-            DataError: the source has no pictures, or a package that has them is not installed.
+            DataError: the source has no images, or a required package is not installed.
         """
         photographs = photographs and self.source is None
         copies = self.work / "pictures" / ("photographs" if photographs else self._name)
@@ -89,7 +89,7 @@ class PictureSet:
 
     @property
     def _name(self) -> str:
-        """Of the folder of copies, another one for each source."""
+        """Name of the folder of copies, unique for each source."""
         if self.source is None:
             return "openmoji"
         place = self.source.resolve()
@@ -98,7 +98,7 @@ class PictureSet:
 
 
 def _copy(source: Path, size: int, target: Path) -> None:
-    """Write both splits of a folder as PNG of one size, aside and renamed."""
+    """Write both splits of a folder as PNG of one size, to a temporary folder that is renamed."""
     section = ImagesSection(name="images", path=source, size=size, holdout=HELD_OUT)
     domain = Images(section)
     aside = target.with_name(f".{target.name}.part")
@@ -121,10 +121,10 @@ def _items(domain: Images, splits: Sequence[Split]) -> Iterator[tuple[Split, Ima
 
 
 def openmoji(folder: Path) -> Path:
-    """OpenMoji's drawings as PNG in a folder for each block of Unicode, drawn where they are not.
+    """OpenMoji's drawings as PNG in a folder for each block of Unicode, rendered if missing.
 
     Raises:
-        DataError: the package, or what draws it, is not installed.
+        DataError: the package, or the SVG renderer, is not installed.
     """
     if folder.is_dir():
         return folder
@@ -160,7 +160,7 @@ def openmoji(folder: Path) -> Path:
 
 
 def cut_photographs(folder: Path) -> Path:
-    """Squares out of photographs, of any size, as PNG of one; made where they are not.
+    """Square crops of photographs, of any size, as PNG of one size; created if missing.
 
     Raises:
         DataError: scikit-image is not installed.

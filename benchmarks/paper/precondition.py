@@ -41,7 +41,7 @@ def jobs(setup: Setup) -> Sequence[Job]:
 
 
 def page(records: Records, shown: Mapping[str, Shown]) -> Page:
-    """The page of what was found."""
+    """The page of the results."""
     found = {loss: {f: mean(records, _label(f, loss)) for f in FORMS} for loss in SPACES}
     head = ["loss", *TITLES.values(), *(f"paper: {title}" for title in TITLES.values())]
     rows = [[loss, *means.values(), *PAPER[loss]] for loss, means in found.items()]

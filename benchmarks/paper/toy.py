@@ -1,11 +1,11 @@
 """Figure 2: a distribution of two dimensions hidden in D, and an MLP narrower than the largest D.
 
-x = P u, u a spiral in the plane and P a random column-orthogonal D x 2 matrix that the network is
-not told. A 5-layer ReLU MLP of width 256 predicts x, eps or v; the loss is on v; samples come
-from 50 Heun steps. The paper gives no optimizer, length or times; here Adam at a rate that falls
-from 1e-3 to 0, 3,000 steps of 256, and t even over [0, 1): with the paper's logit-normal(-0.8, 0.8)
-few times are near the data, where a curve in the plane is decided, and D = 2 is three times as far
-off.
+x = P u, u a spiral in the plane and P a random column-orthogonal D x 2 matrix that is unknown to
+the network. A 5-layer ReLU MLP of width 256 predicts x, eps or v; the loss is on v; samples are
+from 50 Heun steps. The paper gives no optimizer, number of steps or times. Here: Adam with a
+learning rate that decays from 1e-3 to 0, 3,000 steps of 256, and t uniform on [0, 1). With the
+paper's logit-normal(-0.8, 0.8) few times are near the data, where a curve in the plane is
+determined, and the distance at D = 2 is three times as large.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ CENTRE, BREADTH = (-0.42441318, 1.90993673), 4.50722947  # of the spiral below: 
 
 
 def spiral(n: int, generator: torch.Generator) -> Tensor:
-    """Points of a spiral of one and a half turns with a little breadth, (n, 2).
+    """Points of a spiral of one and a half turns with a small width, (n, 2).
 
-    Density is even along the spiral; mean 0 and, on average over both axes, variance 1.
+    Density is uniform along the spiral; mean 0 and, on average over both axes, variance 1.
     """
     turn = 3 * pi * torch.rand(n, generator=generator).sqrt()
     points = torch.stack((turn * turn.cos(), turn * turn.sin()), dim=1)
@@ -60,7 +60,7 @@ def out_of_the_plane(x: Tensor, plane: Tensor) -> float:
 
 
 def mlp(dimensions: int) -> nn.Sequential:
-    """z and t side by side, (B, D + 1), to a guess, (B, D)."""
+    """z and t concatenated, (B, D + 1), to a prediction, (B, D)."""
     widths = [dimensions + 1, *[WIDTH] * (LAYERS - 1), dimensions]
     layers: list[nn.Module] = []
     for i in range(LAYERS):
@@ -77,7 +77,7 @@ class Toy:
         prediction: of the network.
         seed: of plane, weights, data and samples.
         steps: of training.
-        samples: that are measured.
+        samples: number of samples that are measured.
     """
 
     dimensions: int
@@ -88,7 +88,7 @@ class Toy:
 
     @property
     def label(self) -> str:
-        """Of all seeds."""
+        """Label, the same for all seeds."""
         return toy_label(self.dimensions, self.prediction)
 
     @property
@@ -114,7 +114,7 @@ class Toy:
         }
 
     def _train(self, network: nn.Module, plane: Tensor, generator: torch.Generator) -> float:
-        """Train the network; the mean loss of the last hundred steps."""
+        """Train the network; returns the mean loss of the last hundred steps."""
         optimizer = torch.optim.Adam(network.parameters(), RATE)
         losses = []
         for step in range(self.steps):
@@ -141,7 +141,7 @@ class Toy:
 
 
 def toy_label(dimensions: int, prediction: Space) -> str:
-    """What the page calls all seeds of a model."""
+    """Label of all seeds of a model on the page."""
     return f"{dimensions}-{prediction}"
 
 
@@ -150,7 +150,7 @@ def _predict(network: nn.Module, z: Tensor, t: Tensor) -> Tensor:
 
 
 def sampler_leaves(dimensions: int) -> float:
-    """Out of the plane, what is left of the noise even where the network is perfect.
+    """Distance from the plane that remains from the noise even with a perfect network.
 
     1 - t is clamped at 0.05 in divisions, so the last steps end before t = 1.
     """

@@ -1,4 +1,4 @@
-"""The page of figure 2: what the toy's numbers come to."""
+"""The page of figure 2: results of the toy."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def jobs(setup: Setup) -> Sequence[Job]:
 
 
 def page(records: Records, shown: Mapping[str, Shown]) -> Page:
-    """The page of what was found."""
+    """The page of the results."""
     rows: list[list[object]] = []
     for d in DIMENSIONS:
         for measure in ("in", "out")[: 1 if d == 2 else 2]:

@@ -42,12 +42,12 @@ Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 @dataclass(frozen=True)
 class Training:
-    """One model of pictures.
+    """One image model.
 
     Attributes:
-        label: what pages call it, whatever the seed.
+        label: on pages, the same for all seeds.
         recipe: name of a file in ``recipes/paper/``.
-        overrides: laid over it.
+        overrides: applied to it.
         change: key of `CHANGES`; None for jitkit's own model.
     """
 
@@ -63,12 +63,12 @@ class Training:
 
     @property
     def folder(self) -> str:
-        """Name of its folder: another one wherever recipe or change differ."""
+        """Name of its folder, unique for each recipe and change."""
         text = f"{dump_recipe(self.resolved)}{self.change}"
         return f"{self.recipe}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
     def do(self, place: Path) -> dict[str, Any]:
-        """Train, sample and score; ``shown.npz`` holds some samples and some real pictures."""
+        """Train, sample and score; ``shown.npz`` has some samples and some real images."""
         before = checkpoint.newest(place / "run")
         steps = self.resolved.train.steps - (before.step if before else 0)
         began = time.monotonic()
@@ -114,7 +114,7 @@ class Training:
 
 
 def _pixels(items: Sequence[ImageItem]) -> Pixels:
-    """All pictures of a split, (N, H, W, 3)."""
+    """All images of a split, (N, H, W, 3)."""
     return np.stack([items[i].pixels for i in range(len(items))])
 
 
@@ -124,12 +124,12 @@ def _some(pictures: Pixels) -> Pixels:
 
 @dataclass(frozen=True)
 class Setup:
-    """What all trainings of a command have in common.
+    """Settings shared by all trainings of a command.
 
     Attributes:
-        pictures: what is trained on.
+        pictures: the training images.
         seeds: models of each kind.
-        overrides: laid over every recipe.
+        overrides: applied to every recipe.
     """
 
     pictures: PictureSet

@@ -33,13 +33,13 @@ PASSES, TEXTBOOK_PASSES = 187, 198  # of 50 guided steps of Heun; tests count th
 
 @dataclass(frozen=True)
 class Traffic:
-    """Numbers that go through memory once for each weight, whatever the batch.
+    """Values moved through memory once per parameter in a step, for any batch size.
 
     Attributes:
-        why: for what.
-        read, written: numbers of float32, as jitkit's step moves them.
-        least_read, least_written: if optimizer and means went over the weights once together, and
-            the gradient's norm were taken as it is made.
+        why: the purpose.
+        read, written: float32 values, as jitkit's step moves them.
+        least_read, least_written: if optimizer and EMAs passed over the weights once together, and
+            the norm of the gradient were computed when it is written.
     """
 
     why: str
@@ -60,20 +60,20 @@ TRAFFIC = (
 
 
 def bytes_a_weight(*, least: bool = False) -> int:
-    """Bytes that a step moves for each weight."""
+    """Bytes that a step moves per parameter."""
     if least:
         return FLOAT * sum(t.least_read + t.least_written for t in TRAFFIC)
     return FLOAT * sum(t.read + t.written for t in TRAFFIC)
 
 
 def activation_bytes(name: str) -> int:
-    """Bytes that a step moves for each sample: what is kept is written once and read once."""
+    """Bytes that a step moves per sample: stored activations are written once and read once."""
     kept = training_bytes(pictures(name).network, 1, emas=EMAS)["activations"]
     return 2 * kept
 
 
 def operations() -> str:
-    """Operations of a step for each sample, and of a guided sample."""
+    """FLOPs of a step per sample, and of a guided sample."""
     head = ["model", "parameters", "GMAC, forward", "TFLOP per sample, training"]
     head += [f"TFLOP per drawn sample, {PASSES} passes", f"{TEXTBOOK_PASSES} passes"]
     rows = []
@@ -87,7 +87,7 @@ def operations() -> str:
 
 
 def traffic() -> str:
-    """Numbers moved for each weight in a step."""
+    """Values moved per parameter in a step."""
     head = ["what", "read", "written", "least read", "least written"]
     rows: list[list[object]] = [
         [t.why, t.read, t.written, t.least_read, t.least_written] for t in TRAFFIC
@@ -120,7 +120,7 @@ TABLES: dict[str, Callable[[], str]] = {
 
 
 def filled(text: str) -> str:
-    """A document with the tables between its marks made anew."""
+    """A document with the tables between its marks replaced."""
     return scaling.filled(text, TABLES)
 
 

@@ -1,4 +1,4 @@
-"""Files of the size and the cost of ImageNet's pictures, and reading them with Pillow alone."""
+"""JPEG files with the size and decoding cost of ImageNet's images, and reading them with Pillow."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ QUALITY = 92
 
 
 def texture(rng: np.random.Generator, high: int, wide: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """A picture whose amplitudes fall as 1 / frequency, as those of photographs do, (H, W, 3).
+    """An image whose amplitudes fall as 1 / frequency, as those of photographs do, (H, W, 3).
 
-    Colours share a brightness, and differ from it by a fifth as much (Field 1987, J. Opt. Soc. Am.
-    A 4, 2379, has the spectrum).
+    Colour channels share a brightness and differ from it by a fifth as much (the spectrum: Field
+    1987, J. Opt. Soc. Am. A 4, 2379).
     """
     frequency = np.hypot(np.fft.fftfreq(high)[:, None], np.fft.rfftfreq(wide)[None])
     frequency[0, 0] = np.inf
@@ -32,7 +32,7 @@ def texture(rng: np.random.Generator, high: int, wide: int) -> np.ndarray[Any, n
 
 
 def write(folder: Path, number: int, *, high: int = HIGH, wide: int = WIDE) -> list[Path]:
-    """So many JPEGs in one class folder."""
+    """Write this number of JPEGs into one class folder."""
     (folder / "texture").mkdir(parents=True)
     rng = np.random.default_rng(0)
     files = []
@@ -43,12 +43,12 @@ def write(folder: Path, number: int, *, high: int = HIGH, wide: int = WIDE) -> l
 
 
 def decode(path: Path) -> None:
-    """The pixels of a file, as they are in it."""
+    """The pixels of a file, at its own size."""
     with Image.open(path) as image:
         image.convert("RGB").load()
 
 
 def decode_rate(files: Sequence[Path], threads: int) -> float:
-    """Pictures in a second, decoded and left, by so many threads."""
+    """Images decoded per second by this number of threads."""
     with ThreadPoolExecutor(threads) as pool:
         return len(files) / seconds_of(lambda: list(pool.map(decode, files)))

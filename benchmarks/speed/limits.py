@@ -1,4 +1,4 @@
-"""What the machine can do: products of float32 matrices, copies in memory, reads of a file.
+"""Limits of the machine: products of float32 matrices, copies in memory, reads of a file.
 
 Nothing can be faster, so results are reported as a share of these limits, from the same run.
 """
@@ -20,7 +20,7 @@ Shape = tuple[int, int, int]
 SHAPES: tuple[Shape, ...] = (
     (2048, 2048, 2048),
     (512, 768, 2304),  # B/16 with two samples: queries, keys and values
-    (512, 768, 4096),  # the first map of SwiGLU
+    (512, 768, 4096),  # the first linear layer of SwiGLU
     (512, 2048, 768),  # and the last
     (2048, 768, 4096),  # the same of eight samples
 )
@@ -31,7 +31,7 @@ MIB = 2**20
 
 
 Maker = Literal["torch.mm", "kernels.linear"]
-"""What makes a product: torch, or the library that jitkit takes for large ones."""
+"""Backend of a matrix product: torch, or the library that jitkit uses for large ones."""
 
 
 def name_of(shape: Shape, maker: Maker = "torch.mm") -> str:
@@ -44,7 +44,7 @@ def name_of(shape: Shape, maker: Maker = "torch.mm") -> str:
 
 
 def products(shapes: Sequence[Shape] = SHAPES) -> dict[str, Callable[[], object]]:
-    """Products of random matrices for each shape, to be timed among other things."""
+    """Products of random matrices for each shape, to be timed together with other calls."""
     found: dict[str, Callable[[], object]] = {}
     for shape in shapes:
         rows, inner, columns = shape
@@ -61,12 +61,12 @@ def products(shapes: Sequence[Shape] = SHAPES) -> dict[str, Callable[[], object]
 def best_flops(
     timings: Mapping[str, Timing], shapes: Sequence[Shape] = SHAPES, maker: Maker = "torch.mm"
 ) -> float:
-    """The most operations in a second among products that were timed, each by its median."""
+    """The highest FLOP/s of timed products, each by its median."""
     return max(2 * m * k * n / timings[name_of((m, k, n), maker)].median for m, k, n in shapes)
 
 
 def copy_rate(size: int = 512 * MIB, times: int = 5) -> float:
-    """Bytes in a second that a copy in memory moves, read and written ones; the best of a few."""
+    """Bytes per second of a copy in memory, read plus written; the best of a few."""
     source = torch.ones(size // 4)
     target = torch.empty_like(source)
     took = [seconds_of(lambda: target.copy_(source)) for _ in range(times + 1)]
@@ -74,7 +74,7 @@ def copy_rate(size: int = 512 * MIB, times: int = 5) -> float:
 
 
 def read_rate(path: Path, times: int = 3) -> float:
-    """Bytes in a second from a file in the page cache into memory; the best of a few."""
+    """Bytes per second from a file in the page cache into memory; the best of a few."""
     buffer = bytearray(8 * MIB)
 
     def read() -> None:

@@ -1,8 +1,8 @@
-"""How fast data reach the network: arrays, against raw reads and xarray; pictures, against Pillow.
+"""Loading speed: arrays, against raw reads and xarray; images, against Pillow.
 
-Arrays are measured as by `python -m benchmarks.loader`, on less data. Pictures are JPEGs of 500 x
-375 pixels, cropped to 256 as ADM does, whose limit is to decode them and do nothing else. Files lie
-in the page cache. Rates are of the time when all workers run, not of their start.
+Arrays are measured as by `python -m benchmarks.loader`, on less data. Images are JPEGs of 500 x 375
+pixels, cropped to 256 as in ADM; their limit is decoding alone. Files are in the page cache. Rates
+are measured while all workers run, without their start.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from jitkit.domain import Domain, domain_class
 from jitkit.fields import Batch
 
 GB = 1e9
-BATCH = 16  # pictures
+BATCH = 16  # images per batch
 DECODE = "decode alone"
 
 
 class ReadBy(Sequence[Any]):
-    """Items, read by so many threads whatever they ask for; 0 reads them one after the other."""
+    """Items read by a fixed number of threads; with 0 they are read one after the other."""
 
     def __init__(self, items: Sequence[Any], threads: int) -> None:
         self.items, self.threads = items, threads
@@ -45,7 +45,7 @@ class ReadBy(Sequence[Any]):
 
 
 def pictures(folder: Path, size: int) -> Domain:
-    """The adapter of a folder of pictures."""
+    """The adapter of a folder of images."""
     Images = domain_class("images")
     section = Images.Section.model_validate(
         {"name": "images", "path": folder, "size": size, "holdout": 0.0}
@@ -54,10 +54,10 @@ def pictures(folder: Path, size: int) -> Domain:
 
 
 def read(domain: Domain, items: Sequence[Any], number: int, workers: int) -> float:
-    """Seconds for each picture of ``number`` batches, once every worker has handed over two.
+    """Seconds per image over ``number`` batches, after every worker has delivered two.
 
-    There are more batches than are timed: workers that run out of work would hand over the last
-    ones at once.
+    There are more batches than are timed, because workers at the end of their work would deliver
+    the last batches together.
     """
     skipped = 1 + 2 * workers
     stop = 2 * skipped + number
@@ -66,7 +66,7 @@ def read(domain: Domain, items: Sequence[Any], number: int, workers: int) -> flo
     for _ in range(skipped):
         next(reading)
     took = seconds_of(lambda: next(reading), repeats=number)
-    for _ in reading:  # or workers would be stopped in the midst of a batch
+    for _ in reading:  # so that no worker is stopped inside a batch
         pass
     return took / BATCH
 
@@ -74,7 +74,7 @@ def read(domain: Domain, items: Sequence[Any], number: int, workers: int) -> flo
 def picture_ways(
     folder: Path, files: Sequence[Path], plan: Plan, *, size: int
 ) -> dict[str, list[float]]:
-    """Pictures in a second for every way to read them, round after round."""
+    """Images per second for each way to read them, in alternating rounds."""
     domain = pictures(folder, size)
     items = domain.items("train")
     number = plan.pick(40, 16, 2)
@@ -94,7 +94,7 @@ def picture_ways(
 
 
 def of_pictures(plan: Plan, result: Result) -> None:
-    """Pictures a second, and their share of what decoding alone reaches."""
+    """Images per second, and their share of the rate of decoding alone."""
     high, wide = plan.pick((jpegs.HIGH, jpegs.WIDE), (jpegs.HIGH, jpegs.WIDE), (30, 40))
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -114,7 +114,7 @@ def of_pictures(plan: Plan, result: Result) -> None:
 
 
 def of_arrays(plan: Plan, result: Result) -> None:
-    """Steps of a synthetic reanalysis a second: copied out of a raw file, by xarray, by jitkit."""
+    """Steps of a synthetic reanalysis per second: copied from a raw file, by xarray, by jitkit."""
     steps, buffer_bytes = plan.pick(288, 96, 24), int(GB)
     folder = Path(tempfile.gettempdir()) / f"jitkit-loader-{steps}"  # kept for the next time
     folder.mkdir(parents=True, exist_ok=True)
@@ -140,7 +140,7 @@ def of_arrays(plan: Plan, result: Result) -> None:
 
 
 def run(plan: Plan) -> Result:
-    """Arrays (left out in tests, which have their own) and pictures."""
+    """Arrays (skipped in tests, which cover them elsewhere) and images."""
     result = Result("loader")
     if plan.size != "tiny":
         of_arrays(plan, result)

@@ -1,4 +1,4 @@
-"""Times of several ways to do one thing, taken in turns, so that a busy machine hits all alike."""
+"""Times of several ways to do one thing, alternating, so that machine load affects all equally."""
 
 from __future__ import annotations
 
@@ -33,17 +33,16 @@ def interleaved(
     repeats: Mapping[str, int] | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
-    """Call each taker in turn, round after round.
+    """Call each function in turn, round after round.
 
-    Every second round goes through them backwards, so that none always follows the same other one.
+    Every second round has the reverse order, so that no function always follows the same other one.
 
     Args:
-        takers: what is to be timed, by name.
+        takers: the functions to time, by name.
         rounds: how often each is timed, at least 1.
         warmup: rounds before these that are not timed.
-        repeats: calls in a row that make one timing, by name, for what is soon done; 1 where not
-            given.
-        clock: seconds.
+        repeats: consecutive calls per timing, by name, for short calls; 1 by default.
+        clock: returns seconds.
     """
     found: dict[str, list[float]] = {name: [] for name in takers}
     names = list(takers)
@@ -61,7 +60,7 @@ def seconds_of(
     repeats: int = 1,
     clock: Callable[[], float] = time.perf_counter,
 ) -> float:
-    """Seconds of one call, the mean of so many in a row."""
+    """Seconds of one call, the mean of this number of consecutive calls."""
     began = clock()
     for _ in range(repeats):
         taker()

@@ -14,19 +14,19 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Plan:
-    """How long to measure, and with what.
+    """Amount of data and threads of a benchmark.
 
     Attributes:
         size: ``quick`` takes fewer rounds and less data; ``tiny`` is for tests of this code alone,
-            and its figures mean nothing.
-        threads: of torch in this process, and of what it starts.
+            and its results are meaningless.
+        threads: of torch in this process and its child processes.
     """
 
     size: Size = "full"
     threads: int = 1
 
     def pick(self, full: T, quick: T, tiny: T) -> T:
-        """What belongs to the size."""
+        """The value for the size of the plan."""
         return {"full": full, "quick": quick, "tiny": tiny}[self.size]
 
 
@@ -46,7 +46,7 @@ class Demand:
 
     @property
     def met(self) -> bool:
-        """Whether what was found keeps the bound; what is not a number does not."""
+        """Whether the measured value meets the bound; NaN does not."""
         return self.found <= self.bound if self.kind == "at most" else self.found >= self.bound
 
     def __str__(self) -> str:
@@ -57,7 +57,7 @@ class Demand:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows below a heading."""
+    """A table with a heading."""
 
     title: str
     head: Sequence[str]
@@ -66,14 +66,14 @@ class Table:
 
 @dataclass
 class Result:
-    """All that one benchmark found.
+    """All results of one benchmark.
 
     Attributes:
         name: of the benchmark.
-        tables: to be read.
-        numbers: what they show and more, plain data for JSON.
-        demands: bounds on it.
-        notes: what a reader must know to read the tables right.
+        tables: for people.
+        numbers: values of the tables and more, plain data for JSON.
+        demands: the requirements.
+        notes: how to read the tables.
     """
 
     name: str
@@ -84,11 +84,11 @@ class Result:
 
     @property
     def met(self) -> bool:
-        """Whether all demands are."""
+        """Whether all requirements are met."""
         return all(demand.met for demand in self.demands)
 
     def markdown(self) -> str:
-        """The whole to be read."""
+        """All of it as text."""
         parts = [f"## {self.name}\n"]
         parts += [f"{each.title}\n\n{table(each.head, each.rows)}" for each in self.tables]
         parts += [f"{note}\n" for note in self.notes]
@@ -97,7 +97,7 @@ class Result:
         return "\n".join(parts)
 
     def plain(self) -> dict[str, Any]:
-        """The whole for JSON."""
+        """All of it as plain data for JSON."""
         demands = [asdict(demand) | {"met": demand.met} for demand in self.demands]
         return {"numbers": self.numbers, "demands": demands, "notes": self.notes}
 

@@ -1,10 +1,10 @@
-"""A guided Heun trajectory, jitkit against the textbook JiT, and that both end alike.
+"""A guided Heun trajectory of jitkit against the plain JiT reference, with equal results.
 
-The textbook makes two passes at every evaluation, one after the other. jitkit makes both in one
-batch where guidance acts, and one where it does not. The share of evaluations where it acts depends
-on the number of steps, so a short trajectory is carried over to the paper's 50 steps: evaluations
-of each kind are counted by running a tiny network, and timed by a trajectory with guidance and one
-without.
+The reference makes two passes at every evaluation, one after the other. jitkit makes both in one
+batch where guidance acts, and one pass where it does not. The share of evaluations where it acts
+depends on the number of steps, so times of a short trajectory are scaled to the paper's 50 steps:
+evaluations of each kind are counted with a tiny network, and timed by a trajectory with guidance
+and one without.
 """
 
 from __future__ import annotations
@@ -36,24 +36,24 @@ ALIKE = 1e-4
 
 @dataclass(frozen=True)
 class Counted:
-    """Evaluations of a trajectory: those with two samples' worth of passes, and those with one."""
+    """Evaluations of a trajectory: those with both passes of guidance, and those with one pass."""
 
     guided: int
     plain: int
 
     @property
     def evaluations(self) -> int:
-        """Of the velocity."""
+        """Number of evaluations of the velocity."""
         return self.guided + self.plain
 
     @property
     def passes(self) -> int:
-        """Of one sample through the network."""
+        """Passes of one sample through the network."""
         return 2 * self.guided + self.plain
 
 
 def made(recipe: Recipe) -> tuple[Denoiser, JiT]:
-    """A model with random weights, and the textbook's with the same."""
+    """A model with random weights, and the reference with the same weights."""
     denoiser = assemble(recipe, domain_class("images")(recipe.domain))
     reference.randomise(denoiser.network)
     return denoiser.eval(), reference.like(denoiser)
@@ -83,7 +83,7 @@ def takers(denoiser: Denoiser, theirs: JiT, steps: int) -> dict[str, Callable[[]
 
 @cache
 def counted(steps: int) -> dict[str, Counted]:
-    """What each of `takers` asks of its network, counted on a tiny one."""
+    """Evaluations of each kind for each of `takers`, counted on a tiny network."""
     denoiser, theirs = made(pictures(1, 32, width=16, depth=1, heads=2, in_context_tokens=0))
     batches: list[int] = []
     for network in (denoiser.network, theirs):
@@ -100,7 +100,7 @@ def counted(steps: int) -> dict[str, Counted]:
 
 
 def carried_over(took: dict[str, Timing], steps: int) -> dict[str, list[float]]:
-    """Seconds of trajectories of 50 steps in each round, from those of ``steps``."""
+    """Seconds of trajectories of 50 steps in each round, scaled from those of ``steps``."""
     here, there = counted(steps), counted(PAPER_STEPS)
     found: dict[str, list[float]] = {"jitkit": [], "reference": []}
     rounds = zip(*(took[name].seconds for name in here), strict=True)
@@ -116,10 +116,10 @@ def carried_over(took: dict[str, Timing], steps: int) -> dict[str, list[float]]:
 
 
 def measure(recipe: Recipe, steps: int, rounds: int) -> dict[str, Any]:
-    """Numbers of a model: seconds, ratios, passes, and how far both ends lie apart."""
+    """Results of a model: seconds, ratios, passes, and the difference of both results."""
     denoiser, theirs = made(recipe)
     ways = takers(denoiser, theirs, steps)
-    ends = {name: ways[name]() for name in ("jitkit", "reference")}  # warms up as well
+    ends = {name: ways[name]() for name in ("jitkit", "reference")}  # also the warm-up
     apart = (ends["jitkit"] - ends["reference"]).abs().max() / ends["reference"].abs().max()
     took = interleaved(ways, rounds=rounds, warmup=0)
     whole = carried_over(took, steps)

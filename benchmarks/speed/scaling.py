@@ -1,8 +1,8 @@
-"""What the network costs as data and network grow: forward and backward of random inputs.
+"""Cost of the network as data and network grow: forward and backward of random inputs.
 
-Three questions: do as many tokens cost the same on one axis as on four; does time follow the
-counted multiply-accumulates over tokens, width and depth; and what does it cost when resolution and
-patch double together, in the blocks and as a whole.
+Three questions: does the same number of tokens cost the same on one axis as on four; does time
+follow the counted multiply-accumulates over tokens, width and depth; and what is the cost when
+resolution and patch double together, in the blocks and in total.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ GRIDS = (  # 256 tokens of 16 cells: (cells of an axis, cells of a patch)
 
 @dataclass(frozen=True)
 class Case:
-    """A network of no conditions, and a batch."""
+    """An unconditional network, and a batch."""
 
     name: str
     axes: Sequence[tuple[int, int]] = GRIDS[1]
@@ -72,7 +72,7 @@ def squares(side: int) -> tuple[tuple[int, int], ...]:
 
 
 def grown(plan: Plan) -> dict[str, list[Case]]:
-    """The middle network with more and less of one thing, as many tokens in a batch for each."""
+    """The middle network with more and less of one size, with equal tokens per batch for each."""
     return {
         "tokens": [
             Case(f"{side**2} tokens", squares(side), batch=2048 // side**2) for side in (8, 16, 32)
@@ -125,7 +125,7 @@ def over_axes(plan: Plan, result: Result) -> None:
 
 
 def over_sizes(plan: Plan, result: Result) -> None:
-    """Tokens, width and depth, against what is counted."""
+    """Tokens, width and depth, against counted multiply-accumulates."""
     rows = []
     for what, cases in grown(plan).items():
         took = timed(cases, plan.pick(9, 3, 1))
@@ -210,7 +210,7 @@ def over_resolution(plan: Plan, result: Result) -> None:
 
 
 def run(plan: Plan) -> Result:
-    """Axes, sizes, resolution; sizes are left out in tests, where they would be the same."""
+    """Axes, sizes, resolution; tests skip the sizes, which would all be equal there."""
     result = Result("scaling")
     over_axes(plan, result)
     if plan.size != "tiny":

@@ -1,8 +1,8 @@
-"""Seconds from a command to its answer, each in its own process.
+"""Seconds from the start of a command to its output, each in its own process.
 
-Beside them is what Python takes to do nothing, and to load torch: nothing that runs a network
-can be faster. The first step of training is that of the recipe `digits` from the command on, with
-all that comes before it: checks, data, and a first sample through the whole path.
+The lower limits beside them are the time of Python to start, and to load torch, which any command
+that runs a network needs. The first step of training is that of the recipe `digits`, from the
+start of the command, with everything before it: checks, data, and a first sample.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ LOADS_TORCH = "import sys, jitkit; print('torch' in sys.modules)"
 
 
 def call(words: list[str], environment: dict[str, str]) -> str:
-    """What a command prints.
+    """Output of a command.
 
     Raises:
         CalledProcessError: it fails.
@@ -53,7 +53,7 @@ def call(words: list[str], environment: dict[str, str]) -> str:
 
 
 def first_step(environment: dict[str, str]) -> None:
-    """A run of the digits until its first step is done, in a folder that is thrown away.
+    """Run the digits recipe until its first step is done, in a temporary folder.
 
     Raises:
         JitkitError: it ended before.

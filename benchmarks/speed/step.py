@@ -1,12 +1,12 @@
-"""A step of training, jitkit's against the textbook's: forward, backward, AdamW, two EMAs.
+"""A training step of jitkit against the plain JiT reference: forward, backward, AdamW, two EMAs.
 
 jitkit's is `Learner.train_step`, a whole step of a run except reading data and logging: with
-noise that does not depend on how the batch is cut, the gradient's norm and its check. Both have the
-same weights and take turns. Model FLOPs are 3 x 2 x multiply-accumulates of a forward pass (those
-of attention's products and of linear maps) x samples; the limit is the best product of float32
-matrices of a few shapes by `torch.mm`, in the same rounds, and beside it by the library that jitkit
-takes for its large products. The other limit, bytes, is reported too: what a step moves for each
-parameter, for any batch size, at the rate of a memory copy.
+noise that does not depend on how the batch is split, the norm of the gradient and its check. Both
+have the same weights and alternate. Model FLOPs are 3 x 2 x multiply-accumulates of a forward pass
+(those of matrix products in attention and of linear layers) x samples. The compute limit is the
+best product of float32 matrices of a few shapes by `torch.mm`, in the same rounds, and also by the
+library that jitkit uses for large products. The memory limit is reported too: the bytes that a step
+moves for each parameter, for any batch size, at the rate of a memory copy.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ LR = 1e-4
 
 @dataclass(frozen=True)
 class Case:
-    """A model, a batch, and what is asked of it.
+    """A model, a batch, and its requirements.
 
     Attributes:
-        most: of jitkit's time over the reference's.
-        least: of model FLOPs over those of the best product.
-        rounds: that are timed, for the sizes full, quick and tiny; 0 leaves the case out.
-        repeats: steps in a turn.
+        most: maximal ratio of jitkit's time to the reference's.
+        least: minimal ratio of model FLOP/s to those of the best product.
+        rounds: timed rounds for the sizes full, quick and tiny; 0 skips the case.
+        repeats: consecutive steps per timing.
     """
 
     name: str
@@ -81,7 +81,7 @@ def cases() -> list[Case]:
 
 
 def both(recipe: Recipe) -> tuple[Learner, Step, Step]:
-    """jitkit's learner; a step of it, and one of the reference from the same weights."""
+    """A step of jitkit's learner, and one of the reference from the same weights."""
     has_path = recipe.domain.name != "images"
     domain = open_domain(recipe.domain) if has_path else domain_class("images")(recipe.domain)
     learner = Learner(recipe, domain, ALONE)
@@ -100,7 +100,7 @@ def both(recipe: Recipe) -> tuple[Learner, Step, Step]:
 
 
 def made(learner: Learner) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pictures of noise, (B, C, X1, X2), and labels, (B,)."""
+    """Images of noise, (B, C, X1, X2), and labels, (B,)."""
     layout, n = learner.denoiser.layout, learner.recipe.train.batch_size
     label = learner.denoiser.conditions["label"]
     assert isinstance(label, Category)
@@ -110,7 +110,7 @@ def made(learner: Learner) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def measure(case: Case, plan: Plan) -> dict[str, Any]:
-    """Numbers of one case: seconds, ratios, operations in a second."""
+    """Results of one case: seconds, ratios, FLOP/s."""
     shapes = plan.pick(SHAPES, SHAPES, FEW)
     learner, ours, theirs = both(case.recipe)
     took = interleaved(
@@ -147,7 +147,7 @@ def run(plan: Plan) -> Result:
         if not plan.pick(*case.rounds):
             continue
         found = result.numbers[case.name] = measure(case, plan)
-        gc.collect()  # gigabytes of the last model
+        gc.collect()  # frees gigabytes of the last model
         rows.append(_row(case.name, found))
         result.demands.append(Demand(f"{case.name}, over the reference", found["ratio"], case.most))
         if case.least is not None:

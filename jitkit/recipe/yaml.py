@@ -163,7 +163,7 @@ def _value(node: yaml.Node, draft: Draft, path: KeyPath, file: str | None) -> An
     position = YamlPosition(file, node.start_mark.line + 1)
     if not re.fullmatch("tag:yaml.org,2002:(str|seq|map)", node.tag):
         tag = node.tag.replace("tag:yaml.org,2002:", "!!")
-        draft.add_problem(path, f"a recipe holds plain values, not the tag {tag}", position)
+        draft.add_problem(path, f"YAML tags are not allowed: {tag}", position)
     elif isinstance(node, yaml.MappingNode):
         return _mapping(node, draft, path, file)
     elif isinstance(node, yaml.SequenceNode):

@@ -97,7 +97,7 @@ def open_run(folder: Path, show: Show = lambda done: None) -> Run:
     if not (folder / "recipe.yaml").is_file():
         why = "it is a file" if folder.is_file() else "it holds no recipe.yaml"
         why = why if folder.exists() else "there is no such folder"
-        raise RecipeError(f"{folder} is no run: {why}; give the folder that jitkit train made")
+        raise RecipeError(f"{folder} is not a run: {why}; give the folder that jitkit train made")
     notes: list[str] = []
     model, parameters = _newest_model(folder, notes)
     name, recipe = _recipe(folder, notes)

@@ -128,7 +128,7 @@ def _check_free(path: Path) -> None:
         with path.open("rb") as file:
             ours = MARK.encode() in file.read(1000)
         if not ours:
-            raise RecipeError(f"--out {path} exists and is no report; choose another name")
+            raise RecipeError(f"--out {path} exists and is not a report; choose another name")
 
 
 def _title(views: Sequence[PageView]) -> str:

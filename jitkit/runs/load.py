@@ -61,7 +61,7 @@ def run_recipe(folder: Path, overrides: Overrides, domain: Domain | None = None)
             allowed = listed(sections)
             raise RecipeError(f"override {word!r}: a trained model takes keys of {allowed}")
     if not (folder / "recipe.yaml").is_file():
-        raise RecipeError(f"{folder} has no recipe.yaml beside its checkpoints, so it is no run")
+        raise RecipeError(f"{folder} has no recipe.yaml beside its checkpoints, so it is not a run")
     adapter = None if domain is None else type(domain)
     return load_recipe(folder / "recipe.yaml", overrides, domain=adapter, recorded=True)
 

@@ -275,7 +275,7 @@ def _check_output(out: Path, begun: Mapping[str, Any] | None, record: Mapping[st
     """Refuse a path whose content is not a forecast, or a forecast with other settings."""
     if begun is None:
         if out.exists():
-            raise RecipeError(f"--out {out} exists and is no forecast; choose a new name")
+            raise RecipeError(f"--out {out} exists and is not a forecast; choose a new name")
         return
     # keys of section sample that are newer than the file had their default values
     defaults = SampleSection().model_dump(mode="json", exclude={"batch_size"})
@@ -287,7 +287,7 @@ def _check_output(out: Path, begun: Mapping[str, Any] | None, record: Mapping[st
     ]
     if differences:
         raise RecipeError(
-            f"--out {out} was begun with other settings: {'; '.join(differences[:4])}"
+            f"--out {out} was started with other settings: {'; '.join(differences[:4])}"
             f"{' and more' * (len(differences) > 4)}; choose a new name, or delete it and "
             f".{out.name}.part"
         )

@@ -119,7 +119,7 @@ class LocalCopy:
         notes = self.path / NOTES / "asked.json"
         if not notes.is_file():
             raise DataError(
-                f"{self.path} has files that are no copy by `jitkit fetch`; choose a new folder"
+                f"{self.path} has files that `jitkit fetch` did not write; choose a new folder"
             )
         try:
             existing = json.loads(notes.read_text(encoding="utf-8"))

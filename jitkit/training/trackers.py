@@ -153,7 +153,7 @@ def _is_installed(*packages: str) -> bool:
 def _warn_failed(name: str, error: Exception) -> None:
     line = str(error).strip().partition("\n")[0]
     what = f"{type(error).__name__}: {line}" if line else type(error).__name__
-    warn(f"{name} failed and gets no more of this run, which continues ({what})")
+    warn(f"{name} failed and is disabled; training continues ({what})")
 
 
 class _TensorBoard:

@@ -182,7 +182,7 @@ def _own_class(name: str) -> Any:
         ) from None
     if not (isinstance(cls, type) and issubclass(cls, FeatureExtractorBase)):
         raise RecipeError(
-            f"domain.fid.extractor {name!r} is no subclass of torch_fidelity's FeatureExtractorBase"
+            f"domain.fid.extractor {name!r} does not subclass torch_fidelity's FeatureExtractorBase"
         )
     return cls
 
