@@ -290,7 +290,7 @@ def test_the_reference_recipe_trains_on_any_folder_of_class_folders(
     done = subprocess.run([*command, *overrides], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
-    assert "model: 131,123,712 weights" in done.stdout
+    assert "model: 131,123,712 parameters" in done.stdout
     run = here / "runs" / "imagenet256"
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3]
