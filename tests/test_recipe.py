@@ -124,6 +124,12 @@ def test_sections_may_be_given_in_python() -> None:
     assert (recipe.train.steps, recipe.train.ema) == (1000, [0.5, 0.75])
 
 
+def test_a_damaged_record_of_a_run_is_reported() -> None:
+    path = write(MINIMAL + "sample: [times]\n")
+    with pytest.raises(RecipeError, match="sample: "):
+        load_recipe(path, recorded=True)
+
+
 def test_opening_a_recipe_runs_no_code() -> None:
     path = write(MINIMAL + 'train:\n  steps: !!python/object/apply:os.system ["touch ran"]\n')
     assert refusal(path) == (

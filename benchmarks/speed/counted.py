@@ -38,7 +38,7 @@ class Traffic:
     Attributes:
         why: the purpose.
         read, written: float32 values, as jitkit's step moves them.
-        least_read, least_written: if optimizer and EMAs passed over the weights once together, and
+        least_read, least_written: if optimizer and EMAs read the weights in a single pass, and
             the norm of the gradient were computed when it is written.
     """
 

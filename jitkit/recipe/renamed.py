@@ -26,7 +26,7 @@ def with_new_names(values: dict[str, Any]) -> dict[str, Any]:
     """
     for old, new in RENAMED.items():
         section, key = old.split(".")
-        if key not in (values.get(section) or {}):
+        if not isinstance(values.get(section), dict) or key not in values[section]:
             continue
         value = values[section].pop(key)
         *parents, name = new.split(".")

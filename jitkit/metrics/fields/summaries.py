@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import product
 from math import prod
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -32,13 +32,6 @@ LEAVE_ONE_OUT = 1000  # real items whose distance to the others is measured
 MIN_SHARED = 1 / 4  # minimum fraction of an item's cells that are observed in both items
 PROBES = 16  # real items that determine where there are data
 FLOAT32_STEP = 2.0**-23
-
-
-class Summary(Protocol):
-    """A summary of items that is additive over items."""
-
-    def summarise(self, items: Sequence[Array]) -> Array:
-        """Summaries of items (C, X1..Xn): (len(items), F) float32."""
 
 
 class Scale:
