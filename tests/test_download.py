@@ -342,7 +342,7 @@ def test_a_copy_of_another_recipe_is_refused(tmp_path: Path) -> None:
         other.fetch(folder)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("x")
-    with pytest.raises(DataError, match="mine has files that are no copy"):
+    with pytest.raises(DataError, match="mine has files that `jitkit fetch` did not write; choose"):
         other.fetch(tmp_path / "mine")
     as_zarr(climate()[["t2m", "z"]] + 1, tmp_path / "b.zarr")
     (tmp_path / "a.zarr").rename(tmp_path / "old.zarr")
