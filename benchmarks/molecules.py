@@ -31,8 +31,9 @@ configure_process()  # as the command line does, before torch
 
 import jitkit  # noqa: E402
 from jitkit.diffusion.build import assemble  # noqa: E402
-from jitkit.domain import Domain, open_domain  # noqa: E402
+from jitkit.domain import Domain  # noqa: E402
 from jitkit.recipe.load import load_recipe  # noqa: E402
+from jitkit.registry import open_domain  # noqa: E402
 from jitkit.runs.run_dir import environment  # noqa: E402
 from jitkit.sampling.generate import generate  # noqa: E402
 from jitkit.sampling.requests import conditioning_for  # noqa: E402

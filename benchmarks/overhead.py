@@ -28,10 +28,10 @@ import torch  # noqa: E402
 
 from jitkit.data import BatchPlan, batches  # noqa: E402
 from jitkit.diffusion.flow import logit_normal_t  # noqa: E402
-from jitkit.domain import open_domain  # noqa: E402
 from jitkit.nn.conditioning import drop  # noqa: E402
 from jitkit.optim.optimizers import adamw  # noqa: E402
 from jitkit.recipe.load import Recipe, load_recipe  # noqa: E402
+from jitkit.registry import open_domain  # noqa: E402
 from jitkit.runs.run_dir import environment, locked  # noqa: E402
 from jitkit.training.step import Learner  # noqa: E402
 from jitkit.training.trainer import Trainer  # noqa: E402

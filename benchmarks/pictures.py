@@ -24,8 +24,8 @@ from PIL import Image
 
 from benchmarks.speed import jpegs
 from jitkit.data import BatchPlan, batches
-from jitkit.domain import domain_class
 from jitkit.domains.images.files import centre_crop
+from jitkit.registry import domain_class
 
 SIZE, BATCH, FILES = 256, 32, 96
 WAYS: dict[str, dict[str, Any]] = {

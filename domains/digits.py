@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field as Limit
@@ -45,14 +45,10 @@ class Digits(ImageDomain):
     """
 
     Section: ClassVar[type[DomainSection]] = DigitsSection
+    num_classes = 10
 
-    def __init__(self, section: DigitsSection, metadata: Mapping[str, Any] | None = None) -> None:
-        self.section = section
-        super().__init__(8, 1, num_classes=10, label_drop=section.label_drop, fid=section.fid)
-
-    def metadata(self) -> dict[str, Any]:
-        """Empty: the data are shipped with the code."""
-        return {}
+    def __init__(self, section: DigitsSection) -> None:
+        super().__init__(section, 8, 1, label_drop=section.label_drop, fid=section.fid)
 
     def items(self, split: Split) -> Sequence[ImageItem]:
         """1,500 or 297 digits; pixels (8, 8, 1) are sixteenths of ink scaled to 0 to 255."""

@@ -42,8 +42,8 @@ def train(recipe: str, *overrides: Overrides, run: Path | None = None, new: bool
     new
         Start another run in a new folder if one exists.
     """
-    from jitkit.domain import open_domain
     from jitkit.recipe.load import load_recipe
+    from jitkit.registry import open_domain
 
     loaded = load_recipe(recipe, overrides)
     domain = None
@@ -321,7 +321,7 @@ def check(
 
 def _two_steps(recipe: Any, summary: dict[str, Any]) -> dict[str, Any]:
     """Time and memory of two real steps, or the reason why they were not taken."""
-    from jitkit.domain import open_domain
+    from jitkit.registry import open_domain
     from jitkit.training.step import run_two_steps
 
     if summary["memory_gib"] > summary["memory_free_gib"]:
@@ -379,17 +379,18 @@ def inspect(
     """
     import yaml
 
-    from jitkit.domain import domain_class
+    from jitkit.protocols import Inspects
+    from jitkit.registry import domain_class
     from jitkit.runs.run_dir import write_text
 
     if out is not None and out.exists():
         raise RecipeError(f"--out {out} exists already; choose another name")
-    inspect_data = getattr(domain_class(domain), "inspect", None)
-    if inspect_data is None:
+    adapter = domain_class(domain)
+    if not issubclass(adapter, Inspects):
         raise RecipeError(f"domain {domain!r} cannot inspect data; arrays can")
     pairs = [_pair(word, "--option") for word in option or []]
     options = {key: yaml.safe_load(value) for key, value in pairs}
-    proposal = inspect_data(data, group=group, options=options)
+    proposal = adapter.inspect(data, group=group, options=options)
     if out is not None:
         write_text(out, proposal.text())
     if json:
@@ -443,9 +444,9 @@ def fetch(recipe: str, *overrides: Overrides, to: Path) -> None:
     to
         Folder for the copy, new or created by this command.
     """
-    from jitkit.domain import domain_class
     from jitkit.protocols import Fetchable
     from jitkit.recipe.load import load_recipe
+    from jitkit.registry import domain_class
 
     section = load_recipe(recipe, overrides).domain
     domain = domain_class(section.name)(section)
@@ -460,7 +461,7 @@ def fetch(recipe: str, *overrides: Overrides, to: Path) -> None:
 @app.command
 def domains() -> None:
     """List the installed domains (kinds of data)."""
-    from jitkit.domain import domain_class, installed
+    from jitkit.registry import domain_class, installed
 
     for name, point in installed().items():
         about = (domain_class(name).__doc__ or "").strip().splitlines()[0]

@@ -1,26 +1,30 @@
-"""Optional protocols of a domain or its items, besides `Domain`.
+"""Optional base classes of a domain or its items: what some kinds of data can do besides.
 
-They are detected by their members; an adapter need not name them as base classes.
+An adapter names those it implements: ``class Molecules(VariableSize)``. A class that has a member
+of one of them, or a name close to one, without deriving from it is refused when the domain is
+opened.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol
 
-from jitkit.domain import Best
-from jitkit.fields import Condition, Field
+from jitkit.domain import Domain
+from jitkit.fields import Field
+from jitkit.metrics.metric import Best, EvaluationProtocol
 
 if TYPE_CHECKING:
     import numpy as np
 
 
-@runtime_checkable
-class VariableSize(Protocol):
+class VariableSize(Domain):
     """A domain with variable-size samples; provides the size of each new sample."""
 
+    @abstractmethod
     def template(
         self, rng: np.random.Generator, cond: Mapping[str, Any], size: int | None = None
     ) -> Field:
@@ -44,37 +48,37 @@ class VariableSize(Protocol):
         """
 
 
-@runtime_checkable
-class HasSizes(Protocol):
+class HasSizes:
     """Items with known sizes; batches then hold items of similar size, to minimize padding."""
 
-    sizes: np.ndarray[Any, np.dtype[np.int64]]
-    """Cells of each item, (items,)."""
+    @cached_property
+    def sizes(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Cells of each item, (items,)."""
+        raise NotImplementedError
 
 
-@runtime_checkable
-class Threaded(Protocol):
+class Threaded:
     """Items that are read concurrently in threads."""
 
     threads: int
     """Number of threads that may read items concurrently."""
 
 
-@runtime_checkable
-class Chunked(Threaded, Protocol):
+class Chunked(Threaded):
     """Items stored in chunks; provides a reading order that keeps chunks together."""
 
+    @abstractmethod
     def order(self, rng: np.random.Generator) -> np.ndarray[Any, np.dtype[np.int64]]:
         """A permutation of the items for one epoch, determined by the generator alone."""
 
 
-@runtime_checkable
-class Weighted(Protocol):
+class Weighted(Domain):
     """A domain with loss weights of cells, such as their area on a sphere."""
 
-    @property
+    @cached_property
     def weights(self) -> np.ndarray[Any, np.dtype[Any]] | None:
         """Loss weight of each cell, (X1..Xn) with mean 1; None means equal weights."""
+        return None
 
 
 class ForecastWriter(Protocol):
@@ -90,17 +94,18 @@ class ForecastWriter(Protocol):
         """Complete the file after all states are written."""
 
 
-@runtime_checkable
-class Autoregressive(Protocol):
+class Autoregressive(Domain):
     """A domain of sequences for autoregressive forecasts: each sampled state conditions the next.
 
     A state is an item in native form, as returned by `Domain.decode`.
     """
 
     @property
+    @abstractmethod
     def is_sequence(self) -> bool:
         """Whether items form a sequence under this recipe."""
 
+    @abstractmethod
     def init_times(self, words: Sequence[str]) -> Sequence[str]:
         """Initialization times (starts) named by the user, in the domain's notation.
 
@@ -108,6 +113,7 @@ class Autoregressive(Protocol):
             JitkitError: invalid notation, or a start whose states are not in the data.
         """
 
+    @abstractmethod
     def steps(self, lead: str) -> int:
         """Number of states of a forecast with this lead time.
 
@@ -115,9 +121,11 @@ class Autoregressive(Protocol):
             JitkitError: invalid notation, or not a whole number of steps.
         """
 
+    @abstractmethod
     def history(self, start: str) -> Sequence[Any]:
         """The states up to a start, oldest first, as many as the model is conditioned on."""
 
+    @abstractmethod
     def conditioning(self, start: str, step: int, states: Sequence[Any]) -> Field:
         """Conditions of the state at a step after a start.
 
@@ -131,6 +139,7 @@ class Autoregressive(Protocol):
             returned by `Domain.encode`.
         """
 
+    @abstractmethod
     def forecasts(
         self,
         path: Path,
@@ -147,6 +156,7 @@ class Autoregressive(Protocol):
             record: how the states were generated, JSON-compatible, stored in the file.
         """
 
+    @abstractmethod
     def recorded(self, path: Path) -> Mapping[str, Any] | None:
         """The record of a completed file; None if there is none."""
 
@@ -155,14 +165,15 @@ RolloutFunction = Callable[[str, Sequence[int], int], Iterator[Sequence[Any]]]
 """(start, members, steps) -> after each step, the states of these members."""
 
 
-@runtime_checkable
-class VerifiesForecasts(Protocol):
+class VerifiesForecasts(Domain):
     """A domain whose forecasts are scored against verifying analyses or observations."""
 
     @property
+    @abstractmethod
     def is_sequence(self) -> bool:
         """Whether items form a sequence under this recipe; else `Domain.scores` is used."""
 
+    @abstractmethod
     def verify(self, roll_out: RolloutFunction, folder: Path, *, seed: int) -> Mapping[str, Any]:
         """Forecast ensembles from held-out starts, score them, draw figures into ``folder``.
 
@@ -211,28 +222,10 @@ class FeatureScores(Protocol):
         """Metrics of a resample, for intervals; may be faster and less exact."""
 
 
-@dataclass(frozen=True)
-class EvaluationProtocol:
-    """A published evaluation protocol.
-
-    Attributes:
-        name: name of the protocol.
-        samples: number of samples.
-        sampling: keys of section ``sample`` that it fixes.
-        departures: maps the record of an evaluation and the model's conditions to the deviations
-            from the protocol, as text.
-    """
-
-    name: str
-    samples: int
-    sampling: Mapping[str, Any]
-    departures: Callable[[Mapping[str, Any], Mapping[str, Condition]], list[str]]
-
-
-@runtime_checkable
-class ScoresFeatures(Protocol):
+class ScoresFeatures(Domain):
     """A domain with metrics on features, in addition to or in place of `Domain.scores`."""
 
+    @abstractmethod
     def scorer(self) -> tuple[FeatureScores | None, Sequence[str]]:
         """The feature metrics, None if unavailable, and notes for the user.
 
@@ -241,14 +234,15 @@ class ScoresFeatures(Protocol):
             RecipeError: the request is invalid.
         """
 
+    @abstractmethod
     def evaluation_protocol(self) -> EvaluationProtocol | None:
         """The evaluation protocol that the recipe requests; None without one."""
 
 
-@runtime_checkable
-class Fetchable(Protocol):
+class Fetchable(Domain):
     """A domain that can copy the data of a recipe from a remote store to disk."""
 
+    @abstractmethod
     def fetch(self, folder: Path) -> list[str]:
         """Copy the data that the recipe reads into a folder on disk, chunked for training.
 
@@ -261,4 +255,24 @@ class Fetchable(Protocol):
         Raises:
             DataError: the data cannot be read, the disk is too small, or the folder contains
                 other files.
+        """
+
+
+class Inspects(Domain):
+    """A domain that can scan data and propose a recipe for them."""
+
+    @staticmethod
+    @abstractmethod
+    def inspect(
+        path: str, *, group: str | None = None, options: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Scan data and propose a recipe; the result has ``text()``, the recipe, and ``plain()``.
+
+        Args:
+            path: file, folder, pattern or URL.
+            group: group inside it.
+            options: of a remote store.
+
+        Raises:
+            DataError: the data cannot be read.
         """

@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jitkit.domain import Domain, Split, check_instance, section_of
+from jitkit.domain import Domain, Split
 from jitkit.errors import BadItem, listed
 from jitkit.fields import Category, Condition, Field, Grid, PerToken, Scalars
 from jitkit.protocols import VariableSize
+from jitkit.registry import check_instance, item_errors, member_errors
 from jitkit.sections import DomainSection
 from jitkit.utils.json_arrays import unequal, with_arrays, without_arrays
 
@@ -55,10 +56,12 @@ def check_domain(
         AssertionError: some checks failed; the text lists all of them.
         RecipeError: ``domain`` is a class.
     """
-    check_instance(domain)
-    section = section or section_of(domain)
+    if not isinstance(domain, Domain):
+        check_instance(domain)
+    section = section or domain.section
     items = spread_items(domain, split, num_items)
     checks: dict[str, Callable[[], None]] = {
+        "members": lambda: no_member_is_ignored(domain, split=split),
         "layout": lambda: encoded_fields_fit_the_layout(domain, items),
         "values": lambda: values_are_finite_and_of_unit_variance(domain, items),
         "conditions": lambda: conditions_are_as_declared(domain, items),
@@ -102,6 +105,13 @@ def spread_items(domain: Domain, split: Split, num_items: int = 8) -> list[Any]:
             continue
     _require(bool(items), f"none of {num_items} items of {split!r} can be read")
     return items
+
+
+def no_member_is_ignored(domain: Domain, *, split: Split = "train") -> None:
+    """No member of the domain or its items resembles one of a protocol that it does not derive
+    from, such as ``weight`` for `Weighted.weights`."""
+    errors = member_errors(domain) + item_errors(domain, domain.items(split))
+    _require(not errors, "; ".join(errors))
 
 
 def encoded_fields_fit_the_layout(domain: Domain, items: Sequence[Any]) -> None:
@@ -251,7 +261,8 @@ def reading_order_is_repeatable(
     once = domain.items(split)
     others = {"read again": domain.items(split)}
     if section is not None:
-        others["of a new domain"] = _new_instance(domain, section).items(split)
+        cls: Any = type(domain)
+        others["of a new domain"] = cls(section).items(split)
     for source, again in others.items():
         _require(
             len(once) == len(again), f"items {source}: {len(again)}, before there were {len(once)}"
@@ -297,7 +308,7 @@ def metadata_suffices_to_decode(
     if section is None:
         return
     stored = with_arrays(stored, arrays)
-    second = _new_instance(domain, section, stored)
+    second = type(domain).from_metadata(section, stored)
     _require(second.layout == domain.layout, f"layout from metadata is {second.layout}")
     _require(
         dict(second.conditions) == dict(domain.conditions),
@@ -330,13 +341,6 @@ def preview_is_an_image(domain: Domain, items: Sequence[Any]) -> None:
     for some in (decoded, decoded[:1]):
         image = domain.preview(some)
         _require(isinstance(image, Image), f"preview returns a {type(image).__name__}")
-
-
-def _new_instance(domain: Domain, section: DomainSection, *metadata: Any) -> Domain:
-    """Another domain of the same class."""
-    cls: Any = type(domain)
-    instance: Domain = cls(section, *metadata)
-    return instance
 
 
 def _require(condition: bool, message: str) -> None:

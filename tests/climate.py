@@ -83,7 +83,10 @@ def as_zarr(data: xr.Dataset, path: Path, chunk: int = 3) -> str:
 
 
 def arrays_domain(**keys: Any) -> Arrays:
-    return Arrays(section(**keys))
+    """The domain, with its data opened."""
+    domain = Arrays(section(**keys))
+    domain.data()
+    return domain
 
 
 def section(**keys: Any) -> ArraysSection:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jitkit.domain import installed
+from jitkit.registry import installed
 
 
 def own_adapters() -> list[str]:

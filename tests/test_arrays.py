@@ -531,7 +531,7 @@ def test_metadata_are_enough_without_the_data(maker: Maker, tmp_path: Path) -> N
     metadata = stored(domain.metadata())
     wanted = domain.write([domain.decode(field) for field in fields], tmp_path / "one")
     shutil.rmtree(tmp_path / "data")
-    loaded = Arrays(section(**keys), metadata)
+    loaded = Arrays.from_metadata(section(**keys), metadata)
     assert loaded.layout == domain.layout and loaded.conditions == domain.conditions
     files = loaded.write([loaded.decode(field) for field in fields], tmp_path / "two")
     assert [file.name for file in files] == [file.name for file in wanted]
@@ -547,15 +547,17 @@ def test_metadata_are_enough_without_the_data(maker: Maker, tmp_path: Path) -> N
 def test_data_that_differ_from_training_are_refused(tmp_path: Path) -> None:
     path = as_netcdf(climate(), tmp_path / "a.nc")
     metadata = arrays_domain(path=path, axes=GLOBE, variables=["t2m"]).metadata()
-    other = Arrays(section(path=path, axes=GLOBE, variables=["sst"]), metadata)
+    keys = section(path=path, axes=GLOBE, variables=["sst"])
+    other = Arrays.from_metadata(keys, metadata)
     with pytest.raises(DataError, match=r"has channels sst on .*the model was trained on t2m"):
         other.items("val")
     flipped = as_netcdf(climate().isel(latitude=slice(None, None, -1)), tmp_path / "flipped.nc")
-    other = Arrays(section(path=flipped, axes=GLOBE, variables=["t2m"]), metadata)
+    keys = section(path=flipped, axes=GLOBE, variables=["t2m"])
+    other = Arrays.from_metadata(keys, metadata)
     with pytest.raises(DataError, match="latitude runs from .*Flip the data"):
         other.items("val")
     with pytest.raises(DataError, match="metadata of format 0"):
-        Arrays(section(path=path), metadata | {"format": 0})
+        Arrays.from_metadata(section(path=path), metadata | {"format": 0})
 
 
 def test_items_are_pickled_without_open_files(tmp_path: Path) -> None:

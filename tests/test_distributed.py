@@ -83,7 +83,7 @@ def test_a_batch_that_cannot_be_split_is_refused() -> None:
 
 def test_noise_depends_on_the_position_in_the_batch(tiny: dict[str, Any]) -> None:
     recipe = load_recipe(tiny, {"train.batch_size": 40})
-    from jitkit.domain import open_domain
+    from jitkit.registry import open_domain
 
     learner = Learner(recipe, open_domain(recipe.domain), ALONE)
     full = learner._noise((48, 1, 8, 8), 0)

@@ -16,8 +16,8 @@ import pytest
 from ours import own_adapters
 from pydantic_core import PydanticUndefined
 
-from jitkit.domain import domain_class
 from jitkit.recipe.load import SECTIONS
+from jitkit.registry import domain_class
 from jitkit.sections import Section
 
 ROOT = Path(__file__).parents[1]

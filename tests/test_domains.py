@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pytest
@@ -17,11 +17,12 @@ from ours import own_adapters
 from weatherstores import weatherbench2
 
 from jitkit import testing
-from jitkit.domain import Domain, domain_class, installed
+from jitkit.domain import Domain
 from jitkit.domains.digits import Digits, DigitsSection
 from jitkit.domains.images.files import ImageItem
 from jitkit.errors import BadItem, RecipeError
 from jitkit.fields import Category, Condition, Field, Grid, Layout, PerToken, Scalars
+from jitkit.registry import domain_class, installed
 
 DIGITS = DigitsSection(name="digits")
 
@@ -101,7 +102,7 @@ def test_an_adapter_of_a_third_party_is_installed_and_not_ours(
 @pytest.mark.parametrize("name", own_adapters())
 def test_loading_an_adapter_does_not_load_torch(name: str) -> None:
     code = (
-        "import sys; from jitkit.domain import domain_class\n"
+        "import sys; from jitkit.registry import domain_class\n"
         f"domain_class({name!r}); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
@@ -198,10 +199,11 @@ class Unportable(Digits):
 class Forgetful(Digits):
     """Reads its classes from the data and does not store them in its metadata."""
 
-    def __init__(self, section: Any, metadata: Mapping[str, Any] | None = None) -> None:
-        super().__init__(section, metadata)
-        if metadata is not None:
-            self.conditions = {}
+    @classmethod
+    def from_metadata(cls, section: Any, metadata: Mapping[str, Any]) -> Self:
+        domain = super().from_metadata(section, metadata)
+        domain.conditions = {}
+        return domain
 
 
 class Tupled(Digits):
@@ -257,8 +259,8 @@ def test_a_faulty_adapter_is_detected(broken: type[Digits], text: str) -> None:
 class Sectionless(Digits):
     """Created without a section."""
 
-    def __init__(self, section: Any = None, metadata: Any = None) -> None:
-        assert section is None and metadata is None
+    def __init__(self, section: Any = None) -> None:
+        assert section is None
         super().__init__(DIGITS)
         del self.section
 
@@ -330,8 +332,8 @@ def test_each_kind_of_condition_has_its_shape_and_range(
     condition: Condition, value: Any, error: str
 ) -> None:
     class Conditioned(Digits):
-        def __init__(self, section: Any, metadata: Any = None) -> None:
-            super().__init__(section, metadata)
+        def __init__(self, section: Any) -> None:
+            super().__init__(section)
             self.conditions = {"some": condition}
 
         def encode(self, item: ImageItem, rng: Any = None) -> Field:

@@ -34,10 +34,11 @@ from conftest import Result
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from jitkit.domain import Split, open_domain
+from jitkit.domain import Split
 from jitkit.domains.arrays.adapter import Arrays
 from jitkit.errors import DataError
 from jitkit.recipe.load import load_recipe
+from jitkit.registry import open_domain
 from jitkit.stores import download, local_copy
 from jitkit.stores.download import copied_variables
 

@@ -66,7 +66,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def weather(**keys: Any) -> Weather:
     text = json.dumps({"name": "weather", "task": "forecast", "target": "state"} | keys)
-    return Weather(WeatherSection.model_validate_json(text, strict=True))
+    domain = Weather(WeatherSection.model_validate_json(text, strict=True))
+    domain.opened()
+    return domain
 
 
 class Linear(Denoiser):
@@ -132,7 +134,7 @@ def test_a_linear_gaussian_model_has_the_spread_of_its_process(store: str) -> No
     section = SampleSection(steps=20, method="heun", batch_size=64)
     rollout = Rollout(linear(domain, keep=keep, spread=spread), section)
     (start,) = domain.init_times(["2001-01-05T06"])
-    statistics = domain._arrays.fitted().statistics
+    statistics = domain._arrays.fitted.statistics
     mean, scale = float(statistics.center[0]), float(statistics.spread[0])
     last, noises = domain.states().read(17)[None].repeat(64, axis=0), list[Array]()
     for step, states in enumerate(rollout(start, range(64), 4), 1):
@@ -193,7 +195,8 @@ def test_an_initial_time_with_cells_missing_only_there_is_refused(
     def history(at: int, metadata: Mapping[str, Any]) -> None:
         text = json.dumps({"name": "weather", "task": "forecast", "target": "state", **keys})
         section = WeatherSection.model_validate_json(text, strict=True)
-        domain = Weather(section.model_copy(update={"path": str(path)}), metadata)
+        opened = section.model_copy(update={"path": str(path)})
+        domain = Weather.from_metadata(opened, metadata)
         domain.history(domain.states().name(at))
 
     data.to_zarr(path := tmp_path / "holes.zarr", zarr_format=2)

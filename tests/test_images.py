@@ -40,7 +40,7 @@ def save(path: Path, pixels: np.ndarray[Any, Any] | None = None) -> Path:
 
 def images(path: Path | None, *, metadata: dict[str, Any] | None = None, **keys: Any) -> Images:
     section = ImagesSection.model_validate({"name": "images", "path": path, "size": 8} | keys)
-    return Images(section, metadata)
+    return Images(section) if metadata is None else Images.from_metadata(section, metadata)
 
 
 @pytest.fixture
@@ -141,15 +141,15 @@ def test_files_with_names_outside_unicode_are_read(tmp_path: Path) -> None:
 
 def test_a_missing_path_names_the_download_and_the_key() -> None:
     with pytest.raises(DataError, match=r"domain.path is not set.*ILSVRC2012.*image-net.org") as e:
-        images(None)
+        images(None).items("train")
     assert "1000 class folders" in str(e.value) and "domain.path=FOLDER" in str(e.value)
 
 
 def test_a_path_that_is_not_a_folder_is_reported(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere: no such folder\. For ImageNet download"):
-        images(tmp_path / "nowhere")
+        images(tmp_path / "nowhere").items("train")
     with pytest.raises(DataError, match=r"file\.png: a file, not a folder"):
-        images(save(tmp_path / "file.png"))
+        images(save(tmp_path / "file.png")).items("train")
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_an_ambiguous_folder_raises_one_clear_error(
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     with pytest.raises(DataError, match=text):
-        images(tmp_path, **keys)
+        images(tmp_path, **keys).items("train")
 
 
 def test_the_model_may_have_more_classes_than_the_folder(classes: Path) -> None:

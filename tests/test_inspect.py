@@ -281,7 +281,7 @@ def test_inspecting_does_not_load_torch(tmp_path: Path) -> None:
 
     data = as_netcdf(climate(8)[["t2m"]], tmp_path / "globe.nc")
     code = (
-        "import sys; from jitkit.domain import domain_class\n"
+        "import sys; from jitkit.registry import domain_class\n"
         f"domain_class('arrays').inspect({data!r}); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -13,11 +12,11 @@ import torch
 from PIL import Image
 
 import jitkit
-from jitkit.domain import Metric
+from jitkit.domain import Domain
 from jitkit.fields import Axis, Category, Condition, Field, Grid, Layout, PerToken, Scalars
 from jitkit.sampling.generate import generate
 from jitkit.sampling.requests import conditioning_for
-from jitkit.sections import DomainSection, SampleSection
+from jitkit.sections import SampleSection
 
 RECIPE = {
     "domain": "digits",  # the adapter is passed separately
@@ -28,10 +27,8 @@ RECIPE = {
 }
 
 
-class Chains:
+class Chains(Domain):
     """Two channels along one axis of at most 11 cells; items of 5 to 9 cells, or with gaps."""
-
-    Section: ClassVar[type[DomainSection]] = DomainSection
 
     def __init__(self, kind: str, missing: bool, *, val: int = 3) -> None:
         patch = 1 if kind == "set" else 2
@@ -44,9 +41,6 @@ class Chains:
             "type": PerToken(4),
         }
         self.val = val
-
-    def metadata(self) -> dict[str, Any]:
-        return {}
 
     def items(self, split: str) -> Sequence[int]:
         return range(10) if split == "train" else range(10, 10 + self.val)
@@ -77,9 +71,6 @@ class Chains:
 
     def preview(self, items: Sequence[Field]) -> Image.Image:
         return Image.new("L", (8, 8))
-
-    def scores(self) -> Mapping[str, Metric]:
-        return {}
 
 
 @pytest.mark.parametrize("val", [3, 0])

@@ -26,10 +26,11 @@ runs
 testing data
 diffusion optim
 nn recipe
-plots
-metrics stores
+registry
 protocols
 domain
+plots
+metrics stores
 fields sections
 utils
 errors

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ from jitkit.data import PADDED_SIZES, BatchPlan, by_size, collate
 from jitkit.diffusion.denoiser import Denoiser, Diffusion, build
 from jitkit.diffusion.sampler import draw_noise, sample
 from jitkit.diffusion.zero_mean import centre, membership
-from jitkit.domain import Metric
+from jitkit.domains.digits import Digits, DigitsSection
 from jitkit.errors import ConditionError, DataError, JitkitError
 from jitkit.fields import (
     Axis,
@@ -37,9 +37,10 @@ from jitkit.fields import (
     describe,
     described,
 )
+from jitkit.protocols import HasSizes, VariableSize
 from jitkit.sampling.generate import generate
 from jitkit.sampling.requests import Conditioning, conditioning_for
-from jitkit.sections import DomainSection, SampleSection
+from jitkit.sections import SampleSection
 from jitkit.training.validation import validation_loss
 
 CONDITIONS: dict[str, Condition] = {
@@ -81,15 +82,11 @@ def a_field(layout: Layout, size: int, seed: int) -> Field:
     return Field(values, cond=cond)
 
 
-class Clouds:
+class Clouds(VariableSize):
     """Clouds of 3 to 40 points in the plane, centred, with a hue; conditioned on their number."""
 
-    Section: ClassVar[type[DomainSection]] = DomainSection
     layout = CLOUDS
     conditions: Mapping[str, Condition] = {"count": Scalars(("count",), drop=0.0)}
-
-    def metadata(self) -> dict[str, Any]:
-        return {}
 
     def items(self, split: str) -> Sequence[Any]:
         return Many(50 if split == "train" else 6)
@@ -120,11 +117,8 @@ class Clouds:
     def preview(self, items: Sequence[Tensor]) -> Image.Image:
         return Image.new("L", (8, 8))
 
-    def scores(self) -> Mapping[str, Metric]:
-        return {}
 
-
-class Many(Sequence[int]):
+class Many(HasSizes, Sequence[int]):
     """Items of `Clouds` with known sizes."""
 
     def __init__(self, count: int) -> None:
@@ -325,18 +319,9 @@ def test_invalid_sizes_are_refused() -> None:
         conditioning_for(denoiser, 2, {"count": "4"}, source=("val", [0]))
     line = Layout((Axis("cell", 8),), ("a",))
     fixed = random_model(line)
-    fixed.domain = Fixed()
+    fixed.domain = Digits(DigitsSection(name="digits"))
     with pytest.raises(ConditionError, match="have one size, 8 along 'cell'"):
         conditioning_for(fixed, 2, sizes=[4])
-
-
-class Fixed(Clouds):
-    template = None  # type: ignore[assignment]
-
-    def __getattribute__(self, name: str) -> Any:
-        if name == "template":
-            raise AttributeError(name)
-        return super().__getattribute__(name)
 
 
 def test_conditions_of_real_items_bring_their_size() -> None:

@@ -651,7 +651,7 @@ def test_the_bundled_recipe_trains_samples_and_evaluates(
 
 def test_a_model_samples_without_its_data(tmp_path: Path, qm9: Molecules) -> None:
     metadata = qm9.metadata()
-    domain = Molecules(
+    domain = Molecules.from_metadata(
         section(tmp_path / "gone", properties=[GAP, ALPHA], composition=True), metadata
     )
     field = domain.template(np.random.default_rng(0), {}, None)

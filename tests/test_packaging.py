@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 import jitkit
-from jitkit.domain import installed
 from jitkit.recipe.load import bundled
+from jitkit.registry import installed
 from jitkit.sections import DomainSection
 
 ROOT = Path(__file__).parents[1]

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import model_validator
 
-from jitkit.domain import domain_class
 from jitkit.errors import RecipeError, listed
 from jitkit.recipe.load import Recipe, bundled, differences, dump_recipe, load_recipe
+from jitkit.registry import domain_class
 from jitkit.sections import SIZES, Count, DomainSection, Finite
 
 ROOT = Path(__file__).parents[1]

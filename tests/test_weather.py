@@ -49,7 +49,10 @@ def section(**keys: Any) -> WeatherSection:
 
 
 def weather(**keys: Any) -> Weather:
-    return Weather(section(**keys))
+    """The domain, with its data opened."""
+    domain = Weather(section(**keys))
+    domain.opened()
+    return domain
 
 
 def globe(
@@ -648,8 +651,8 @@ def test_a_trained_model_refuses_another_lead_or_number_of_past_states(tmp_path:
     keys: dict[str, Any] = {"path": globe(tmp_path), "task": "forecast", "lead": "6h", "val": 0}
     metadata = weather(**keys).metadata()
     with pytest.raises(RecipeError, match="domain.inputs is 2, but the model was trained with 1"):
-        Weather(section(**keys, inputs=2), metadata)
-    other = Weather(section(**keys | {"lead": "12h"}), metadata)
+        Weather.from_metadata(section(**keys, inputs=2), metadata)
+    other = Weather.from_metadata(section(**keys | {"lead": "12h"}), metadata)
     with pytest.raises(DataError, match="12h apart, but the model's step is 6h; set domain.lead"):
         other.items("train")
 
@@ -667,7 +670,7 @@ def test_a_trained_model_refuses_another_grid_and_other_units(tmp_path: Path) ->
 
     def opened(name: str, other: xr.Dataset) -> Weather:
         other.to_zarr(tmp_path / name, zarr_format=2)
-        return Weather(section(**keys | {"path": str(tmp_path / name)}), metadata)
+        return Weather.from_metadata(section(**keys | {"path": str(tmp_path / name)}), metadata)
 
     for name, other, text in (
         ("n", data.isel(latitude=slice(None, None, -1)), "latitude runs from -75 to 75.*from 75 to "
@@ -689,7 +692,9 @@ def test_a_trained_model_refuses_other_units_of_its_conditions(tmp_path: Path) -
     celsius.to_zarr(tmp_path / "celsius.zarr", zarr_format=2)
     keys: dict[str, Any] = {"path": fine, "task": "downscaling"}
     metadata = weather(**keys, coarse={"path": fine}).metadata()
-    domain = Weather(section(**keys, coarse={"path": str(tmp_path / "celsius.zarr")}), metadata)
+    domain = Weather.from_metadata(
+        section(**keys, coarse={"path": str(tmp_path / "celsius.zarr")}), metadata
+    )
     with pytest.raises(DataError, match="coarse.t is in 'degC', but the model was trained in 'K'"):
         domain.items("val")
 
@@ -698,4 +703,6 @@ def test_a_trained_model_refuses_other_accumulation_windows(bucket: dict[str, st
     keys = TASKS["rain"] | {"path": bucket["arco"]}
     metadata = weather(**keys).metadata()
     with pytest.raises(RecipeError, match="domain.accumulate is .*'3h'.* trained with .*'6h'"):
-        Weather(section(**keys | {"accumulate": {"total_precipitation": "3h"}}), metadata)
+        Weather.from_metadata(
+            section(**keys | {"accumulate": {"total_precipitation": "3h"}}), metadata
+        )

@@ -22,8 +22,8 @@ from test_download import check_same_items
 from test_remote import WebServer
 from weatherstores import ANEMOI, ARCO, BUCKETS, WEATHERBENCH
 
-from jitkit.domain import open_domain
 from jitkit.recipe.load import load_recipe
+from jitkit.registry import open_domain
 from jitkit.stores import remote
 
 KEYS: dict[str, dict[str, Any]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -69,10 +70,10 @@ def test_the_loss_of_a_model_uses_its_weights() -> None:
     torch.testing.assert_close(denoiser.losses(x, eps, t, {}), expected)
 
 
-class Round(Digits):
+class Round(Weighted, Digits):
     """Digits with larger weights in the middle."""
 
-    @property
+    @cached_property
     def weights(self) -> np.ndarray[Any, np.dtype[Any]]:
         weights = np.ones((8, 8), np.float32)
         weights[2:6, 2:6] = 3

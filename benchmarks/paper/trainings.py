@@ -20,11 +20,12 @@ from benchmarks.paper.features import features, frechet_with_deviation
 from benchmarks.paper.pictures import PictureSet
 from jitkit.data import evenly_spaced
 from jitkit.diffusion.denoiser import Denoiser
-from jitkit.domain import Split, open_domain
+from jitkit.domain import Split
 from jitkit.domains.images.files import ImageItem
 from jitkit.metrics.frechet import frechet_distance
 from jitkit.nn.flops import macs
 from jitkit.recipe.load import Recipe, dump_recipe, load_recipe
+from jitkit.registry import open_domain
 from jitkit.runs import checkpoint
 from jitkit.runs.run_dir import locked
 from jitkit.sampling.generate import generate

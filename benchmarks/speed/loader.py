@@ -19,8 +19,9 @@ from benchmarks.speed.measure import middle, seconds_of
 from benchmarks.speed.results import Demand, Plan, Result, Table, percent
 from jitkit.data import BatchPlan as Order
 from jitkit.data import batches
-from jitkit.domain import Domain, domain_class
+from jitkit.domain import Domain
 from jitkit.fields import Batch
+from jitkit.registry import domain_class
 
 GB = 1e9
 BATCH = 16  # images per batch

@@ -25,8 +25,8 @@ from benchmarks.speed.step import pictures
 from jitkit.diffusion.build import assemble
 from jitkit.diffusion.denoiser import Denoiser
 from jitkit.diffusion.sampler import sample
-from jitkit.domain import domain_class
 from jitkit.recipe.load import Recipe
+from jitkit.registry import domain_class
 
 PAPER_STEPS = 50
 GUIDANCE = 3.0

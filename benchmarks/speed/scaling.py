@@ -22,10 +22,10 @@ from benchmarks.speed.results import Demand, Plan, Result, Table, milliseconds, 
 from benchmarks.speed.step import pictures
 from jitkit.diffusion.build import assemble
 from jitkit.diffusion.denoiser import Denoiser
-from jitkit.domain import domain_class
 from jitkit.fields import Axis, Category, Layout
 from jitkit.nn.flops import macs
 from jitkit.nn.transformer import Sizes, Transformer
+from jitkit.registry import domain_class
 
 MOST_APART = 1.10  # times of 1 to 4 axes, the longest over the shortest
 MOST_DOUBLED = 1.05  # time in the blocks, of twice the resolution and patch over once

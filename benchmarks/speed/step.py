@@ -23,11 +23,11 @@ from benchmarks.speed.counted import bytes_a_weight
 from benchmarks.speed.limits import FEW, MIB, SHAPES, best_flops, copy_rate, products
 from benchmarks.speed.measure import interleaved, ratio
 from benchmarks.speed.results import Demand, Plan, Result, Table, milliseconds, percent
-from jitkit.domain import domain_class, open_domain
 from jitkit.errors import JitkitError
 from jitkit.fields import Batch, Category
 from jitkit.nn.flops import macs
 from jitkit.recipe.load import Recipe, load_recipe
+from jitkit.registry import domain_class, open_domain
 from jitkit.training.step import Learner
 from jitkit.utils.distributed import ALONE
 

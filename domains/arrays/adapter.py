@@ -9,12 +9,12 @@ domain: {name: arrays, path: sst.nc, axes: {latitude: line, longitude: circle}}
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
-from jitkit.domain import Metric, Split
+from jitkit.domain import MAX_PREVIEW_ITEMS, Metric, Split
 from jitkit.domains.arrays import conditions
 from jitkit.domains.arrays.data import (
     ARRAYS_FORMAT,
@@ -32,6 +32,7 @@ from jitkit.domains.arrays.section import ArraysSection
 from jitkit.domains.arrays.write import write_items
 from jitkit.errors import BadItem, DataError, listed
 from jitkit.fields import Category, Condition, Field, Grid, Layout, Scalars
+from jitkit.protocols import Fetchable, Inspects
 from jitkit.sections import DomainSection
 from jitkit.utils.types import Array
 
@@ -42,52 +43,41 @@ if TYPE_CHECKING:
 
     from jitkit.stores.download import DownloadRequest
 
-MAX_PREVIEW_ITEMS = 4
 
-
-class Arrays:
+class Arrays(Fetchable, Inspects):
     """Arrays on a grid of one to four axes, from files that xarray, zarr or numpy can read."""
 
     Section: ClassVar[type[DomainSection]] = ArraysSection
 
-    def __init__(self, section: ArraysSection, metadata: Mapping[str, Any] | None = None) -> None:
-        self.section: DomainSection = section
-        self._setup(partial(open_data, section), section.drop, metadata)
+    section: Any
 
-    @classmethod
-    def from_opener(
-        cls,
-        section: DomainSection,
-        opener: Callable[[], Data],
-        drop: Callable[[str], float],
-        metadata: Mapping[str, Any] | None = None,
-    ) -> Arrays:
-        """Arrays of data that another adapter opens.
+    def __init__(self, section: Any, opener: Callable[[], Data] | None = None) -> None:
+        """Keep the section; the data are opened when they are needed.
 
         Args:
-            section: of the recipe.
-            opener: opens the data; must be picklable.
-            drop: probability that a condition is dropped in training, by its name.
-            metadata: of a trained model; with it the data are opened only when needed.
+            section: an `ArraysSection`, or that of another adapter that gives an ``opener``.
+            opener: opens the data for another adapter; must be picklable.
         """
-        arrays = cls.__new__(cls)
-        arrays.section = section
-        arrays._setup(opener, drop, metadata)
-        return arrays
-
-    def _setup(
-        self,
-        opener: Callable[[], Data],
-        drop: Callable[[str], float],
-        metadata: Mapping[str, Any] | None,
-    ) -> None:
-        self._opener, self._drop = opener, drop
+        super().__init__(section)
+        self._opener = opener or partial(open_data, section)
         self._data: Data | None = None
-        self._fitted: ArraysMetadata | None = None
-        if metadata is None:
-            self.data()
-        else:
-            self._fitted = ArraysMetadata(drop, metadata)
+
+    @classmethod
+    def from_metadata(
+        cls,
+        section: Any,
+        metadata: Mapping[str, Any],
+        opener: Callable[[], Data] | None = None,
+    ) -> Self:
+        """The domain of a trained model; with an ``opener`` as in the constructor.
+
+        Raises:
+            DataError: metadata of another version.
+        """
+        domain = cls(section, opener)
+        domain._metadata = dict(metadata)
+        domain.fitted  # noqa: B018  # raises
+        return domain
 
     @staticmethod
     def inspect(
@@ -98,20 +88,20 @@ class Arrays:
 
         return inspect(path, group=group, options=options)
 
-    @property
+    @cached_property
     def layout(self) -> Layout:
         """Axes and channels, with a patch for at most 512 tokens; measures the training split if
         needed, to know whether cells are missing."""
-        return self.fitted().layout
+        return self.fitted.layout
 
-    @property
+    @cached_property
     def conditions(self) -> Mapping[str, Condition]:
         """static, grids, past (maps), scalars, and the categories by name."""
-        return self.fitted().conditions
+        return self.fitted.conditions
 
-    def metadata(self) -> dict[str, Any]:
-        """Axes, statistics, coordinates, attributes: JSON, and numpy arrays as leaves."""
-        return dict(self.fitted().metadata)
+    def measure(self) -> dict[str, Any]:
+        """Axes, statistics, coordinates, attributes; reads the training split once."""
+        return measure_metadata(self.data())
 
     def items(self, split: Split) -> ArrayItems:
         """Items in the order of the data; the last sample dimension varies fastest.
@@ -129,7 +119,7 @@ class Arrays:
         """
         import torch
 
-        fitted = self.fitted()
+        fitted = self.fitted
         try:
             values = torch.from_numpy(fitted.statistics.encode(item.values))
         except DataError as error:  # a value outside the transform's domain
@@ -152,7 +142,7 @@ class Arrays:
 
         NaN where the mask is False, and in cells that were never observed in training.
         """
-        fitted = self.fitted()
+        fitted = self.fitted
         values = fitted.statistics.decode(field.values.detach().float().cpu().numpy())
         if field.mask is not None:
             values[~np.broadcast_to(field.mask.cpu().numpy(), values.shape)] = np.nan
@@ -163,7 +153,7 @@ class Arrays:
     def write(self, items: Iterable[Sample], path: Path) -> list[Path]:
         """Write ``samples.nc``, .zarr, .h5, .npy or .npz, in the format of the data, with their
         coordinates, attributes and types; dimensions are ``sample`` and those of an item."""
-        fitted = self.fitted()
+        fitted = self.fitted
         metadata = fitted.metadata
         spec = {key: metadata[key] for key in ("axes", "missing")} | metadata["output"]
         columns = output_columns(spec, fitted.condition_columns())
@@ -173,11 +163,11 @@ class Arrays:
         """Figure of real items (left, if the data are available) and these items (right)."""
         from jitkit.plots.panels import panels
 
-        fitted = self.fitted()
+        fitted = self.fitted
         coords, units = fitted.coordinates()
         return panels(
             [item.values for item in items[:MAX_PREVIEW_ITEMS]],
-            self._real(min(len(items), MAX_PREVIEW_ITEMS)),
+            [item.values for item in self.real_items(len(items))],
             channels=fitted.layout.channels,
             axes=[(axis.name, axis.kind) for axis in fitted.layout.axes],
             units=fitted.units(),
@@ -190,7 +180,7 @@ class Arrays:
         """Distributions, spectra and correlations of samples against the training items."""
         from jitkit.metrics.fields.scores import field_metrics
 
-        layout = self.fitted().layout
+        layout = self.fitted.layout
         return field_metrics(layout.channels, [(axis.name, axis.kind) for axis in layout.axes])
 
     def download_requests(self) -> list[DownloadRequest]:
@@ -205,20 +195,6 @@ class Arrays:
 
         return copy_data(self, folder, threads=self.data().items("train").threads)
 
-    def _real(self, count: int) -> list[Array]:
-        """Evenly spaced validation items for a figure; none if the data are not available."""
-        try:
-            items: Sequence[Sample] = self.items("val") or self.items("train")
-        except DataError:
-            return []
-        values = []
-        for i in range(min(count, len(items))):
-            try:
-                values.append(items[i * len(items) // count].values)
-            except BadItem:
-                continue
-        return values
-
     def data(self) -> Data:
         """The data, opened.
 
@@ -226,17 +202,17 @@ class Arrays:
             DataError: they do not exist, or do not fit the model's metadata.
         """
         if self._data is None:
-            self._data = self._opener()
-            check_transforms(self._data)
-            if self._fitted is not None:
-                self._fitted.check(self._data)
+            data = self._opener()
+            check_transforms(data)
+            if self._metadata is not None:
+                self.fitted.check(data)
+            self._data = data
         return self._data
 
+    @cached_property
     def fitted(self) -> ArraysMetadata:
-        """Everything that a model needs from the data; measures the training split if needed."""
-        if self._fitted is None:
-            self._fitted = ArraysMetadata(self._drop, measure_metadata(self.data()))
-        return self._fitted
+        """Everything that a model needs from the data, made from `metadata`."""
+        return ArraysMetadata(self.section.drop, self.metadata())
 
 
 class ArraysMetadata:

@@ -15,6 +15,7 @@ from jitkit.domains.arrays.coordinates import label
 from jitkit.domains.arrays.plan import ArrayPlan
 from jitkit.domains.arrays.read import ArrayVariable, Indexer, read_channels
 from jitkit.domains.arrays.splits import ItemIndex, shuffled_in_blocks
+from jitkit.protocols import Chunked
 from jitkit.stores.chunks import as_slices
 from jitkit.utils.types import Array
 
@@ -74,7 +75,7 @@ class ReadSpec:
         return (self.window + self.past - 1) * self.spacing + 1
 
 
-class ArrayItems(Sequence[Sample]):
+class ArrayItems(Chunked, Sequence[Sample]):
     """The items of a split. Thread-safe; pickled without open files.
 
     Attributes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -70,44 +71,41 @@ class Images(ImageDomain):
     Section: ClassVar[type[DomainSection]] = ImagesSection
     fid_by_default = True
 
-    def __init__(self, section: ImagesSection, metadata: Mapping[str, Any] | None = None) -> None:
-        """List the folder without opening an image, or use ``metadata`` or ``classes`` alone.
+    section: ImagesSection
 
-        Raises:
-            DataError: the folder is missing, empty, mixed, or has more classes than requested.
-        """
-        self.section = section
-        self._files: dict[Split, ImageFiles] | None = None
-        self._class_names: list[str] = [] if metadata is None else list(metadata["class_names"])
-        self._requested: int | None = (
-            section.classes if metadata is None else metadata["num_classes"]
-        )
-        num_classes = self._requested
-        if metadata is None and (section.path is not None or num_classes is None):
-            self._files = self._list()
-            num_classes = num_classes or len(self._class_names) or None
+    def __init__(self, section: ImagesSection) -> None:
         super().__init__(
+            section,
             section.size,
             section.channels,
-            num_classes=num_classes,
             label_drop=section.label_drop,
             flip=section.flip,
             fid=section.fid,
         )
 
-    def metadata(self) -> dict[str, Any]:
-        """Number of classes, None without labels, and the class names in order, if known."""
-        return {"num_classes": self._num_classes, "class_names": self._class_names}
+    @cached_property
+    def num_classes(self) -> int | None:
+        """Number of classes; None for images without labels."""
+        return self.metadata()["num_classes"]
+
+    def measure(self) -> dict[str, Any]:
+        """Number of classes, None without labels, and the class names in order, if known.
+
+        Lists the folder without opening an image, unless key ``classes`` suffices.
+        """
+        section = self.section
+        if section.path is None and section.classes is not None:
+            return {"num_classes": section.classes, "class_names": []}
+        names = self._files["train"].class_names
+        return {"num_classes": section.classes or len(names) or None, "class_names": names}
 
     def items(self, split: Split) -> Sequence[ImageItem]:
         """The images of a split; an unreadable one raises `BadItem`.
 
         Raises:
-            DataError: as the constructor, if that used metadata alone; or the cache file cannot be
-                written.
+            DataError: the folder is missing, empty, mixed, or has other classes than the model or
+                more than requested; or the cache file cannot be written.
         """
-        if self._files is None:
-            self._files = self._list()
         if self.section.cache is not None:
             self._files[split].use_cache(self.section.cache.expanduser())
         return self._files[split]
@@ -116,16 +114,17 @@ class Images(ImageDomain):
         """Metrics of the coarse appearance of samples against the training images."""
         return {"frechet_8x8": frechet_8x8}
 
-    def _list(self) -> dict[Split, ImageFiles]:
-        """Files of both splits; sets the class names if they are unknown."""
+    @cached_property
+    def _files(self) -> dict[Split, ImageFiles]:
+        """Files of both splits."""
+        known = self._metadata or {"num_classes": self.section.classes, "class_names": []}
         root = _data_folder(self.section.path)
         folders, _ = names_in(root)
         has_splits = "train" in folders and set(folders) <= {"train", "val", "test"}
-        train = list_images(root / "train" if has_splits else root, self._class_names)
-        check_classes(train, self._requested)
-        self._class_names = self._class_names or train.classes
+        train = list_images(root / "train" if has_splits else root, known["class_names"])
+        check_classes(train, known["num_classes"])
         if has_splits and "val" in folders:
-            val = list_images(root / "val", self._class_names)
+            val = list_images(root / "val", known["class_names"] or train.classes)
             if bool(val.classes) != bool(train.classes):
                 flat, sorted_ = (val, train) if train.classes else (train, val)
                 raise DataError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from math import ceil, sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -10,11 +11,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from PIL import Image
 
-from jitkit.domain import Split, lower_is_better
+from jitkit.domain import lower_is_better
 from jitkit.domains.images.files import MODES, ImageFiles, ImageItem, list_images
 from jitkit.fields import Axis, Category, Condition, Field, Layout
 from jitkit.metrics.fid.section import FidSection
 from jitkit.metrics.frechet import frechet_distance
+from jitkit.protocols import ScoresFeatures
+from jitkit.sections import DomainSection
 from jitkit.utils.atomic import atomic_write
 from jitkit.utils.types import Array
 
@@ -24,11 +27,11 @@ MAX_IN_PREVIEW = 400
 
 if TYPE_CHECKING:
     from jitkit.metrics.fid.scorer import FeatureScorer
-    from jitkit.protocols import EvaluationProtocol
+    from jitkit.metrics.metric import EvaluationProtocol
 
 
-class ImageDomain:
-    """Square images from any source; an adapter adds `items`, `metadata` and `scores`.
+class ImageDomain(ScoresFeatures):
+    """Square images from any source; an adapter adds `items`, `num_classes` and `scores`.
 
     Key ``fid`` requests metrics on the features of a network (`jitkit.metrics.fid`). With
     ``fid_by_default`` they are also computed without a request, if network and weights are
@@ -39,23 +42,31 @@ class ImageDomain:
 
     def __init__(
         self,
+        section: DomainSection,
         size: int,
         channels: int,
         *,
-        num_classes: int | None,
         label_drop: float = 0.1,
         flip: bool = False,
         fid: FidSection | None = None,
     ) -> None:
+        super().__init__(section)
         patch = max(2, size // 16)  # 16 x 16 tokens, as in the paper, for 32 cells and more
         axes = (Axis("row", size, patch), Axis("column", size, patch))
         self.layout = Layout(axes, CHANNELS[channels])
-        self.conditions: Mapping[str, Condition] = (
-            {} if num_classes is None else {"label": Category(num_classes, label_drop)}
-        )
-        self._num_classes = num_classes
-        self._flip = flip
+        self._label_drop, self._flip = label_drop, flip
         self._fid = fid or FidSection()
+
+    @cached_property
+    def num_classes(self) -> int | None:
+        """Number of classes; None for unconditional data."""
+        return None
+
+    @cached_property
+    def conditions(self) -> Mapping[str, Condition]:
+        """label, the class of an image, unless there are no classes."""
+        n = self.num_classes
+        return {} if n is None else {"label": Category(n, self._label_drop)}
 
     def encode(self, item: ImageItem, rng: np.random.Generator | None = None) -> Field:
         """Values pixels / 255 · 2 - 1 in [-1, 1], (C, H, W); ``rng`` may mirror left and right.
@@ -71,9 +82,9 @@ class ImageDomain:
         values /= np.float32(255)  # in place: allocating costs ten times the arithmetic
         values *= 2
         values -= 1
-        if self._num_classes is None:
+        if self.num_classes is None:
             return Field(torch.from_numpy(values))
-        label = self._num_classes if item.label is None else item.label
+        label = self.num_classes if item.label is None else item.label
         return Field(torch.from_numpy(values), cond={"label": torch.tensor(label)})
 
     def decode(self, field: Field) -> ImageItem:
@@ -83,7 +94,7 @@ class ImageDomain:
         label = int(field.cond["label"]) if "label" in field.cond else None
         return ImageItem(
             np.ascontiguousarray(pixels.transpose(1, 2, 0)),
-            label=None if label == self._num_classes else label,
+            label=None if label == self.num_classes else label,
         )
 
     def write(self, items: Iterable[ImageItem], path: Path) -> list[Path]:
@@ -127,10 +138,6 @@ class ImageDomain:
         mode = MODES[len(self.layout.channels)]
         listing = list_images(Path(source).expanduser(), ())
         return ImageFiles(listing, self.layout.axes[0].size, mode)
-
-    def items(self, split: Split) -> Sequence[ImageItem]:
-        """The images of a split."""
-        raise NotImplementedError
 
     def preview(self, items: Sequence[ImageItem]) -> Image.Image:
         """The first 400 items as a grid, enlarged if it is narrower than 512 pixels.

@@ -17,6 +17,7 @@ from PIL import Image
 
 from jitkit.domains.images.image_cache import ImageCache, open_image_cache
 from jitkit.errors import BadItem, DataError, listed
+from jitkit.protocols import Threaded
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's names
 SUFFIXES = frozenset(".bmp .gif .jpeg .jpg .pgm .png .pnm .ppm .tif .tiff .webp".split())
@@ -140,7 +141,7 @@ def split_by_name(listing: ImageListing, val_share: float) -> tuple[ImageListing
     return part(~held_out), part(held_out)
 
 
-class ImageFiles(Sequence[ImageItem]):
+class ImageFiles(Threaded, Sequence[ImageItem]):
     """Images of a folder, each read when indexed; a slice is read completely.
 
     The index is stored in flat arrays, 55 MB for ImageNet, because every worker gets it: a list of
@@ -148,6 +149,7 @@ class ImageFiles(Sequence[ImageItem]):
     counting. Thread-safe: Pillow releases the GIL while it decodes and scales.
 
     Attributes:
+        class_names: of the class folders, in order of the labels; empty without labels.
         threads: number of threads that may read at once.
     """
 
@@ -158,6 +160,7 @@ class ImageFiles(Sequence[ImageItem]):
         self._ends = np.cumsum([0, *map(len, encoded)])  # name i is _names[ends[i]:ends[i + 1]]
         self._labels = np.array(listing.labels, np.int32) if listing.classes else None
         self._size, self._mode, self.threads = size, mode, threads
+        self.class_names = list(listing.classes)
         self._cache: ImageCache | None = None
 
     def __len__(self) -> int:

@@ -20,6 +20,7 @@ from jitkit.domains.molecules.molecule import Molecule, PackedMolecules
 from jitkit.domains.molecules.section import MoleculesSection
 from jitkit.errors import ConditionError, DataError, listed, nearest
 from jitkit.fields import Axis, Condition, Field, Layout, Scalars
+from jitkit.protocols import VariableSize
 from jitkit.sections import DomainSection
 from jitkit.utils.rotations import random_rotation
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 SPACE = ("x", "y", "z")
 
 
-class Molecules:
+class Molecules(VariableSize):
     """Molecules in 3-D from SDF, XYZ, NumPy, HDF5 and QM9's CSV; atoms as a set.
 
     Channels are x, y, z divided by the root mean square of the training positions; the one-hot
@@ -40,35 +41,39 @@ class Molecules:
 
     Section: ClassVar[type[DomainSection]] = MoleculesSection
 
-    def __init__(
-        self, section: MoleculesSection, metadata: Mapping[str, Any] | None = None
-    ) -> None:
-        self.section = section
-        if metadata is None:
-            metadata = molecule_metadata(self._train, section)
-        self._metadata = dict(metadata)
-        self.elements = [int(number) for number in self._metadata["elements"]]
-        names = [SYMBOLS[number] for number in self.elements]
-        charge = ("charge",) if self._metadata["charged"] else ()
-        axis = Axis("atom", int(self._metadata["most_atoms"]), kind="set")
-        channels, centred = (*SPACE, *names, *charge), tuple((c,) for c in SPACE)
-        self.layout = Layout((axis,), channels, centred=centred, positions=SPACE)
-        self.conditions = self._conditions(names)
+    section: MoleculesSection
 
-    def _conditions(self, names: Sequence[str]) -> Mapping[str, Condition]:
+    def measure(self) -> dict[str, Any]:
+        """Elements, scales, and sizes, compositions and properties of training molecules."""
+        return molecule_metadata(self._train, self.section)
+
+    @cached_property
+    def elements(self) -> list[int]:
+        """Atomic numbers of the element channels."""
+        return [int(number) for number in self.metadata()["elements"]]
+
+    @cached_property
+    def layout(self) -> Layout:
+        """A set of atoms: positions, one-hot elements, and the charge if the data have any."""
+        charge = ("charge",) if self.metadata()["charged"] else ()
+        axis = Axis("atom", int(self.metadata()["most_atoms"]), kind="set")
+        channels = (*SPACE, *(SYMBOLS[number] for number in self.elements), *charge)
+        centred = tuple((name,) for name in SPACE)
+        return Layout((axis,), channels, centred=centred, positions=SPACE)
+
+    @cached_property
+    def conditions(self) -> Mapping[str, Condition]:
+        """num_atoms; composition: atoms of each element; properties by name."""
         section = self.section
         conditions: dict[str, Condition] = {}
         if section.num_atoms:
             conditions["num_atoms"] = Scalars(("num_atoms",), drop=0.0)
         if section.composition:
-            conditions["composition"] = Scalars(tuple(names), drop=section.drop)
+            names = tuple(SYMBOLS[number] for number in self.elements)
+            conditions["composition"] = Scalars(names, drop=section.drop)
         return conditions | {
             name: Scalars((name,), drop=section.drop) for name in section.properties
         }
-
-    def metadata(self) -> dict[str, Any]:
-        """Elements, scales, and sizes, compositions and properties of training molecules."""
-        return self._metadata
 
     @cached_property
     def _splits(self) -> dict[str, PackedMolecules]:
@@ -109,9 +114,9 @@ class Molecules:
         height = self.section.element_scale
         one_hot = (item.numbers[None] == np.array(self.elements)[:, None]) * height  # (E, N)
         charge = (
-            item.charges[None] * height if self._metadata["charged"] else np.empty((0, len(item)))
+            item.charges[None] * height if self.metadata()["charged"] else np.empty((0, len(item)))
         )
-        values = np.concatenate((positions.T / self._metadata["position_scale"], one_hot, charge))
+        values = np.concatenate((positions.T / self.metadata()["position_scale"], one_hot, charge))
         counts = item.counts(self.elements) if self.section.composition else None
         cond = self._encode_cond(len(item), counts, item.properties)
         return Field(torch.from_numpy(values.astype(np.float32)), cond=cond)
@@ -127,11 +132,11 @@ class Molecules:
             values = values[:, present]
         one_hot = values[3 : 3 + len(self.elements)]
         charge = np.zeros(values.shape[1], np.int64)
-        if self._metadata["charged"]:
+        if self.metadata()["charged"]:
             charge = np.rint(values[-1] / self.section.element_scale).astype(np.int64)
         return Molecule(
             np.array(self.elements)[one_hot.argmax(axis=0)],
-            values[:3].T * self._metadata["position_scale"],
+            values[:3].T * self.metadata()["position_scale"],
             charge,
             self._decode_properties(field.cond),
         )
@@ -149,7 +154,7 @@ class Molecules:
         } | {name: [properties.get(name, np.nan)] for name in self.section.properties}
         cond = {}
         for name in self.conditions:
-            mean, std = (np.asarray(self._metadata["told"][name][key]) for key in ("mean", "std"))
+            mean, std = (np.asarray(self.metadata()["told"][name][key]) for key in ("mean", "std"))
             value = (np.asarray(values[name], np.float64) - mean) / std
             cond[name] = torch.from_numpy(value.astype(np.float32))
         return cond
@@ -158,7 +163,7 @@ class Molecules:
         properties = {}
         for name in self.section.properties:
             if name in cond:
-                scale = self._metadata["told"][name]
+                scale = self.metadata()["told"][name]
                 std, mean = float(scale["std"][0]), float(scale["mean"][0])
                 properties[name] = float(cond[name][0]) * std + mean
         return {name: value for name, value in properties.items() if np.isfinite(value)}
@@ -171,11 +176,11 @@ class Molecules:
         import torch
 
         requested = RequestedConditions.of(cond, size, self.elements, self.section.properties)
-        drawn = draw_molecule_conditions(requested, self._metadata, rng)
+        drawn = draw_molecule_conditions(requested, self.metadata(), rng)
         num_atoms = drawn.num_atoms
-        if not 1 <= num_atoms <= self._metadata["most_atoms"]:
+        if not 1 <= num_atoms <= self.metadata()["most_atoms"]:
             raise ConditionError(f"{num_atoms} atoms are out of range: the model was trained on up "
-                                 f"to {self._metadata['most_atoms']}")  # fmt: skip
+                                 f"to {self.metadata()['most_atoms']}")  # fmt: skip
         values = torch.zeros(len(self.layout.channels), num_atoms)
         return Field(values, cond=self._encode_cond(num_atoms, drawn.counts, drawn.properties))
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from jitkit.domains.molecules.elements import SYMBOLS
+from jitkit.protocols import HasSizes
 from jitkit.utils.types import Array
 
 
@@ -60,7 +61,7 @@ class Molecule:
 
 
 @dataclass(frozen=True, eq=False)
-class PackedMolecules(Sequence[Molecule]):
+class PackedMolecules(HasSizes, Sequence[Molecule]):
     """Many molecules concatenated in flat arrays.
 
     Attributes:
@@ -78,7 +79,7 @@ class PackedMolecules(Sequence[Molecule]):
     smiles: Sequence[str | None]
     names: Sequence[str]
 
-    @property
+    @cached_property
     def sizes(self) -> Array:
         """Number of atoms of each molecule, (molecules,)."""
         return np.diff(self.starts)

@@ -25,6 +25,7 @@ from jitkit.domains.proteins.secondary import KINDS, secondary_shares
 from jitkit.domains.proteins.section import ProteinsSection
 from jitkit.errors import ConditionError, DataError
 from jitkit.fields import Axis, Condition, Field, Layout, PerToken, Scalars
+from jitkit.protocols import VariableSize
 from jitkit.sections import DomainSection
 from jitkit.utils.rotations import random_rotation, superpose
 from jitkit.utils.types import Array
@@ -36,7 +37,7 @@ CHANNELS = tuple(f"{atom}.{axis}" for atom in ATOMS for axis in "xyz")
 CENTRED = tuple(tuple(f"{atom}.{axis}" for atom in ATOMS) for axis in "xyz")
 
 
-class Proteins:
+class Proteins(VariableSize):
     """N, CA, C and O of each residue, from PDB, mmCIF, BinaryCIF and trajectories.
 
     Positions and their noise have zero mean (`Layout.centred`). In task ``structures`` positions
@@ -47,25 +48,42 @@ class Proteins:
 
     Section: ClassVar[type[DomainSection]] = ProteinsSection
 
-    def __init__(self, section: ProteinsSection, metadata: Mapping[str, Any] | None = None) -> None:
-        self.section = section
-        self.is_ensemble = section.task == "ensemble"
-        self._metadata = self._measure_metadata() if metadata is None else dict(metadata)
-        if self.is_ensemble:
-            self._reference = np.asarray(self._metadata["reference"], np.float64)
-            self._observed = np.asarray(self._metadata["observed"]).astype(bool)
-        most = len(self._reference) if self.is_ensemble else int(self._metadata["most"])
-        missing = not self._observed.all() if self.is_ensemble else bool(self._metadata["missing"])
-        self.layout = Layout((Axis("residue", most),), CHANNELS, bool(missing), CENTRED)
-        self.conditions = self._conditions()
+    section: ProteinsSection
 
-    def _measure_metadata(self) -> dict[str, Any]:
+    @property
+    def is_ensemble(self) -> bool:
+        """Whether items are frames of one chain."""
+        return self.section.task == "ensemble"
+
+    def measure(self) -> dict[str, Any]:
+        """Scales, reference of an ensemble, and lengths and conditions of training chains."""
         train, held_out = self._splits["train"], self._splits["val"]
         if isinstance(train, Frames):
             return ensemble_metadata(train)
         return structures_metadata(train, [*train, *held_out], self.section)
 
-    def _conditions(self) -> Mapping[str, Condition]:
+    @cached_property
+    def _reference(self) -> Array:
+        """Mean conformation of an ensemble, (L, 4, 3), angstrom."""
+        return np.asarray(self.metadata()["reference"], np.float64)
+
+    @cached_property
+    def _observed(self) -> Array:
+        """Atoms that an ensemble has, (L, 4)."""
+        return np.asarray(self.metadata()["observed"]).astype(bool)
+
+    @cached_property
+    def layout(self) -> Layout:
+        """A line of residues with positions of four atoms; masked if atoms may be missing."""
+        if self.is_ensemble:
+            most, missing = len(self._reference), not self._observed.all()
+        else:
+            most, missing = int(self.metadata()["most"]), bool(self.metadata()["missing"])
+        return Layout((Axis("residue", most),), CHANNELS, bool(missing), CENTRED)
+
+    @cached_property
+    def conditions(self) -> Mapping[str, Condition]:
+        """length, sequence, secondary_structure; none for an ensemble."""
         section, conditions = self.section, dict[str, Condition]()
         if self.is_ensemble:
             return conditions
@@ -76,10 +94,6 @@ class Proteins:
         if section.secondary_structure:
             conditions["secondary_structure"] = Scalars(KINDS, drop=section.drop)
         return conditions
-
-    def metadata(self) -> dict[str, Any]:
-        """Scales, reference of an ensemble, and lengths and conditions of training chains."""
-        return self._metadata
 
     @cached_property
     def _splits(self) -> dict[str, Chains | Frames]:
@@ -124,7 +138,7 @@ class Proteins:
         if not self.is_ensemble:
             item = crop_chain(item, self.section.max_length, rng)
         displacements = self._displacement(item) if self.is_ensemble else self._rotated(item, rng)
-        values = (displacements / self._metadata["scale"]).reshape(len(item), 12).T
+        values = (displacements / self.metadata()["scale"]).reshape(len(item), 12).T
         observed = torch.from_numpy(np.isfinite(values))
         return Field(
             torch.from_numpy(values.astype(np.float32)),
@@ -161,10 +175,10 @@ class Proteins:
             mask = np.broadcast_to(field.mask.cpu().numpy(), values.shape)
         cells = mask.any(axis=0)  # without batch padding
         positions = np.where(mask, values, np.nan)[:, cells].T.reshape(-1, 4, 3)
-        positions = positions * self._metadata["scale"]
+        positions = positions * self.metadata()["scale"]
         index, sequence = index[cells], "X" * int(cells.sum())
         if self.is_ensemble:
-            index, sequence = np.asarray(self._metadata["index"]), str(self._metadata["sequence"])
+            index, sequence = np.asarray(self.metadata()["index"]), str(self.metadata()["sequence"])
             positions = np.where(self._observed[..., None], positions + self._reference, np.nan)
         elif "sequence" in field.cond:
             sequence = decode_sequence(field.cond["sequence"].cpu().numpy()[cells])
@@ -179,7 +193,9 @@ class Proteins:
             if name == "sequence":
                 cond[name] = torch.from_numpy(np.asarray(raw[name], np.int64))
             else:
-                mean, std = (np.array(self._metadata["told"][name][key]) for key in ("mean", "std"))
+                mean, std = (
+                    np.array(self.metadata()["told"][name][key]) for key in ("mean", "std")
+                )
                 value = (np.asarray(raw[name], np.float64) - mean) / std
                 cond[name] = torch.from_numpy(value.astype(np.float32))
         return cond
@@ -202,7 +218,7 @@ class Proteins:
 
         if self.is_ensemble:
             return self._frame_template(size)
-        drawn = draw_chain_conditions(cond, size, self._metadata, rng)
+        drawn = draw_chain_conditions(cond, size, self.metadata(), rng)
         length = int(drawn["length"][0])
         return Field(
             torch.zeros(12, length),
@@ -217,7 +233,7 @@ class Proteins:
         if size not in (None, length):
             raise ConditionError(f"{size} residues are requested; this ensemble has {length}")
         mask = np.repeat(self._observed.T, 3, axis=0)  # (12, L)
-        index = np.asarray(self._metadata["index"], np.float32)
+        index = np.asarray(self.metadata()["index"], np.float32)
         return Field(
             torch.zeros(12, length),
             torch.from_numpy(mask.copy()) if self.layout.missing else None,

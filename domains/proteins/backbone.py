@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from jitkit.protocols import HasSizes
 from jitkit.utils.types import Array
 
 
@@ -56,13 +57,13 @@ class Backbone:
 
 
 @dataclass(frozen=True, eq=False)
-class Chains(Sequence[Backbone]):
+class Chains(HasSizes, Sequence[Backbone]):
     """Chains; a sample is cropped to at most ``max_length`` residues."""
 
     chains: Sequence[Backbone]
     max_length: int
 
-    @property
+    @cached_property
     def sizes(self) -> Array:
         """Residues of a sample of each chain, (chains,)."""
         return np.array([min(len(chain), self.max_length) for chain in self.chains], np.int64)

@@ -10,8 +10,9 @@ domain: {name: weather, path: gs://weatherbench2/..., task: forecast, lead: 24h,
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
@@ -27,7 +28,7 @@ from jitkit.domains.weather.states import States
 from jitkit.domains.weather.timedelta import duration
 from jitkit.errors import BadItem, DataError, RecipeError, listed
 from jitkit.fields import Condition, Field, Layout
-from jitkit.protocols import RolloutFunction
+from jitkit.protocols import Autoregressive, Fetchable, RolloutFunction, VerifiesForecasts, Weighted
 from jitkit.sections import DomainSection
 from jitkit.utils.types import Array
 
@@ -37,41 +38,60 @@ if TYPE_CHECKING:
     from jitkit.domains.arrays import DownloadRequest
 
 
-class Weather:
+class Weather(Weighted, Autoregressive, VerifiesForecasts, Fetchable):
     """Weather and ocean fields: states, forecasts from past states, downscaling."""
 
     Section: ClassVar[type[DomainSection]] = WeatherSection
+    section: WeatherSection
 
-    def __init__(self, section: WeatherSection, metadata: Mapping[str, Any] | None = None) -> None:
-        self.section = section
+    def __init__(self, section: WeatherSection) -> None:
+        super().__init__(section)
         self._opened: Opened | None = None
-        self._cached: States | None = None
-        self._known: WeatherMetadata | None = (
-            None if metadata is None else WeatherMetadata(metadata)
-        )
-        if self._known is not None:
-            self._known.check(section)
-        arrays = None if metadata is None else metadata["arrays"]
-        self._arrays = Arrays.from_opener(section, self._data, section.drop, arrays)
 
-    @property
+    @classmethod
+    def from_metadata(cls, section: WeatherSection, metadata: Mapping[str, Any]) -> Self:
+        """The domain of a trained model.
+
+        Raises:
+            RecipeError: the section contradicts the metadata.
+            DataError: metadata of another version.
+        """
+        domain = super().from_metadata(section, metadata)
+        domain.fitted.check(section)
+        domain._arrays.fitted  # noqa: B018  # raises
+        return domain
+
+    @cached_property
+    def _arrays(self) -> Arrays:
+        """Domain `arrays` on the derived store: statistics, items, files."""
+        if self._metadata is None:
+            return Arrays(self.section, self._data)
+        return Arrays.from_metadata(self.section, self._metadata["arrays"], self._data)
+
+    @cached_property
+    def fitted(self) -> WeatherMetadata:
+        """Everything that a model needs from the data, made from `metadata`."""
+        return WeatherMetadata(self.metadata())
+
+    @cached_property
     def layout(self) -> Layout:
         """Latitude and longitude, or the grid's own axes; one channel for each level."""
         return self._arrays.layout
 
-    @property
+    @cached_property
     def conditions(self) -> Mapping[str, Condition]:
         """static; past (forecast); grids: maps of forcings, coarse fields; scalars."""
         return self._arrays.conditions
 
-    @property
+    @cached_property
     def weights(self) -> Array | None:
         """Area weights of the cells with a mean of 1, (y, x); None where all are equal."""
-        return self._metadata().weights
+        return self.fitted.weights
 
-    def metadata(self) -> dict[str, Any]:
+    def measure(self) -> dict[str, Any]:
         """Statistics, coordinates, areas, and what an autoregressive forecast needs."""
-        return dict(self._metadata().metadata)
+        arrays = self._arrays
+        return measure_weather(self.opened(), arrays.metadata(), arrays.fitted.statistics)
 
     def items(self, split: Split) -> ArrayItems:
         """States in order of time; for a forecast the states to predict, with past states in cond.
@@ -89,7 +109,7 @@ class Weather:
         """
         import torch
 
-        field, change = self._arrays.encode(item, rng), self._metadata().change
+        field, change = self._arrays.encode(item, rng), self.fitted.change
         if change is None:
             return field
         last = field.cond["past"][-len(field.values) :]
@@ -108,7 +128,7 @@ class Weather:
         """
         import torch
 
-        change = self._metadata().change
+        change = self.fitted.change
         if change is None:
             return self._arrays.decode(field)
         values = field.values.detach().float().cpu().numpy()
@@ -124,8 +144,8 @@ class Weather:
     def write(self, items: Iterable[Sample], path: Path) -> list[Path]:
         """Write ``samples.nc`` or .zarr, in the format of the data: dimensions sample, level, grid;
         NaN at levels of a variable that the recipe does not use."""
-        known = self._metadata()
-        parts = [*known.columns(), *self._arrays.fitted().condition_columns()]
+        known = self.fitted
+        parts = [*known.columns(), *self._arrays.fitted.condition_columns()]
         return write_items(items, path, known.output(), parts)
 
     def preview(self, items: Sequence[Sample]) -> Image:
@@ -155,7 +175,7 @@ class Weather:
 
     def start_name(self, position: int) -> str:
         """The name that `init_times` uses for the state at a position."""
-        return self._states().name(position)
+        return self._states.name(position)
 
     def download_requests(self) -> list[DownloadRequest]:
         """The entries of each store that both splits read."""
@@ -198,7 +218,7 @@ class Weather:
         Raises:
             JitkitError: text that is no time, or times that are not in the data.
         """
-        return self._states().named(words)
+        return self._states.named(words)
 
     def steps(self, lead: str) -> int:
         """Number of states of a forecast of this length, such as ``10d``.
@@ -206,7 +226,7 @@ class Weather:
         Raises:
             RecipeError: it is not a multiple of the model's step.
         """
-        return duration(lead, "--lead").in_steps(self._metadata().seconds, "--lead")
+        return duration(lead, "--lead").in_steps(self.fitted.seconds, "--lead")
 
     def history(self, start: str) -> Sequence[Sample]:
         """The states up to an initial time, oldest first, as many as condition the model.
@@ -214,7 +234,7 @@ class Weather:
         Raises:
             DataError: cells are missing that never were missing in training.
         """
-        states = self._states()
+        states = self._states
         position = states.position(start)
         back = [states.after(position, -k) for k in range(states.inputs - 1, -1, -1)]
         found = {states.name(at): states.read(at) for at in back if at is not None}
@@ -223,7 +243,7 @@ class Weather:
         return [Sample(values) for values in found.values()]
 
     def _check_missing(self, name: str, values: Array) -> None:
-        arrays = self._arrays.fitted()
+        arrays = self._arrays.fitted
         new = ~np.isfinite(values)
         if arrays.never_observed is not None:
             new &= ~arrays.never_observed
@@ -243,8 +263,8 @@ class Weather:
         """
         import torch
 
-        arrays, shape = self._arrays.fitted(), states[-1].values.shape
-        time = self._states().time(self._states().position(start), step)
+        arrays, shape = self._arrays.fitted, states[-1].values.shape
+        time = self._states.time(self._states.position(start), step)
         cond: dict[str, Any] = {"past": np.concatenate([state.values for state in states])}
         cond |= self._forced(np.array([time]))
         mask = None
@@ -258,7 +278,7 @@ class Weather:
 
     def _forced(self, times: Array) -> dict[str, Any]:
         """Forcings at one time, in the form of an item."""
-        known = self._metadata()
+        known = self.fitted
         found: dict[str, Any] = {}
         if known.metadata["maps"]:
             assert known.positions is not None
@@ -279,7 +299,7 @@ class Weather:
         record: Mapping[str, Any],
     ) -> Forecasts:
         """A Zarr store of forecasts, see `forecasts`."""
-        states, known = self._states(), self._metadata()
+        states, known = self._states, self.fitted
         positions = [states.position(name) for name in starts]
         valid = [[states.time(at, step) for step in range(1, steps + 1)] for at in positions]
         return Forecasts(
@@ -305,10 +325,9 @@ class Weather:
             )
         return recorded(path)
 
+    @cached_property
     def _states(self) -> States:
-        if self._cached is None:
-            self._cached = self.states()
-        return self._cached
+        return self.states()
 
     # The data
 
@@ -320,18 +339,10 @@ class Weather:
         """
         if self._opened is None:
             opened = open_weather(self.section)
-            if self._known is not None:
-                self._known.check_data(opened)
+            if self._metadata is not None:
+                self.fitted.check_data(opened)
             self._opened = opened
         return self._opened
 
     def _data(self) -> Data:
         return self.opened().data
-
-    def _metadata(self) -> WeatherMetadata:
-        if self._known is None:
-            arrays = self._arrays.fitted()
-            self._known = WeatherMetadata(
-                measure_weather(self.opened(), self._arrays.metadata(), arrays.statistics)
-            )
-        return self._known

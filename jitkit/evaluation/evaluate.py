@@ -12,10 +12,11 @@ from typing import Any, Protocol
 
 from jitkit.diffusion.denoiser import Denoiser
 from jitkit.diffusion.sampler import fitting_batch
-from jitkit.domain import Domain, section_of
+from jitkit.domain import Domain
 from jitkit.errors import JitkitError
 from jitkit.evaluation.scoring import DrawnSamples, Scoring, row
-from jitkit.protocols import EvaluationProtocol, ScoresFeatures, VerifiesForecasts
+from jitkit.metrics.metric import EvaluationProtocol
+from jitkit.protocols import ScoresFeatures, VerifiesForecasts
 from jitkit.runs.run_dir import write_text
 from jitkit.sampling.generate import generate, generate_features, load_guide
 from jitkit.sampling.requests import conditioning_for
@@ -221,7 +222,7 @@ class _ForecastEvaluator:
     @property
     def key(self) -> str:
         """The domain's section of the recipe."""
-        section = section_of(self.domain)
+        section = self.domain.section
         return "" if section is None else section.model_dump_json()
 
     def __call__(

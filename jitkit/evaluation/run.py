@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from jitkit.domain import Domain, check_instance
+from jitkit.domain import Domain
 from jitkit.evaluation.evaluate import evaluate_model
+from jitkit.registry import check_instance
 from jitkit.runs.checkpoint import ema_name
 from jitkit.runs.defaults import Overrides
 from jitkit.runs.load import load_for_sampling, resolve_run

@@ -21,7 +21,7 @@ from typing import Any
 from pydantic import ConfigDict, SerializeAsAny, ValidationError
 from pydantic_core import ErrorDetails
 
-from jitkit.domain import Domain, domain_class, installed
+from jitkit.domain import Domain
 from jitkit.errors import RecipeError, listed, nearest
 from jitkit.recipe.messages import error_text, messages_by_key, quoted
 from jitkit.recipe.renamed import RENAMED, with_new_names
@@ -36,6 +36,7 @@ from jitkit.recipe.yaml import (
     parse_yaml,
     to_plain,
 )
+from jitkit.registry import domain_class, installed
 from jitkit.sections import (
     DiffusionSection,
     DomainSection,
@@ -268,7 +269,7 @@ def _checked(draft: Draft, domain: type[Domain] | None = None) -> dict[str, Any]
     classes = dict(SECTIONS)
     try:
         named = draft.values.get("domain", {})
-        given = None if domain is None else getattr(domain, "Section", DomainSection)
+        given = None if domain is None else domain.Section
         classes["domain"] = given or _domain_section(named)
     except RecipeError as error:
         errors["domain", "name"] = str(error)

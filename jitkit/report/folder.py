@@ -18,10 +18,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from jitkit.domain import domain_class
 from jitkit.errors import JitkitError, RecipeError
 from jitkit.recipe.load import SECTIONS, bundled, load_recipe
 from jitkit.recipe.yaml import Draft, YamlPosition, dotted, leaves, parse_yaml
+from jitkit.registry import domain_class
 from jitkit.report.curves import LOSSES, SPEEDS, Show, TrainingCurves, read_curves
 from jitkit.runs.defaults import read_best
 from jitkit.sections import Section

@@ -45,11 +45,12 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 from torch.distributed.tensor import DTensor
 
 from jitkit.diffusion.denoiser import Denoiser, build
-from jitkit.domain import Domain, check_instance, domain_class
+from jitkit.domain import Domain
 from jitkit.errors import CheckpointError, JitkitError, listed, nearest
 from jitkit.fields import Condition, Layout, describe, described
 from jitkit.optim.ema import EMA, SIGMA_PREFIX
 from jitkit.optim.optimizers import Optimizer, optimizer_state
+from jitkit.registry import check_instance, domain_class
 from jitkit.sections import DomainSection
 from jitkit.utils.atomic import fsync
 from jitkit.utils.console import warn
@@ -270,7 +271,7 @@ class Checkpoint:
         record = self.model["domain"]
         try:
             cls = domain_class(section.name if section else record["section"]["name"])
-            return cls(section or cls.Section(**record["section"]), metadata=self.metadata)
+            return cls.from_metadata(section or cls.Section(**record["section"]), self.metadata)
         except JitkitError:
             raise
         except (KeyError, TypeError, ValueError) as error:

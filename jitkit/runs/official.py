@@ -24,7 +24,7 @@ from torch import Tensor
 
 from jitkit.diffusion.denoiser import Denoiser, Diffusion
 from jitkit.diffusion.flow import auto_noise_scale
-from jitkit.domain import Domain, section_of
+from jitkit.domain import Domain
 from jitkit.errors import CheckpointError, RecipeError, listed
 from jitkit.fields import Axis, Category, Layout
 from jitkit.nn.transformer import Sizes
@@ -294,7 +294,7 @@ def import_official(
         )
     loaded = [weights] if weights else _entries(_read(source))[:1]
     decays = [decay for name in loaded if (decay := ENTRIES[name]) is not None]
-    section = section_of(denoiser.domain)
+    section = denoiser.domain.section
     assert section is not None
     recipe = load_recipe(
         {

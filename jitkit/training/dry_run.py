@@ -10,13 +10,14 @@ import torch
 
 from jitkit.diffusion.build import assemble, choose_device, choose_precision
 from jitkit.diffusion.denoiser import Denoiser
-from jitkit.domain import Domain, domain_class, open_domain
+from jitkit.domain import Domain
 from jitkit.errors import JitkitError
 from jitkit.nn.flops import macs
 from jitkit.nn.memory import GIB, baseline_bytes, free_bytes, largest_batch, training_bytes
 from jitkit.nn.transformer import Transformer
 from jitkit.optim.optimizers import peak_learning_rate
 from jitkit.recipe.load import Recipe
+from jitkit.registry import domain_class, open_domain
 from jitkit.sections import DomainSection, TrainSection
 from jitkit.training.memory_plan import memory_settings, num_emas
 
@@ -68,7 +69,9 @@ def _without_data(section: DomainSection) -> Domain:
         DataError: the section does not.
     """
     pathless = {"path": None} if "path" in type(section).model_fields else {}
-    return domain_class(section.name)(section.model_copy(update=pathless))
+    domain = domain_class(section.name)(section.model_copy(update=pathless))
+    domain.layout, domain.conditions  # noqa: B018  # raise
+    return domain
 
 
 def _count(recipe: Recipe, domain: Domain, denoiser: Denoiser) -> dict[str, Any]:

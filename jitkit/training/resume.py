@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from jitkit.diffusion.build import layout_for
-from jitkit.domain import Domain, domain_class, is_installed
+from jitkit.domain import Domain
 from jitkit.errors import DataError, RecipeError
 from jitkit.recipe.load import Recipe, differences, load_recipe
+from jitkit.registry import name_of
 from jitkit.runs.checkpoint import Checkpoint, DomainRecord, layout_difference
 from jitkit.sections import DomainSection
 from jitkit.utils.console import say
@@ -53,7 +54,7 @@ def check_resumable(saved: Checkpoint, recipe: Recipe, domain: Domain) -> None:
 def check_same_recipe(folder: Path, recipe: Recipe, domain: type[Domain]) -> None:
     """Refuse a recipe that changes the run's model or data; print its other changes."""
     changed = differences(load_recipe(folder / "recipe.yaml", domain=domain, recorded=True), recipe)
-    domain_keys = getattr(domain, "Section", DomainSection).free_to_change
+    domain_keys = domain.Section.free_to_change
     free = (*FREE_TO_CHANGE, *(f"domain.{key}" for key in domain_keys))
     different = [line for line in changed if not line.startswith(free)]
     if different:
@@ -84,10 +85,9 @@ def check_same_data(saved: Checkpoint, domain: Domain, recipe: Recipe) -> None:
 def domain_record(domain: Domain, section: DomainSection, num_items: int) -> DomainRecord:
     """What a checkpoint records of a domain: to open it again, and for `check_same_data`.
 
-    The section is recorded if it can open the domain: the domain is installed and has this class of
-    section.
+    The section is recorded if it can open the domain: its name is that of the class, which has this
+    class of section.
     """
-    installed = is_installed(type(domain), section.name)
-    known = installed and isinstance(section, domain_class(section.name).Section)
+    known = name_of(type(domain)) == section.name and isinstance(section, domain.Section)
     recorded = section.model_dump(mode="json") if known else None
     return DomainRecord(recorded, domain.metadata(), num_items)

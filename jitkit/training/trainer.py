@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from jitkit.data import BatchPlan, batches
-from jitkit.domain import Domain, check_has_items, check_instance, open_domain, section_of
+from jitkit.domain import Domain
 from jitkit.errors import CheckpointError, JitkitError, RecipeError, Stopped, listed
 from jitkit.evaluation.evaluate import check_scorer, evaluate_model, score_table
 from jitkit.fields import Batch
 from jitkit.optim import posthoc_ema
 from jitkit.optim.ema import decay_name
 from jitkit.recipe.load import Recipe, dump_recipe, load_recipe
+from jitkit.registry import check_has_items, check_instance, open_domain
 from jitkit.runs import checkpoint
 from jitkit.runs.checkpoint import Checkpoint
 from jitkit.runs.run_dir import (
@@ -77,8 +78,8 @@ def train(
         recipe = recipe.model_dump(mode="json")
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, overrides, domain=None if domain is None else type(domain))
-    if (section := section_of(domain)) is not None:
-        recipe = recipe.model_copy(update={"domain": section})
+    if domain is not None and domain.section is not None:
+        recipe = recipe.model_copy(update={"domain": domain.section})
     with team() as ranks:
         folder = choose_folder(recipe.name, None if run is None else Path(run), new=new)
         folder = ranks.all_gather(folder)[0]

@@ -7,7 +7,7 @@ from typing import Any
 
 from jitkit.fields import Category, Condition
 from jitkit.metrics.fid.extractors import INCEPTION
-from jitkit.protocols import EvaluationProtocol
+from jitkit.metrics.metric import EvaluationProtocol
 
 SAMPLES = 50_000
 SAMPLING = {"method": "heun", "steps": 50, "time_grid": "uniform", "t_eps": None}

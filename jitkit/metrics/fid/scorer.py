@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from jitkit.domain import Best
 from jitkit.errors import DataError
 from jitkit.metrics.fid.extractors import (
     INCEPTION,
@@ -43,6 +42,7 @@ from jitkit.metrics.fid.references import (
 )
 from jitkit.metrics.fid.section import FidSection
 from jitkit.metrics.frechet import frechet_from_statistics, symmetric_sqrt
+from jitkit.metrics.metric import Best
 from jitkit.utils.types import Array
 
 KID_SUBSETS, KID_SUBSETS_QUICK, KID_SUBSET_SIZE = 100, 20, 1_000

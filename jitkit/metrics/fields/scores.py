@@ -31,7 +31,6 @@ from typing import Any
 
 import numpy as np
 
-from jitkit.domain import Metric, lower_is_better
 from jitkit.errors import DataError, listed
 from jitkit.metrics.fields.spectra import Spectra
 from jitkit.metrics.fields.summaries import (
@@ -44,6 +43,7 @@ from jitkit.metrics.fields.summaries import (
     linspace_indices,
     safe_divide,
 )
+from jitkit.metrics.metric import Metric, lower_is_better
 from jitkit.utils.types import Array
 
 FieldSummaries = dict[str, Array]
