@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from jitkit.diffusion.denoiser import Diffusion as Diffusion
     from jitkit.diffusion.sampler import sample as sample
     from jitkit.domain import Domain as Domain
+    from jitkit.domains.memory import from_arrays as from_arrays
     from jitkit.errors import BadItem as BadItem
     from jitkit.errors import DataError as DataError
     from jitkit.errors import JitkitError as JitkitError
@@ -50,6 +51,7 @@ _HOME = {
     "Scalars": "fields",
     "Sizes": "nn.transformer",
     "evaluate": "evaluation.run",
+    "from_arrays": "domains.memory",
     "load": "runs.checkpoint",
     "load_official": "runs.official",
     "load_recipe": "recipe.load",

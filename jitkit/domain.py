@@ -49,6 +49,9 @@ class Domain(ABC):
     section: DomainSection | None = None
     """The section that this domain was created from; a run keeps it in its recipe."""
 
+    in_memory: ClassVar[bool] = False
+    """Whether the data are given in Python, so that the section alone cannot open them."""
+
     _metadata: dict[str, Any] | None = None
 
     def __init__(self, section: Any = None) -> None:

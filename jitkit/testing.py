@@ -260,7 +260,7 @@ def reading_order_is_repeatable(
     instance created from ``section``, if given."""
     once = domain.items(split)
     others = {"read again": domain.items(split)}
-    if section is not None:
+    if section is not None and not domain.in_memory:
         cls: Any = type(domain)
         others["of a new domain"] = cls(section).items(split)
     for source, again in others.items():

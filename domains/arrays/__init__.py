@@ -22,6 +22,7 @@ from jitkit.domains.arrays.inspect.dimensions import dimension_kind, is_evenly_s
 from jitkit.domains.arrays.items import ArrayItems, Sample, block_entries, read_blocks
 from jitkit.domains.arrays.normalize.statistics import Statistics, load_or_measure
 from jitkit.domains.arrays.output import Column
+from jitkit.domains.arrays.plan import make_axes
 from jitkit.domains.arrays.read import Indexer, read_channels
 from jitkit.domains.arrays.read_plan import DownloadRequest, copy_data, needed_positions
 from jitkit.domains.arrays.section import ArraysSection, Drop
@@ -55,6 +56,7 @@ __all__ = [
     "is_time",
     "label",
     "load_or_measure",
+    "make_axes",
     "matching",
     "needed_positions",
     "open_data",

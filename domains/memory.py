@@ -1,0 +1,553 @@
+"""Domain `memory`: arrays in memory or in a torch Dataset; made by `jitkit.from_arrays`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
+
+import numpy as np
+from pydantic import Field as Limit
+
+from jitkit.domain import MAX_PREVIEW_ITEMS, Domain, Metric, Split, write_npz
+from jitkit.domains.arrays import Sample, make_axes
+from jitkit.errors import BadItem, ConditionError, DataError, JitkitError, listed
+from jitkit.fields import Category, Condition, Field, Grid, Kind, Layout, PerToken, Scalars
+from jitkit.sections import DomainSection
+from jitkit.utils.console import bar
+from jitkit.utils.types import Array
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+BLOCK_VALUES = 2**22  # values per block when measuring
+SPLIT_SEED = 0
+
+
+class MemorySection(DomainSection):
+    """Section ``domain`` of a run on arrays in memory, written by `jitkit.from_arrays`."""
+
+    free_to_change: ClassVar[tuple[str, ...]] = ()
+
+    axes: dict[str, Literal["line", "circle", "set"]] | None = None
+    """Names and kinds of the axes."""
+    channels: list[str] | None = None
+    """Names of the channels; None without a channel axis."""
+    val_fraction: Annotated[float, Limit(ge=0, lt=1)] = 0.1
+    """Share of the items held out for validation."""
+    shuffle: bool = True
+    """Validation items are drawn at random with a fixed seed; else they are the last ones."""
+    drop: Annotated[float, Limit(ge=0, lt=1)] = 0.1
+    """Share of conditions dropped in training, as classifier-free guidance (CFG) needs."""
+
+
+def from_arrays(
+    x: Any,
+    cond: Mapping[str, Any] | str | Sequence[str] | None = None,
+    axes: Sequence[Kind] | Mapping[str, Kind] | None = None,
+    *,
+    channels: Sequence[str] | None = None,
+    val_fraction: float = 0.1,
+    shuffle: bool = True,
+    drop: float = 0.1,
+) -> MemoryArrays:
+    """A domain of arrays in memory: ``jitkit.train(recipe, domain=from_arrays(x, axes=["line"]))``.
+
+    Mean and standard deviation of each channel are measured on the training split. Cells that are
+    NaN are missing. Samples have the units and the dtype of ``x``; they are written as
+    ``samples.npz`` with the names used here. A trained model needs the arrays only to train on or
+    to be scored.
+
+    Args:
+        x: items, numpy or torch, (N, X1..Xn) or with a channel axis (N, C, X1..Xn); or a
+            `torch.utils.data.Dataset` of arrays, of pairs or tuples (array, condition, ...), or of
+            mappings with the array as ``x``. A Dataset is read item by item and must return the
+            same item each time.
+        cond: conditions by name, each with N entries: integers or words (N,) are a category;
+            floats (N,) or (N, K) are scalars, NaN where unknown; floats (N, C, X1..Xn) are maps;
+            integers (N, X1..Xn) are a category in each cell. Of a Dataset: the names of the
+            conditions in its tuples, ``"label"`` by default.
+        axes: kind of each of X1..Xn, ``"line"``, ``"circle"`` (periodic) or ``"set"`` (without
+            order), or a mapping from names to kinds; may be left out if x is (N, X1).
+        channels: names of the channels.
+        val_fraction: share of the items held out for validation.
+        shuffle: whether these are drawn at random, with a fixed seed; for items in order of time
+            set False, which takes the last ones.
+        drop: share of each condition dropped in training, for classifier-free guidance.
+
+    Raises:
+        JitkitError: shapes that do not fit together, or values that are not real numbers.
+    """
+    is_dataset = not hasattr(x, "shape") and hasattr(x, "__getitem__") and hasattr(x, "__len__")
+    if is_dataset:
+        source: _Source = _DatasetSource(x, cond)
+    else:
+        source = _ArraySource(x, cond)
+    shape = source.values(0).shape
+    kinds = _named_axes(axes, shape)
+    has_channels = len(shape) == len(kinds) + 1
+    names = list(channels) if channels is not None else None
+    if has_channels and names is None:
+        names = [f"channel {i}" for i in range(shape[0])]
+    if names is not None and (not has_channels or len(names) != shape[0]):
+        raise JitkitError(f"channels: {len(names)} names for items of shape {shape}")
+    section = MemorySection(
+        name="memory",
+        axes=kinds,
+        channels=names,
+        val_fraction=val_fraction,
+        shuffle=shuffle,
+        drop=drop,
+    )
+    domain = MemoryArrays(section)
+    domain.source = source
+    return domain
+
+
+class MemoryArrays(Domain):
+    """Arrays in memory, from `jitkit.from_arrays` in Python."""
+
+    Section: ClassVar[type[DomainSection]] = MemorySection
+    section: MemorySection
+    in_memory = True
+
+    def __init__(self, section: MemorySection) -> None:
+        super().__init__(section)
+        self.source: _Source | None = None
+
+    def measure(self) -> dict[str, Any]:
+        """Sizes, dtype, mean and standard deviation of each channel; of the conditions as well."""
+        items = self.items("train")
+        assert self.source is not None
+        moments, gathered, count = _Moments(), dict[str, list[Array]](), 0
+        with bar("measuring the training split", len(items), unit="items") as show:
+            for block in _blocks(items):
+                moments.add(np.stack([item.values for item in block]))
+                for item in block:
+                    for name, value in item.cond.items():
+                        gathered.setdefault(name, []).append(np.asarray(value))
+                count += len(block)
+                show(count)
+        grid = moments.shape[1:]
+        conditions = {
+            name: _describe(name, self.source.all_of(name, values), grid)
+            for name, values in gathered.items()
+        }
+        return {
+            "grid": list(grid),
+            "dtype": str(self.source.values(0).dtype),
+            "missing": moments.has_missing,
+            "mean": moments.mean,
+            "std": np.where(moments.std > 0, moments.std, 1.0),
+            "conditions": conditions,
+        }
+
+    @cached_property
+    def layout(self) -> Layout:
+        """The axes, with a patch for at most 512 tokens; masked if cells are missing."""
+        assert self.section.axes is not None
+        axes = make_axes(self.section.axes, self.metadata()["grid"], ("", 1))
+        channels = self.section.channels or ("value",)
+        return Layout(tuple(axes), tuple(channels), missing=self.metadata()["missing"])
+
+    @cached_property
+    def conditions(self) -> Mapping[str, Condition]:
+        """The conditions by name, with their kind as found in the data."""
+        found: dict[str, Condition] = {}
+        for name, about in self.metadata()["conditions"].items():
+            match about["kind"]:
+                case "category":
+                    found[name] = Category(len(about["classes"]), self.section.drop)
+                case "scalars":
+                    found[name] = Scalars(tuple(_numbered(name, about)), self.section.drop)
+                case "grid":
+                    found[name] = Grid(tuple(_numbered(name, about)), self.section.drop)
+                case _:
+                    found[name] = PerToken(about["n"], self.section.drop)
+        return found
+
+    def items(self, split: Split) -> Sequence[Sample]:
+        """The items of a split in order; values (C, X1..Xn).
+
+        Raises:
+            DataError: the domain is that of a trained model, which has no data.
+        """
+        if self.source is None:
+            raise DataError(
+                "the data of this model were arrays in memory, which a run does not keep; give "
+                "them again in Python: domain=jitkit.from_arrays(...)"
+            )
+        count = len(self.source)
+        num_val = round(self.section.val_fraction * count)
+        order = np.arange(count)
+        if self.section.shuffle:
+            order = np.random.default_rng(SPLIT_SEED).permutation(count)
+        chosen = order[: count - num_val] if split == "train" else order[count - num_val :]
+        return _MemoryItems(self.source, np.sort(chosen), self.section.channels is not None)
+
+    def encode(self, item: Sample, rng: np.random.Generator | None = None) -> Field:
+        """Standardized values, a mask where cells may be missing, conditions.
+
+        Raises:
+            BadItem: infinite values, missing cells where the training split has none, a class that
+                it does not have.
+        """
+        import torch
+
+        metadata = self.metadata()
+        values = _standardized(item.values, metadata["mean"], metadata["std"])
+        known = np.isfinite(values)
+        if np.isinf(values).any():
+            raise BadItem(item.name, "infinite values")
+        if not known.all() and not self.layout.missing:
+            raise BadItem(
+                item.name,
+                f"{(~known).sum()} of {known.size} cells are missing, but none are in the training "
+                "split",
+            )
+        try:
+            cond = {name: self._tensor(name, item.cond.get(name)) for name in self.conditions}
+        except ConditionError as error:
+            raise BadItem(item.name, str(error)) from error
+        mask = torch.from_numpy(known) if self.layout.missing else None
+        return Field(torch.from_numpy(values), mask, cond)
+
+    def decode(self, field: Field) -> Sample:
+        """Undo `encode`: the units and the dtype of the data; whole numbers are rounded."""
+        metadata = self.metadata()
+        values = field.values.detach().cpu().numpy().astype(np.float64)
+        values = values * _column(metadata["std"], values) + _column(metadata["mean"], values)
+        if field.mask is not None:
+            values[~np.broadcast_to(field.mask.cpu().numpy(), values.shape)] = np.nan
+        cond = {name: self._decoded(name, value) for name, value in field.cond.items()}
+        return Sample(_cast(values, np.dtype(metadata["dtype"])), cond)
+
+    def encode_condition(self, name: str, value: Any) -> Any:
+        """A class by its name or number in the data as an index; numbers standardized."""
+        about = self.metadata()["conditions"].get(name)
+        if value is None or about is None or about["kind"] == "per_token":
+            return value
+        if about["kind"] == "category":
+            classes = {str(label): i for i, label in enumerate(about["classes"])}
+            if str(value) not in classes:
+                raise ConditionError(
+                    f"condition {name}={value!r}: no such class; classes are {listed(classes)}"
+                )
+            return classes[str(value)]
+        return _standardized(np.asarray(value), about["mean"], about["std"], about["kind"])
+
+    def _tensor(self, name: str, value: Any) -> Any:
+        """A condition of an item as the network gets it."""
+        import torch
+
+        return torch.as_tensor(self.encode_condition(name, value))
+
+    def _decoded(self, name: str, value: Any) -> Any:
+        """Undo `encode_condition`; None for the null class."""
+        about = self.metadata()["conditions"][name]
+        array = np.asarray(value.cpu() if hasattr(value, "cpu") else value)
+        match about["kind"]:
+            case "category":
+                index = int(array)
+                return about["classes"][index] if index < len(about["classes"]) else None
+            case "per_token":
+                return array
+        mean, std = (np.asarray(about[key]) for key in ("mean", "std"))
+        if about["kind"] == "grid":
+            mean, std = (_column(each, array) for each in (mean, std))
+        decoded = (array * std + mean).astype(np.float32)
+        return float(decoded[0]) if about.get("single") else decoded
+
+    def write(self, items: Iterable[Sample], path: Path) -> list[Path]:
+        """Write ``samples.npz``: ``x`` and the conditions, as they were given to `from_arrays`.
+
+        A condition that some item lacks is left out.
+        """
+        items = list(items)
+        names = [
+            name
+            for name in self.conditions
+            if all(item.cond.get(name) is not None for item in items)
+        ]
+        without_channels = self.section.channels is None
+        rows = (
+            {"x": item.values[0] if without_channels else item.values}
+            | {name: item.cond[name] for name in names}
+            for item in items
+        )
+        return [write_npz(rows, path)]
+
+    def preview(self, items: Sequence[Sample]) -> Image:
+        """Real items (left, if the data are available) and these items (right)."""
+        from jitkit.plots.panels import panels
+
+        return panels(
+            [item.values for item in items[:MAX_PREVIEW_ITEMS]],
+            [item.values for item in self.real_items(len(items))],
+            channels=self.layout.channels,
+            axes=[(axis.name, axis.kind) for axis in self.layout.axes],
+        )
+
+    def scores(self) -> Mapping[str, Metric]:
+        """Distributions, spectra and correlations of samples against the training items; none if an
+        axis is a set."""
+        from jitkit.metrics.fields.scores import field_metrics
+
+        axes = [(axis.name, axis.kind) for axis in self.layout.axes]
+        return {} if "set" in dict(axes).values() else field_metrics(self.layout.channels, axes)
+
+
+class _Source(Protocol):
+    """Items by index: an array and its conditions."""
+
+    def __len__(self) -> int: ...
+
+    def values(self, index: int) -> Array:
+        """The array of an item, in the shape in which it was given."""
+
+    def cond(self, index: int) -> Mapping[str, Any]:
+        """The conditions of an item."""
+
+    def all_of(self, name: str, training: Sequence[Array]) -> Array:
+        """All values of a condition that are known without reading, (N, ...)."""
+
+
+class _ArraySource:
+    def __init__(self, x: Any, cond: Any) -> None:
+        self._x = _real_numbers("x", x)
+        if self._x.ndim < 2 or not len(self._x):
+            raise JitkitError(
+                f"x has shape {self._x.shape}; expected items along a first axis: (N, X1..Xn) or "
+                "(N, C, X1..Xn)"
+            )
+        if cond is not None and not isinstance(cond, Mapping):
+            raise JitkitError('cond of arrays is a mapping from names to values: {"label": y}')
+        self._cond = {name: _numpy(value) for name, value in (cond or {}).items()}
+        for name, value in self._cond.items():
+            if len(np.shape(value)) < 1 or len(value) != len(self._x):
+                raise JitkitError(
+                    f"cond {name!r} has shape {np.shape(value)}, but there are {len(self._x)} items"
+                )
+
+    def __len__(self) -> int:
+        return len(self._x)
+
+    def values(self, index: int) -> Array:
+        return self._x[index]
+
+    def cond(self, index: int) -> Mapping[str, Any]:
+        return {name: value[index] for name, value in self._cond.items()}
+
+    def all_of(self, name: str, training: Sequence[Array]) -> Array:
+        return self._cond[name]
+
+
+class _DatasetSource:
+    def __init__(self, dataset: Any, names: Any) -> None:
+        if isinstance(names, Mapping):
+            raise JitkitError(
+                "a Dataset returns its conditions with each item; give their names: "
+                f"cond={list(names)}"
+            )
+        self._dataset = dataset
+        self._names = [names] if isinstance(names, str) else list(names or ["label"])
+        if not len(dataset):
+            raise JitkitError("the Dataset has no items")
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def _item(self, index: int) -> dict[str, Any]:
+        item = self._dataset[index]
+        if isinstance(item, Mapping):
+            if "x" not in item:
+                raise JitkitError(
+                    f"the Dataset returns mappings with {listed(map(str, item))}; the array must "
+                    "be named 'x'"
+                )
+            return dict(item)
+        if not isinstance(item, tuple | list):
+            return {"x": item}
+        if len(item) - 1 != len(self._names):
+            raise JitkitError(
+                f"the Dataset returns {len(item) - 1} conditions beside the array, but cond names "
+                f"{len(self._names)}: {listed(self._names)}"
+            )
+        return {"x": item[0]} | dict(zip(self._names, item[1:], strict=True))
+
+    def values(self, index: int) -> Array:
+        return _real_numbers("x", self._item(index)["x"])
+
+    def cond(self, index: int) -> Mapping[str, Any]:
+        return {name: _numpy(value) for name, value in self._item(index).items() if name != "x"}
+
+    def all_of(self, name: str, training: Sequence[Array]) -> Array:
+        return np.stack(training)
+
+
+class _MemoryItems(Sequence[Sample]):
+    """The items of a split."""
+
+    def __init__(self, source: _Source, indices: Array, has_channels: bool) -> None:
+        self._source, self._indices, self._has_channels = source, indices, has_channels
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(len(self))[index]]
+        at = int(self._indices[index])
+        values = self._source.values(at)
+        cond = self._source.cond(at)
+        return Sample(values if self._has_channels else values[None], cond, name=str(at))
+
+
+class _Moments:
+    """Mean and standard deviation of each channel, float64, merged block by block (Chan et al.
+    1979)."""
+
+    def __init__(self) -> None:
+        self.shape: tuple[int, ...] = ()
+        self.has_missing = False
+        self.count = self.mean = self.squares = np.zeros(0)
+
+    def add(self, block: Array) -> None:
+        """Add items, (n, C, X1..Xn), NaN where missing."""
+        if not self.shape:
+            self.shape = block.shape[1:]
+            self.count, self.mean, self.squares = (np.zeros(block.shape[1]) for _ in range(3))
+        cells = np.moveaxis(block, 1, 0).reshape(block.shape[1], -1).astype(np.float64)
+        known = np.isfinite(cells)
+        self.has_missing |= bool(np.isnan(cells).any())
+        count = known.sum(axis=1)
+        some = np.maximum(count, 1)
+        mean = np.where(known, cells, 0).sum(axis=1) / some
+        squares = (np.where(known, cells - mean[:, None], 0) ** 2).sum(axis=1)
+        total = np.maximum(self.count + count, 1)
+        shift = mean - self.mean
+        self.squares += squares + shift**2 * self.count * count / total
+        self.mean = self.mean + shift * count / total
+        self.count = self.count + count
+
+    @property
+    def std(self) -> Array:
+        """Standard deviation of each channel, (C,)."""
+        return np.sqrt(self.squares / np.maximum(self.count, 1))
+
+
+def _blocks(items: Sequence[Sample]) -> Iterator[list[Sample]]:
+    """The items in blocks of at most `BLOCK_VALUES` values.
+
+    Raises:
+        DataError: items differ in shape.
+    """
+    first = items[0].values.shape
+    size = max(1, BLOCK_VALUES // prod(first))
+    for start in range(0, len(items), size):
+        block = [items[i] for i in range(start, min(start + size, len(items)))]
+        for item in block:
+            if item.values.shape != first:
+                raise DataError(
+                    f"item {item.name} has shape {item.values.shape}, the first has {first}; all "
+                    "items must have one shape"
+                )
+        yield block
+
+
+def _named_axes(axes: Any, shape: tuple[int, ...]) -> dict[str, Any]:
+    """Names and kinds of the axes of an item of this shape."""
+    if axes is None and len(shape) == 1:
+        axes = ["line"]
+    if axes is None:
+        raise JitkitError(
+            f"axes: items have shape {shape}; give the kind of each axis behind the channels, such "
+            f"as axes={['line'] * (len(shape) - 1)} for {shape[0]} channels, or "
+            f"{['line'] * len(shape)} for one"
+        )
+    kinds = dict(axes) if isinstance(axes, Mapping) else {}
+    if not kinds:
+        axes = [axes] if isinstance(axes, str) else list(axes)
+        kinds = {f"axis {i}": kind for i, kind in enumerate(axes, 1)}
+    if wrong := [kind for kind in kinds.values() if kind not in ("line", "circle", "set")]:
+        raise JitkitError(f"axes: kind {wrong[0]!r} is not line, circle or set")
+    if len(shape) - len(kinds) not in (0, 1):
+        raise JitkitError(
+            f"axes: {len(kinds)} kinds ({listed(kinds.values())}) for items of shape {shape}; give "
+            f"{len(shape)}, or {len(shape) - 1} if the first is the channels"
+        )
+    return kinds
+
+
+def _numpy(value: Any) -> Array:
+    return np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+
+
+def _real_numbers(what: str, value: Any) -> Array:
+    array = _numpy(value)
+    if array.dtype.kind not in "fiub":
+        remedy = "split it into real and imaginary channels" if array.dtype.kind == "c" else (
+            "give an array of numbers of one shape"
+        )  # fmt: skip
+        raise JitkitError(f"{what} is {array.dtype}, not real numbers; {remedy}")
+    return array
+
+
+def _describe(name: str, values: Array, grid: tuple[int, ...]) -> dict[str, Any]:
+    """Kind of a condition and what is needed to encode it, from its values (N, ...).
+
+    Raises:
+        JitkitError: no kind has this shape and type.
+    """
+    shape, kind = values.shape[1:], values.dtype.kind
+    if kind in "iubUS" and shape == ():
+        return {"kind": "category", "classes": np.unique(values).tolist()}
+    if kind in "iu" and shape == grid:
+        if values.min() < 0:
+            raise JitkitError(f"cond {name!r}: a category in each cell counts from 0")
+        return {"kind": "per_token", "n": int(values.max()) + 1}
+    if kind == "f" and len(shape) <= 1:
+        rows, what = values.reshape(len(values), -1, 1), "scalars"
+    elif kind == "f" and shape[1:] == grid:
+        rows, what = values, "grid"
+    else:
+        raise JitkitError(
+            f"cond {name!r} has shape {values.shape} of {values.dtype}; expected integers or words "
+            f"(N,), floats (N,) or (N, K), floats (N, C, {', '.join(map(str, grid))}), or integers "
+            f"(N, {', '.join(map(str, grid))})"
+        )
+    moments = _Moments()
+    moments.add(rows)
+    spread = np.where(moments.std > 0, moments.std, 1.0)
+    return {"kind": what, "mean": moments.mean, "std": spread, "single": shape == ()}
+
+
+def _numbered(name: str, about: Mapping[str, Any]) -> list[str]:
+    """Names of the entries of a condition: its own, or numbered."""
+    count = len(about["mean"])
+    return [name] if count == 1 else [f"{name} {i}" for i in range(count)]
+
+
+def _column(values: Any, like: Array) -> Array:
+    """One number per channel, broadcasting over (C, X1..Xn)."""
+    return np.asarray(values, np.float64).reshape(-1, *[1] * (like.ndim - 1))
+
+
+def _standardized(values: Array, mean: Any, std: Any, kind: str = "grid") -> Array:
+    """(values - mean) / std in float64, as float32; by channel, or by entry of scalars."""
+    values = np.asarray(values, np.float64)
+    if kind == "scalars":
+        return ((np.atleast_1d(values) - np.asarray(mean)) / np.asarray(std)).astype(np.float32)
+    return ((values - _column(mean, values)) / _column(std, values)).astype(np.float32)
+
+
+def _cast(values: Array, dtype: Any) -> Array:
+    """Decoded values in the dtype of the data; whole numbers are rounded and clipped."""
+    if dtype.kind == "b":
+        return values > 0.5
+    if dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        return np.rint(values).clip(limits.min, limits.max).astype(dtype)
+    return values.astype(dtype)
