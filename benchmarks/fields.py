@@ -50,7 +50,7 @@ from benchmarks.gaussian import (  # noqa: E402
 )
 from jitkit.diffusion.sampler import draw_noise  # noqa: E402
 from jitkit.runs.run_dir import environment  # noqa: E402
-from jitkit.sampling.generate import generate  # noqa: E402
+from jitkit.sampling.generate import sample_items  # noqa: E402
 from jitkit.sampling.requests import conditioning_for  # noqa: E402
 from jitkit.training.validation import BINS, bin_weights  # noqa: E402
 from jitkit.utils.types import Array  # noqa: E402
@@ -140,7 +140,7 @@ def sample(
     """
     section = jitkit.load_recipe(run / "recipe.yaml", overrides).sample
     denoiser = jitkit.load(run)
-    items = generate(denoiser, n, conditioning_for(denoiser, n), section, progress=True)
+    items = sample_items(denoiser, n, conditioning_for(denoiser, n), section, progress=True)
     noise = draw_noise(denoiser, range(n), section.seed) / denoiser.diffusion.noise_scale
     return np.stack([item.values for item in items]), fields.from_noise(noise.double().numpy())
 

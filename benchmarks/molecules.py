@@ -35,7 +35,7 @@ from jitkit.domain import Domain  # noqa: E402
 from jitkit.recipe.load import load_recipe  # noqa: E402
 from jitkit.registry import open_domain  # noqa: E402
 from jitkit.runs.run_dir import environment  # noqa: E402
-from jitkit.sampling.generate import generate  # noqa: E402
+from jitkit.sampling.generate import sample_items  # noqa: E402
 from jitkit.sampling.requests import conditioning_for  # noqa: E402
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results.md"
@@ -113,7 +113,7 @@ def curve(run: Path, domain: Domain, samples: int) -> list[dict[str, float]]:
             denoiser.domain = domain
             section = load_recipe(run / "recipe.yaml").sample
             conditioning = conditioning_for(denoiser, samples, seed=section.seed)
-            items = list(generate(denoiser, samples, conditioning, section))
+            items = list(sample_items(denoiser, samples, conditioning, section))
             found = {name: measures[name](items, []) for name in MEASURES[:2]}
             kept.write_text(json.dumps({"step": int(path.name[5:])} | found))
         rows.append(json.loads(kept.read_text()))

@@ -43,7 +43,7 @@ from jitkit.diffusion.sampler import draw_noise  # noqa: E402
 from jitkit.diffusion.solvers import SOLVERS, TIME_GRIDS, Method, TimeGrid, nfe  # noqa: E402
 from jitkit.evaluation.scoring import Score, resamples, row  # noqa: E402
 from jitkit.runs.run_dir import write_text  # noqa: E402
-from jitkit.sampling.generate import generate  # noqa: E402
+from jitkit.sampling.generate import sample_items  # noqa: E402
 from jitkit.sampling.requests import conditioning_for  # noqa: E402
 from jitkit.sections import SampleSection  # noqa: E402
 
@@ -141,7 +141,7 @@ class Case:
     def items(self, setting: Setting, n: int, seed: int) -> list[Any]:
         """Samples as items of the domain."""
         conditioning = conditioning_for(self.denoiser, n, seed=seed)
-        return list(generate(self.denoiser, n, conditioning, self.under(setting, seed)))
+        return list(sample_items(self.denoiser, n, conditioning, self.under(setting, seed)))
 
     def scores(self, setting: Setting, n: int, seed: int) -> dict[str, Score]:
         """Every score of samples of one seed."""

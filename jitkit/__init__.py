@@ -28,8 +28,11 @@ if TYPE_CHECKING:
     from jitkit.fields import Scalars as Scalars
     from jitkit.nn.transformer import Sizes as Sizes
     from jitkit.recipe.load import load_recipe as load_recipe
+    from jitkit.registry import inspect as inspect
     from jitkit.runs.checkpoint import load as load
     from jitkit.runs.official import load_official as load_official
+    from jitkit.sampling.run import forecast as forecast
+    from jitkit.sampling.run import generate as generate
     from jitkit.sections import DomainSection as DomainSection
     from jitkit.training.trainer import train as train
 
@@ -51,7 +54,10 @@ _HOME = {
     "Scalars": "fields",
     "Sizes": "nn.transformer",
     "evaluate": "evaluation.run",
+    "forecast": "sampling.run",
     "from_arrays": "domains.memory",
+    "generate": "sampling.run",
+    "inspect": "registry",
     "load": "runs.checkpoint",
     "load_official": "runs.official",
     "load_recipe": "recipe.load",

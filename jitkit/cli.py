@@ -65,6 +65,7 @@ def sample(
     size: str | None = None,
     ema: str | None = None,
     first: int = 0,
+    domain: str | None = None,
 ) -> None:
     """Generate samples from a trained model, in the file format of its domain.
 
@@ -89,43 +90,32 @@ def sample(
         Decay of the EMA of the weights, or none for the weights without EMA.
     first
         Index of the first sample; sample i does not depend on n or first.
+    domain
+        Class my_module:MyDomain in the working folder, if the recipe of the run named it.
     """
-    if n < 1:
-        raise RecipeError(f"--n {n} must be at least 1")
     if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RecipeError(f"--out {out} is not an empty folder; choose a new folder")
-    if first < 0:
-        raise RecipeError(f"--first {first} must be at least 0")
     pairs = [_pair(word, "--cond") for word in cond or []]
-    requested = dict(pairs)
-    if len(requested) < len(pairs):
+    if len(dict(pairs)) < len(pairs):
         raise ConditionError(f"--cond is given twice for {listed(_repeated(pairs))}")
-    from jitkit.runs.load import load_for_sampling, resolve_run
+    _import_code(domain)
     from jitkit.runs.run_dir import choose_folder
-    from jitkit.sampling.generate import generate
-    from jitkit.sampling.requests import conditioning_for
+    from jitkit.sampling.run import OpenedRun, SampleRequest
     from jitkit.utils.distributed import team
 
-    checkpoint, run_folder, recipe, ema_used = resolve_run(run, overrides, ema)
-    default = run_folder / "samples" / f"step-{checkpoint.step}-seed-{recipe.sample.seed}"
+    request = SampleRequest(n, dict(pairs), cond_from, size, first)
+    opened = OpenedRun.open(run, overrides, ema)
+    step, seed = opened.checkpoint.step, opened.recipe.sample.seed
+    default = opened.folder / "samples" / f"step-{step}-seed-{seed}"
     folder = out or choose_folder(default.name, default, new=True)
     with team() as group:
-        denoiser, section = load_for_sampling(recipe, checkpoint, ema_used), recipe.sample
-        values = conditioning_for(
-            denoiser,
-            n,
-            requested,
-            _source(cond_from),
-            sizes=_sizes(size),
-            seed=section.seed,
-            first=first,
-        )
-        items = generate(denoiser, n, values, section, first=first, progress=True, team=group)
+        denoiser = opened.load()
+        items = opened.samples(denoiser, request, ranks=group)
         if not group.is_main:
             list(items)  # yields nothing here, but generates the samples that rank 0 collects
             return
         files = denoiser.domain.write(items, folder)
-    print(f"{n} samples of step {checkpoint.step}: {len(files)} files in {folder}")
+    print(f"{n} samples of step {step}: {len(files)} files in {folder}")
 
 
 @app.command
@@ -137,6 +127,7 @@ def forecast(
     out: Path,
     members: int = 1,
     ema: str | None = None,
+    domain: str | None = None,
 ) -> None:
     """Autoregressive ensemble forecasts: each sampled state conditions the next.
 
@@ -160,27 +151,18 @@ def forecast(
         Ensemble members per start; member m does not depend on their number.
     ema
         Decay of the EMA of the weights, or none for the weights without EMA.
+    domain
+        Class my_module:MyDomain in the working folder, if the recipe of the run named it.
     """
-    if members < 1:
-        raise RecipeError(f"--members {members} must be at least 1")
-    from jitkit.runs.checkpoint import ema_name
-    from jitkit.runs.load import load_for_sampling, resolve_run
-    from jitkit.sampling.rollout import ForecastRequest
-    from jitkit.sampling.rollout import forecast as run_forecast
+    _import_code(domain)
+    from jitkit.sampling.run import OpenedRun
     from jitkit.utils.distributed import team
 
-    checkpoint, _, recipe, ema_used = resolve_run(run, overrides, ema)
-    model = {
-        "checkpoint": str(checkpoint.path),
-        "ema": ema_used or ema_name(checkpoint, None),
-        "domain": recipe.domain.model_dump(mode="json"),
-    }
+    opened = OpenedRun.open(run, overrides, ema)
     with team() as group:
-        denoiser = load_for_sampling(recipe, checkpoint, ema_used)
-        request = ForecastRequest(tuple(init), lead, members, model)
-        file = run_forecast(denoiser, recipe.sample, request, out, team=group)
+        summary = opened.forecast(init, lead, members, out, ranks=group)
     if group.is_main:
-        print(file)
+        print(summary)
 
 
 @app.command
@@ -191,6 +173,7 @@ def evaluate(
     samples: int | None = None,
     sweep: Annotated[list[str] | None, Parameter(negative="")] = None,
     by: str | None = None,
+    domain: str | None = None,
     json: bool = False,
 ) -> None:
     """Score samples of a trained model with the metrics of its domain, for one setting or a sweep.
@@ -214,6 +197,8 @@ def evaluate(
         or ema=0.9996,0.9999; may be repeated for more keys.
     by
         Metric that selects the best setting; by default the first distance of the table.
+    domain
+        Class my_module:MyDomain in the working folder, if the recipe of the run named it.
     json
         Print the scores as JSON and nothing else.
     """
@@ -221,6 +206,7 @@ def evaluate(
         raise RecipeError(f"--samples {samples} must be at least 1")
     if by is not None and not sweep:
         raise RecipeError("--by chooses among the settings of a --sweep, and there is none")
+    _import_code(domain)
     if sweep:
         _sweep(run, sweep, overrides, ema=ema, samples=samples, by=by, json=json)
         return
@@ -379,18 +365,14 @@ def inspect(
     """
     import yaml
 
-    from jitkit.protocols import Inspects
-    from jitkit.registry import domain_class
+    from jitkit.registry import inspect as inspect_data
     from jitkit.runs.run_dir import write_text
 
     if out is not None and out.exists():
         raise RecipeError(f"--out {out} exists already; choose another name")
-    adapter = domain_class(domain)
-    if not issubclass(adapter, Inspects):
-        raise RecipeError(f"domain {domain!r} cannot inspect data; arrays can")
     pairs = [_pair(word, "--option") for word in option or []]
     options = {key: yaml.safe_load(value) for key, value in pairs}
-    proposal = adapter.inspect(data, group=group, options=options)
+    proposal = inspect_data(data, group=group, options=options, domain=domain)
     if out is not None:
         write_text(out, proposal.text())
     if json:
@@ -574,31 +556,12 @@ def _pair(word: str, option: str) -> tuple[str, str]:
     return name, value
 
 
-def _source(text: str | None) -> tuple[str, list[int]] | None:
-    """``val:0-15`` as (split, indices)."""
-    if text is None:
-        return None
-    from jitkit.sampling.requests import parse_indices
+def _import_code(domain: str | None) -> None:
+    """Import a domain's class that the user names, so that a run may use it."""
+    if domain is not None:
+        from jitkit.registry import import_domain
 
-    split, _, words = text.partition(":")
-    indices = parse_indices(words) if words else []
-    if split not in ("train", "val") or indices is None:
-        raise ConditionError(
-            f"--cond-from {text!r}: expected a split and indices, such as val:0-15"
-        )
-    return split, indices
-
-
-def _sizes(text: str | None) -> list[int] | None:
-    """``9-20`` as a list of sizes."""
-    if text is None:
-        return None
-    from jitkit.sampling.requests import parse_indices
-
-    sizes = parse_indices(text)
-    if sizes is None:
-        raise ConditionError(f"--size {text!r}: expected numbers of cells, such as 12 or 9-20")
-    return sizes
+        import_domain(domain, [Path.cwd()])
 
 
 def _formatted(value: Any) -> str:

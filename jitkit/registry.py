@@ -12,7 +12,7 @@ import difflib
 import importlib
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
@@ -76,8 +76,8 @@ def domain_class(name: str) -> type[Domain]:
     points = installed()
     if name not in points:
         raise RecipeError(
-            f"no domain {name!r}; installed: {listed(points)}{nearest(name, points)}; a class of "
-            "your own is my_module:MyDomain"
+            f"no domain {name!r}; installed: {listed(points)}, and classes of your own as "
+            f"my_module:MyDomain{nearest(name, points)}"
         )
     cls: type[Domain] = points[name].load()
     return cls
@@ -140,6 +140,35 @@ def name_of(cls: type[Domain]) -> str | None:
     home = f"{cls.__module__}:{cls.__qualname__}"
     names += [name for name, point in installed().items() if point.value == home]
     return names[0] if names else None
+
+
+def inspect(
+    path: str | Path,
+    *,
+    group: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    domain: str = "arrays",
+) -> Any:
+    """Scan a file or store and propose a recipe for it, as `jitkit inspect` does.
+
+    Args:
+        path: file, folder, pattern or URL.
+        group: group inside a Zarr store or an HDF5 file.
+        options: of a remote store, ``{"anonymous": True}``.
+        domain: name of the adapter that inspects.
+
+    Returns:
+        A proposal: ``recipe`` (sections, for `jitkit.train`), ``text()`` (the recipe as YAML),
+        ``rows`` of variables, ``reasons``, ``unsure``, ``warnings``, ``plain()`` (JSON).
+
+    Raises:
+        RecipeError: there is no such domain, or it cannot inspect data.
+        DataError: the data cannot be read.
+    """
+    adapter = domain_class(domain)
+    if not issubclass(adapter, Inspects):
+        raise RecipeError(f"domain {domain!r} cannot inspect data; arrays can")
+    return adapter.inspect(str(path), group=group, options=options)
 
 
 def open_domain(section: DomainSection) -> Domain:

@@ -23,7 +23,7 @@ from jitkit.domains.images.files import ImageItem
 from jitkit.errors import CheckpointError, JitkitError
 from jitkit.fields import Category, Condition, Grid
 from jitkit.recipe.load import load_recipe
-from jitkit.sampling.generate import generate, load_guide
+from jitkit.sampling.generate import load_guide, sample_items
 from jitkit.sampling.requests import conditioning_for
 from jitkit.sections import SampleSection
 
@@ -185,12 +185,12 @@ def test_a_run_is_guided_by_its_earlier_checkpoint(trained: Path) -> None:
     early = trained / "checkpoints" / "step-4"
     conditioning = conditioning_for(denoiser, 4)
     section = SampleSection(steps=2, autoguidance=f"{early}@none", guide_scale=3.0)
-    guided: list[ImageItem] = list(generate(denoiser, 4, conditioning, section))
+    guided: list[ImageItem] = list(sample_items(denoiser, 4, conditioning, section))
     weak = jitkit.load(early, ema="none")
     x = sample(denoiser, 4, conditioning.cond, guide=weak, guide_scale=3.0, steps=2)
     field = jitkit.Field(x[2], cond={"label": conditioning.cond["label"][2]})
     assert np.array_equal(guided[2].pixels, denoiser.domain.decode(field).pixels)
-    unguided = list(generate(denoiser, 4, conditioning, SampleSection(steps=2)))
+    unguided = list(sample_items(denoiser, 4, conditioning, SampleSection(steps=2)))
     assert any((a.pixels != b.pixels).any() for a, b in zip(guided, unguided, strict=True))
     guide = load_guide(denoiser, SampleSection(autoguidance=str(early)))
     assert guide is not None and not guide.training

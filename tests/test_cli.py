@@ -135,8 +135,8 @@ REFUSED = {
     ("sample", "nowhere"): "nowhere: no such folder",
     ("sample", RUN + "s"): "runs: no such folder; did you mean 'run'?",
     ("sample", "."): ".: no checkpoint in it; expected a run's folder with checkpoints/step-N",
-    ("sample", RUN, "--n", "0"): "--n 0 must be at least 1",
-    ("sample", RUN, "--first", "-1"): "--first -1 must be at least 0",
+    ("sample", RUN, "--n", "0"): "n is 0; it must be at least 1",
+    ("sample", RUN, "--first", "-1"): "first is -1; it must be at least 0",
     ("sample", RUN, "--cond", "label=99"): "condition 'label': 99 is not a class; classes are 0 to",
     ("sample", RUN, "--cond", "lable=3"): (
         "the model has no condition 'lable'; it knows label; did you mean 'label'?"

@@ -33,7 +33,7 @@ from jitkit.fields import Category
 from jitkit.metrics.fid.jit_protocol import jit_protocol
 from jitkit.metrics.frechet import frechet_distance
 from jitkit.recipe.load import load_recipe
-from jitkit.sampling.generate import generate
+from jitkit.sampling.generate import sample_items
 from jitkit.sampling.requests import conditioning_for
 from jitkit.sections import EvaluateSection, SampleSection
 from jitkit.training.trainer import train
@@ -86,7 +86,7 @@ def drawn(trained: Path, seed: int = 7, n: int = 20) -> list[ImageItem]:
     """The samples of an evaluation, drawn by `generate`."""
     denoiser = jitkit.load(trained)
     section = with_fixed_batch_size(denoiser, SAMPLING.model_copy(update={"seed": seed}), ALONE)
-    return list(generate(denoiser, n, conditioning_for(denoiser, n), section))
+    return list(sample_items(denoiser, n, conditioning_for(denoiser, n), section))
 
 
 def test_scores_are_of_samples_of_the_given_seed_and_of_held_out_items(

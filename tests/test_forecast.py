@@ -25,7 +25,7 @@ from jitkit.errors import JitkitError
 from jitkit.protocols import Autoregressive
 from jitkit.recipe.renamed import RENAMED
 from jitkit.runs.run_dir import locked
-from jitkit.sampling.rollout import ForecastRequest, Rollout, _check_output, forecast
+from jitkit.sampling.rollout import ForecastRequest, Rollout, _check_output, write_forecasts
 from jitkit.sections import SampleSection
 from jitkit.training.trainer import train
 from jitkit.utils.types import Array
@@ -257,7 +257,7 @@ def forecast_file(store: str, out: Path, **keys: Any) -> xr.Dataset:
     domain = weather(path=store, variables={"t": [850], "sst": None})
     section = SampleSection(**{"steps": 2, "batch_size": 3} | keys)
     request = ForecastRequest(("2001-01-05", "2001-01-09"), "1d", 4)
-    forecast(linear(domain, spread=0.5), section, request, out)
+    write_forecasts(linear(domain, spread=0.5), section, request, out)
     return xr.open_zarr(out, chunks=None).load()
 
 
@@ -298,7 +298,7 @@ def test_a_resumed_forecast_is_bit_identical(
     request = ForecastRequest(("2001-01-05", "2001-01-09"), "1d", 4)
     section = SampleSection(steps=2, batch_size=3)
     denoiser = linear(domain, spread=0.5, share=0.3)
-    forecast(denoiser, section, request, tmp_path / "unbroken.zarr")
+    write_forecasts(denoiser, section, request, tmp_path / "unbroken.zarr")
     write, count = Forecasts.write, 0
 
     def write_and_fail(self: Forecasts, *of: Any) -> None:
@@ -311,9 +311,9 @@ def test_a_resumed_forecast_is_bit_identical(
     with monkeypatch.context() as patch:
         patch.setattr(Forecasts, "write", write_and_fail)
         with pytest.raises(OSError):
-            forecast(denoiser, section, request, tmp_path / "broken.zarr")
+            write_forecasts(denoiser, section, request, tmp_path / "broken.zarr")
     assert not (tmp_path / "broken.zarr").exists()
-    forecast(denoiser, section, request, tmp_path / "broken.zarr")
+    write_forecasts(denoiser, section, request, tmp_path / "broken.zarr")
     a, b = (xr.open_zarr(tmp_path / f"{n}.zarr", chunks=None) for n in ("unbroken", "broken"))
     assert a.identical(b)
 
@@ -438,7 +438,10 @@ def test_a_signal_stops_the_command_after_the_step_with_code_75(
             "fc.nc: forecasts are written as a Zarr store; name it fc.zarr",
         ),
         (("--init", "val:2", "--lead", "soon"), "'soon' is no duration"),
-        (("--init", "val:2", "--lead", "1d", "--members", "0"), "--members 0 must be at least 1"),
+        (
+            ("--init", "val:2", "--lead", "1d", "--members", "0"),
+            "members is 0; it must be at least 1",
+        ),
     ],
 )
 def test_an_invalid_command_gives_one_message_and_writes_nothing(

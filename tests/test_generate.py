@@ -20,7 +20,7 @@ from jitkit.domains.digits import Digits, DigitsSection
 from jitkit.domains.images.files import ImageItem
 from jitkit.errors import BadItem, ConditionError
 from jitkit.fields import Category, Condition, Field, Grid, PerToken, Scalars
-from jitkit.sampling.generate import generate
+from jitkit.sampling.generate import sample_items
 from jitkit.sampling.requests import Conditioning, conditioning_for, parse_indices
 from jitkit.sections import SampleSection
 
@@ -227,7 +227,7 @@ QUICK = SampleSection(steps=2, seed=3)
 def drawn(n: int, *, first: int = 0, **keys: Any) -> list[ImageItem]:
     section = QUICK.model_copy(update=keys)
     cond = conditioning_for(DIGITS, n, {"label": "3"})
-    return list(generate(DIGITS, n, cond, section, first=first))
+    return list(sample_items(DIGITS, n, cond, section, first=first))
 
 
 def close(a: Sequence[ImageItem], b: Sequence[ImageItem]) -> bool:
@@ -248,14 +248,14 @@ def test_a_sample_does_not_depend_on_batch_size_or_other_samples() -> None:
 
 
 def test_samples_are_generated_lazily() -> None:
-    items = generate(
+    items = sample_items(
         DIGITS,
         10**6,
         Conditioning({"label": torch.zeros(10**6, dtype=torch.long)}),
         QUICK.model_copy(update={"batch_size": 2}),
     )
     assert close([next(items), next(items), next(items)], list(
-        generate(DIGITS, 3, Conditioning({"label": torch.zeros(3, dtype=torch.long)}), QUICK)
+        sample_items(DIGITS, 3, Conditioning({"label": torch.zeros(3, dtype=torch.long)}), QUICK)
     ))  # fmt: skip
 
 
@@ -277,7 +277,7 @@ def test_settings_reach_the_sampler() -> None:
 
 def test_samples_depend_on_their_condition() -> None:
     def of(text: str) -> list[ImageItem]:
-        return list(generate(DIGITS, 2, conditioning_for(DIGITS, 2, {"label": text}), QUICK))
+        return list(sample_items(DIGITS, 2, conditioning_for(DIGITS, 2, {"label": text}), QUICK))
 
     assert not close(of("3"), of("4"))
     assert [item.label for item in of("none")] == [None, None]
@@ -287,7 +287,7 @@ def test_samples_of_a_trained_run_are_written_as_files_of_its_domain(
     trained: Path, tmp_path: Path
 ) -> None:
     denoiser = jitkit.load(trained)
-    items = generate(denoiser, 2, conditioning_for(denoiser, 2), QUICK)
+    items = sample_items(denoiser, 2, conditioning_for(denoiser, 2), QUICK)
     files = denoiser.domain.write(items, tmp_path / "out")
     assert [file.name for file in files] == ["00000.png", "00001.png", "grid.png", "samples.npz"]
     assert all(file.stat().st_size > 0 for file in files)

@@ -19,7 +19,7 @@ from jitkit.domains.arrays.adapter import Arrays
 from jitkit.domains.arrays.data import open_data
 from jitkit.domains.arrays.inspect.dimensions import dimension_kind, is_periodic
 from jitkit.domains.arrays.inspect.guess import candidates
-from jitkit.domains.arrays.inspect.inspection import _slow_chunks, inspect
+from jitkit.domains.arrays.inspect.inspection import _slow_chunks, inspect_arrays
 from jitkit.domains.arrays.inspect.proposal import Proposal, as_yaml
 from jitkit.domains.arrays.inspect.value_scan import scan_values
 from jitkit.domains.arrays.section import ArraysSection
@@ -46,11 +46,11 @@ def train_and_sample(proposal: Proposal, folder: Path) -> xr.Dataset | np.ndarra
     path.write_text(proposal.text())
     run = package.train(load_recipe(path, LEAST), run=folder / "run")
     denoiser = package.load(run)
-    from jitkit.sampling.generate import generate
+    from jitkit.sampling.generate import sample_items
     from jitkit.sampling.requests import conditioning_for
 
     cond = conditioning_for(denoiser, 2)
-    items = generate(denoiser, 2, cond, SampleSection(steps=2))
+    items = sample_items(denoiser, 2, cond, SampleSection(steps=2))
     (file,) = denoiser.domain.write(items, folder / "out")
     if file.suffix == ".npy":
         return np.load(file)
@@ -213,7 +213,7 @@ CASES: dict[str, tuple[Maker, dict[str, str], int, dict[str, Any]]] = {
 @pytest.mark.parametrize("name", CASES)
 def test_a_proposed_recipe_trains_and_samples_unchanged(name: str, tmp_path: Path) -> None:
     make, axes, channels, keys = CASES[name]
-    proposal = inspect(make(tmp_path))
+    proposal = inspect_arrays(make(tmp_path))
     section = proposal.recipe["domain"]
     assert section["axes"] == axes
     assert {key: section[key] for key in keys} == keys
@@ -246,7 +246,7 @@ def test_real_files_train_and_samples_keep_their_units(
 ) -> None:
     iris = pytest.importorskip("iris_sample_data")
     folder = Path(iris.__file__).parent / "sample_data"
-    proposal = inspect(str(folder / pattern))
+    proposal = inspect_arrays(str(folder / pattern))
     assert proposal.recipe["domain"]["axes"] == axes and proposal.items["train"] == count
     out = train_and_sample(proposal, tmp_path)
     assert isinstance(out, xr.Dataset) and out.sizes["sample"] == 2
@@ -312,13 +312,13 @@ def test_data_without_anything_to_train_on_are_refused(
     data: xr.Dataset, text: str, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError, match=text):
-        inspect(as_netcdf(data, tmp_path / "a.nc"))
+        inspect_arrays(as_netcdf(data, tmp_path / "a.nc"))
 
 
 def test_a_constant_variable_is_left_out(tmp_path: Path) -> None:
     data = climate(12)[["t2m"]]
     data["zero"] = data["t2m"] * 0
-    proposal = inspect(as_netcdf(data, tmp_path / "a.nc"))
+    proposal = inspect_arrays(as_netcdf(data, tmp_path / "a.nc"))
     assert proposal.recipe["domain"]["variables"] == ["t2m"]
     assert {row.name: row.role for row in proposal.rows}["zero"] == "left out: constant"
 
@@ -334,7 +334,7 @@ def test_chunks_larger_than_the_buffer_give_a_warning(tmp_path: Path) -> None:
 
 def test_a_logarithm_is_suggested_for_a_long_tail(tmp_path: Path) -> None:
     data = climate(40)[["rain"]]
-    unsure = dict(inspect(as_netcdf(data, tmp_path / "a.nc")).unsure)
+    unsure = dict(inspect_arrays(as_netcdf(data, tmp_path / "a.nc")).unsure)
     assert any("rain has a long tail" in doubt for doubt in unsure)
 
 
@@ -347,7 +347,7 @@ def test_the_day_of_the_year_is_a_condition_if_it_explains_variance(tmp_path: Pa
     season = 3 * np.sin(2 * np.pi * np.arange(72) / 12)[:, None, None]
     for name, values, used in (("with", noise + season, True), ("without", noise, False)):
         data = xr.Dataset({"t": (("time", "y", "x"), values)}, {"time": time})
-        proposal = inspect(as_netcdf(data, tmp_path / f"{name}.nc"))
+        proposal = inspect_arrays(as_netcdf(data, tmp_path / f"{name}.nc"))
         assert ("conditions" in proposal.recipe["domain"]) is used
         (key,) = (key for doubt, key in proposal.unsure if "time.dayofyear" in doubt)
         assert key == f"domain.conditions.scalars=[{'' if used else 'time.dayofyear'}]"
@@ -356,7 +356,7 @@ def test_the_day_of_the_year_is_a_condition_if_it_explains_variance(tmp_path: Pa
 def test_an_undeclared_fill_value_is_proposed(tmp_path: Path) -> None:
     values = smooth(20, 6, 8)
     values[:, :2] = -9999
-    proposal = inspect(saved("a.npy", values)(tmp_path))
+    proposal = inspect_arrays(saved("a.npy", values)(tmp_path))
     assert proposal.recipe["domain"]["fill"] == {"values": -9999} and not proposal.warnings
     (reason,) = (reason for reason in proposal.reasons if "-9999" in reason)
     assert reason.startswith("values is -9999 in 33.3% of its cells")
@@ -372,7 +372,7 @@ def test_an_undeclared_fill_value_is_proposed(tmp_path: Path) -> None:
 def test_of_two_undeclared_fill_values_one_is_proposed_and_one_warned_of(tmp_path: Path) -> None:
     values = smooth(20, 6, 8)
     values[:, :2], values[:, 2] = -99999, -999
-    proposal = inspect(saved("a.npy", values)(tmp_path))
+    proposal = inspect_arrays(saved("a.npy", values)(tmp_path))
     assert proposal.recipe["domain"]["fill"] == {"values": -99999}
     assert "values is -999 in" in proposal.warnings[0]
 
@@ -380,10 +380,10 @@ def test_of_two_undeclared_fill_values_one_is_proposed_and_one_warned_of(tmp_pat
 def test_a_circle_is_suggested_if_the_ends_of_an_axis_match(tmp_path: Path) -> None:
     phase = np.random.default_rng(0).uniform(0, 6, (40, 1))
     periodic = np.sin(np.linspace(0, 2 * np.pi, 64, endpoint=False) + phase)
-    unsure = inspect(saved("periodic.npy", periodic)(tmp_path)).unsure
+    unsure = inspect_arrays(saved("periodic.npy", periodic)(tmp_path)).unsure
     assert any(key == "domain.axes.dim_1=circle" for _, key in unsure)
     half = np.cos(np.linspace(0, np.pi, 64) + phase)
-    unsure = inspect(saved("half.npy", half)(tmp_path)).unsure
+    unsure = inspect_arrays(saved("half.npy", half)(tmp_path)).unsure
     assert not any("circle" in key for _, key in unsure)
 
 
@@ -405,7 +405,7 @@ def test_every_doubt_names_an_override_that_loads(tmp_path: Path) -> None:
     for name in ("many variables", "pictures", "films", "columns", "signals", "well", "ocean"):
         folder = tmp_path / name.replace(" ", "-")
         folder.mkdir()
-        proposal = inspect(CASES[name][0](folder))
+        proposal = inspect_arrays(CASES[name][0](folder))
         (folder / "r.yaml").write_text(proposal.text())
         for _, override in proposal.unsure:
             if not override.startswith("domain.path"):
@@ -414,7 +414,7 @@ def test_every_doubt_names_an_override_that_loads(tmp_path: Path) -> None:
 
 
 def test_doubts_are_comments_above_their_keys(tmp_path: Path) -> None:
-    text = inspect(volumes(tmp_path)).text()
+    text = inspect_arrays(volumes(tmp_path)).text()
     lines = text.splitlines()
     i = next(i for i, line in enumerate(lines) if line.startswith("  axes:"))
     assert "domain.axes.x=circle" in lines[i - 1] and lines[i - 1].startswith("  # unsure: ")
@@ -425,7 +425,7 @@ def test_names_and_paths_with_special_meaning_in_yaml_are_quoted(tmp_path: Path)
     folder = tmp_path / "on: a # ${b}"
     folder.mkdir()
     data = xr.Dataset({"1e5": (("time", "y", "n m"), smooth(20, 6, 20))})
-    proposal = inspect(as_netcdf(data, folder / "no.nc"))
+    proposal = inspect_arrays(as_netcdf(data, folder / "no.nc"))
     (tmp_path / "r.yaml").write_text(proposal.text())
     section: Any = load_recipe(tmp_path / "r.yaml").domain
     assert section.path == str(folder / "no.nc") and section.variables == ["1e5"]
@@ -434,8 +434,8 @@ def test_names_and_paths_with_special_meaning_in_yaml_are_quoted(tmp_path: Path)
 
 
 def test_the_model_grows_with_the_number_of_items(tmp_path: Path) -> None:
-    few = inspect(saved("few.npy", smooth(20, 16))(tmp_path)).recipe
-    many = inspect(saved("many.npy", smooth(4_000, 16))(tmp_path)).recipe
+    few = inspect_arrays(saved("few.npy", smooth(20, 16))(tmp_path)).recipe
+    many = inspect_arrays(saved("many.npy", smooth(4_000, 16))(tmp_path)).recipe
     assert few["model"]["width"] < many["model"]["width"] <= 192
     assert few["train"]["batch_size"] <= 10 and few["train"]["steps"] <= many["train"]["steps"]
 

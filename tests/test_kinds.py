@@ -14,7 +14,7 @@ from PIL import Image
 import jitkit
 from jitkit.domain import Domain
 from jitkit.fields import Axis, Category, Condition, Field, Grid, Layout, PerToken, Scalars
-from jitkit.sampling.generate import generate
+from jitkit.sampling.generate import sample_items
 from jitkit.sampling.requests import conditioning_for
 from jitkit.sections import SampleSection
 
@@ -84,7 +84,7 @@ def test_train_preview_and_sample_with_every_kind(
     denoiser = jitkit.load(run)
     denoiser.domain = domain
     cond = conditioning_for(denoiser, 4, source=("train", [0, 1, 2]))
-    samples = list(generate(denoiser, 4, cond, SampleSection(steps=2, guidance=2.0)))
+    samples = list(sample_items(denoiser, 4, cond, SampleSection(steps=2, guidance=2.0)))
     real = [domain.encode(item) for item in (0, 1, 2, 0)]
     for sample, item in zip(samples, real, strict=True):
         size = item.values.shape[1]

@@ -38,7 +38,7 @@ from jitkit.fields import (
     described,
 )
 from jitkit.protocols import HasSizes, VariableSize
-from jitkit.sampling.generate import generate
+from jitkit.sampling.generate import sample_items
 from jitkit.sampling.requests import Conditioning, conditioning_for
 from jitkit.sections import SampleSection
 from jitkit.training.validation import validation_loss
@@ -301,10 +301,10 @@ def test_a_sample_depends_on_its_index_and_not_on_others_of_the_batch(grid: int 
     denoiser = random_model(replace(CLOUDS, positions=()), Clouds.conditions)
     denoiser.domain = Clouds()
     sizes = None if grid is None else [grid, 40, 3]
-    together = list(generate(denoiser, 6, conditioning_for(denoiser, 6, sizes=sizes), QUICK))
+    together = list(sample_items(denoiser, 6, conditioning_for(denoiser, 6, sizes=sizes), QUICK))
     for i in (0, 3, 5):
         conditioning = conditioning_for(denoiser, 1, sizes=sizes, first=i)
-        (alone,) = generate(denoiser, 1, conditioning, QUICK, first=i)
+        (alone,) = sample_items(denoiser, 1, conditioning, QUICK, first=i)
         assert alone.shape == together[i].shape
         assert difference(alone, together[i]) < 5e-5  # rounding accumulates over guided steps
 
@@ -328,7 +328,7 @@ def test_conditions_of_real_items_bring_their_size() -> None:
     denoiser = clouds()
     conditioning = conditioning_for(denoiser, 2, source=("val", [1]))
     assert sizes_of(conditioning) == [10, 10]
-    assert [item.shape[1] for item in generate(denoiser, 2, conditioning, QUICK)] == [10, 10]
+    assert [item.shape[1] for item in sample_items(denoiser, 2, conditioning, QUICK)] == [10, 10]
 
 
 def test_the_command_takes_sizes(jitkit: Any, trained: Path) -> None:
@@ -483,7 +483,7 @@ def test_a_run_without_the_positions_of_its_domain_loads_but_does_not_resume(
     run = jitkit.train(RECIPE, {"train.steps": 1}, run=tmp_path / "run", domain=WithoutPositions())
     loaded = jitkit.load(run, domain=Clouds())
     assert loaded.layout == WithoutPositions.layout
-    assert len(list(generate(loaded, 2, conditioning_for(loaded, 2), QUICK))) == 2
+    assert len(list(sample_items(loaded, 2, conditioning_for(loaded, 2), QUICK))) == 2
     with pytest.raises(DataError, match=r"layout.positions"):
         jitkit.train(RECIPE, run=run, domain=Clouds())
 

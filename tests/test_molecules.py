@@ -29,7 +29,7 @@ from jitkit.domains.molecules.section import MoleculesSection
 from jitkit.domains.molecules.writers import sdf_of, write_molecules
 from jitkit.errors import BadItem, ConditionError, DataError
 from jitkit.metrics.frechet import jensen_shannon
-from jitkit.sampling.generate import generate
+from jitkit.sampling.generate import sample_items
 from jitkit.sampling.requests import conditioning_for
 from jitkit.sections import SampleSection
 from jitkit.utils.rotations import random_rotation
@@ -391,7 +391,7 @@ def test_samples_have_uniform_orientation_if_training_rotates_the_data(
     denoiser = jk.load(run, domain=domain)
     n = 300
     settings = SampleSection(steps=10, method="euler")
-    samples = generate(denoiser, n, conditioning_for(denoiser, n), settings)
+    samples = sample_items(denoiser, n, conditioning_for(denoiser, n), settings)
     directions = []
     for item in samples:
         far = np.unravel_index(item.distances.argmax(), item.distances.shape)

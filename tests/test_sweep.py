@@ -29,7 +29,7 @@ from jitkit.evaluation.sweep_axes import axes_of, format_setting, points
 from jitkit.metrics.fields.scores import field_metrics
 from jitkit.runs.defaults import read_best, with_best, write_best
 from jitkit.runs.load import checkpoint_with_domain, load_for_sampling, run_recipe
-from jitkit.sampling.generate import generate
+from jitkit.sampling.generate import sample_items
 from jitkit.sections import EvaluateSection
 
 WORDS = ("sample.guidance=1:2:0.5", "ema=0.2,none")
@@ -157,9 +157,9 @@ def test_a_second_sweep_scores_only_new_settings(
 
     def counted(*args: Any, **given: Any) -> Any:
         calls.append(1)
-        return generate(*args, **given)
+        return sample_items(*args, **given)
 
-    monkeypatch.setattr(module, "generate", counted)
+    monkeypatch.setattr(module, "sample_items", counted)
     again = swept(run)
     assert not calls and without_times(again) == without_times(first)
     wider = swept(run, ("sample.guidance=1:2.5:0.5", "ema=0.2,none"))

@@ -28,7 +28,7 @@ from jitkit.recipe.load import Recipe, dump_recipe, load_recipe
 from jitkit.registry import open_domain
 from jitkit.runs import checkpoint
 from jitkit.runs.run_dir import locked
-from jitkit.sampling.generate import generate
+from jitkit.sampling.generate import sample_items
 from jitkit.sampling.requests import conditioning_for
 from jitkit.training.trainer import Trainer
 from jitkit.utils.signals import catch_signals
@@ -111,7 +111,7 @@ class Training:
         n, section = self.resolved.evaluate.samples, self.resolved.sample
         items = denoiser.domain.items("train")
         conditioning = conditioning_for(denoiser, n, source=("train", evenly_spaced(len(items), n)))
-        return np.stack([item.pixels for item in generate(denoiser, n, conditioning, section)])
+        return np.stack([item.pixels for item in sample_items(denoiser, n, conditioning, section)])
 
 
 def _pixels(items: Sequence[ImageItem]) -> Pixels:

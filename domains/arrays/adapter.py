@@ -84,9 +84,9 @@ class Arrays(Fetchable, Inspects):
         path: str, *, group: str | None = None, options: Mapping[str, Any] | None = None
     ) -> Any:
         """Scan data and propose a recipe for them, see `inspect.proposal.Proposal`."""
-        from jitkit.domains.arrays.inspect.inspection import inspect
+        from jitkit.domains.arrays.inspect.inspection import inspect_arrays
 
-        return inspect(path, group=group, options=options)
+        return inspect_arrays(path, group=group, options=options)
 
     @cached_property
     def layout(self) -> Layout:

@@ -18,7 +18,7 @@ from jitkit.evaluation.scoring import DrawnSamples, Scoring, row
 from jitkit.metrics.metric import EvaluationProtocol
 from jitkit.protocols import ScoresFeatures, VerifiesForecasts
 from jitkit.runs.run_dir import write_text
-from jitkit.sampling.generate import generate, generate_features, load_guide
+from jitkit.sampling.generate import load_guide, sample_features, sample_items
 from jitkit.sampling.requests import conditioning_for
 from jitkit.sampling.rollout import Rollout
 from jitkit.sections import EvaluateSection, SampleSection
@@ -192,11 +192,11 @@ class _SampleEvaluator:
         n, scorer, team = self.section.samples, self.scoring.scorer, self.team
         conditioning = conditioning_for(denoiser, n, seed=sampling.seed)
         if scorer is None:
-            items = generate(
+            items = sample_items(
                 denoiser, n, conditioning, sampling, guide=guide, progress=True, team=team
             )
             return DrawnSamples(n, list(items))
-        features, kept = generate_features(
+        features, kept = sample_features(
             denoiser,
             n,
             conditioning,

@@ -36,7 +36,7 @@ from jitkit.recipe.yaml import (
     parse_yaml,
     to_plain,
 )
-from jitkit.registry import domain_class, installed
+from jitkit.registry import domain_class, import_domain, installed
 from jitkit.sections import (
     DiffusionSection,
     DomainSection,
@@ -104,12 +104,13 @@ def load_recipe(
             their line numbers.
     """
     if isinstance(source, Mapping):
-        name, label = None, "recipe"
+        name, label, folder = None, "recipe", Path()
         draft = _extended(Draft(_normalized(to_plain(source)), {(): YamlPosition(label)}), Path())
     else:
         path = _find(source)
         name, label = path.stem.lstrip(".") or None, relative_path(path)
-        draft = _read(path)
+        draft, folder = _read(path), path.parent
+        recorded = recorded or (folder / "environment.json").is_file()  # inside a run's folder
     if recorded:
         draft.values = with_new_names(draft.values)
     for override in _overrides(overrides):
@@ -119,7 +120,7 @@ def load_recipe(
         if isinstance(written, dict):
             own = {"name": domain.__name__.lower()} | written
             draft.values = draft.values | {"domain": own}
-    sections = _checked(draft, domain)
+    sections = _checked(draft, domain, () if recorded else (folder, Path.cwd()))
     if draft.problems:
         raise RecipeError(error_text(draft.problems, label))
     return Recipe(name=draft.values.get("name") or name or sections["domain"].name, **sections)
@@ -263,14 +264,17 @@ def _normalized(values: dict[str, Any]) -> dict[str, Any]:
 # Checking
 
 
-def _checked(draft: Draft, domain: type[Domain] | None = None) -> dict[str, Any]:
-    """The valid sections; errors of the others are added to the draft."""
+def _checked(draft: Draft, domain: type[Domain] | None, folders: Sequence[Path]) -> dict[str, Any]:
+    """The valid sections; errors of the others are added to the draft.
+
+    A class of the user's own, ``my_module:MyDomain``, is imported from one of ``folders``.
+    """
     errors = _top_level_errors(draft.values)
     classes = dict(SECTIONS)
     try:
         named = draft.values.get("domain", {})
         given = None if domain is None else domain.Section
-        classes["domain"] = given or _domain_section(named)
+        classes["domain"] = given or _domain_section(named, folders)
     except RecipeError as error:
         errors["domain", "name"] = str(error)
     sections = {}
@@ -313,13 +317,15 @@ def _top_level_errors(values: dict[str, Any]) -> dict[KeyPath, str]:
     return errors
 
 
-def _domain_section(values: Any) -> type[DomainSection]:
+def _domain_section(values: Any, folders: Sequence[Path]) -> type[DomainSection]:
     """The class of section ``domain``, which the adapter defines."""
     name = values.get("name") if isinstance(values, dict) else values
     if name is None:
         raise RecipeError(f"missing; installed: {listed(installed())}")
     if not isinstance(name, str):
         raise RecipeError(f"{quoted(name)} is not a name; installed: {listed(installed())}")
+    if ":" in name and folders:
+        return import_domain(name, folders).Section
     return domain_class(name).Section
 
 

@@ -20,7 +20,7 @@ from jitkit.utils.distributed import ALONE, Team
 from jitkit.utils.types import Array
 
 
-def generate(
+def sample_items(
     denoiser: Denoiser,
     n: int,
     conditioning: Conditioning,
@@ -58,7 +58,7 @@ def generate(
     )
 
 
-def generate_features(
+def sample_features(
     denoiser: Denoiser,
     n: int,
     conditioning: Conditioning,
@@ -77,7 +77,7 @@ def generate_features(
     Args:
         features: maps items to an array (items, D).
         keep: indices of samples that are returned as items.
-        denoiser, n, conditioning, section, guide, progress, team: as in `generate`.
+        denoiser, n, conditioning, section, guide, progress, team: as in `sample_items`.
 
     Returns:
         Features (n, D) and the kept items; None and an empty list on ranks other than 0.

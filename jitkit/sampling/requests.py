@@ -46,7 +46,7 @@ class Conditioning:
 def conditioning_for(
     denoiser: Denoiser,
     n: int,
-    requested: Mapping[str, str] | None = None,
+    requested: Mapping[str, Any] | None = None,
     source: tuple[str, Sequence[int]] | None = None,
     *,
     sizes: Sequence[int] | None = None,
@@ -58,8 +58,9 @@ def conditioning_for(
     Args:
         denoiser: the model, with its domain.
         n: number of samples.
-        requested: text by name of a condition: ``"3"``, ``"0,1,2"`` or ``"0-9"`` for a category
-            (classes in order, in equal runs), a number for each name of scalars, or ``"none"``.
+        requested: by name of a condition, text or values: ``"3"``, ``"0,1,2"``, ``"0-9"`` or
+            ``[0, 1, 2]`` for a category (classes in order, in equal runs), a number for each name
+            of scalars, an array of maps, or ``"none"``; in the units of the domain.
         source: split and indices of real items that provide the conditions not requested.
         sizes: cells of samples, for a `VariableSize` domain: sample i has size i modulo their
             number; by default drawn from the sizes of the training items.
@@ -82,7 +83,7 @@ def conditioning_for(
             near = nearest(name, names)
             raise ConditionError(f"the model has no condition {name!r}; {known}{near}")
     values: dict[str, Any] = {
-        name: _parsed(name, denoiser.conditions[name], text, n) for name, text in requested.items()
+        name: _requested(denoiser, name, value, n) for name, value in requested.items()
     }
     if sizes is not None:
         _check_sizes(denoiser, sizes, source)
@@ -139,10 +140,7 @@ def _from_templates(
     assert isinstance(domain, VariableSize)
     fields = []
     for i in range(n):
-        given = {
-            name: int(value[i]) if value is not None and _is_category(denoiser, name) else value
-            for name, value in values.items()
-        }
+        given = {name: _of_sample(value, i) for name, value in values.items()}
         size = sizes[(first + i) % len(sizes)] if sizes else None
         rng = np.random.default_rng(mix(seed, "outline", first + i))
         fields.append(domain.template(rng, given, size))
@@ -152,8 +150,11 @@ def _from_templates(
     return Conditioning(cond, _mask(denoiser, batch), batch.coords)
 
 
-def _is_category(denoiser: Denoiser, name: str) -> bool:
-    return isinstance(denoiser.conditions[name], Category)
+def _of_sample(value: Tensor | None, i: int) -> Any:
+    """A requested condition of one sample: the class, or scalars (K,)."""
+    if value is None or value.is_floating_point():
+        return value if value is None or value.ndim < 2 else value[i]
+    return int(value[i])
 
 
 def _mask(denoiser: Denoiser, batch: Batch) -> Tensor | None:
@@ -164,18 +165,35 @@ def _mask(denoiser: Denoiser, batch: Batch) -> Tensor | None:
     return batch.mask
 
 
-def _parsed(name: str, condition: Condition, text: str, n: int) -> Tensor | None:
-    """The value of a condition for ``n`` samples, parsed from text; None for the null condition."""
+def _requested(denoiser: Denoiser, name: str, value: Any, n: int) -> Tensor | None:
+    """A requested condition as the network gets it, for ``n`` samples; None: the null condition."""
+    condition, domain = denoiser.conditions[name], denoiser.domain
+    given, value = value, _parsed(name, condition, value) if isinstance(value, str) else value
+    if value is None:
+        return None
+    if isinstance(condition, Category):
+        classes = [domain.encode_condition(name, each) for each in np.ravel(value).tolist()]
+        if not classes or not all(isinstance(each, int) for each in classes):
+            raise ConditionError(
+                f"condition {name}={given!r}: expected a class (3), classes (0,1,2), a range (0-9) "
+                "or none"
+            )
+        return torch.tensor([classes[i * len(classes) // n] for i in range(n)])
+    try:
+        array = np.asarray(value)
+        if isinstance(condition, Scalars) and len(condition.names) == 1 and array.shape == (n,):
+            array = array[:, None]  # one number per sample
+        return torch.as_tensor(np.asarray(domain.encode_condition(name, array)))
+    except (TypeError, ValueError):
+        raise ConditionError(f"condition {name!r} is not numeric: {given!r}") from None
+
+
+def _parsed(name: str, condition: Condition, text: str) -> Any:
+    """The value of a condition from text: classes, numbers, or None for the null condition."""
     if text == "none":
         return None
     if isinstance(condition, Category):
-        chosen = parse_indices(text)
-        if chosen is None:
-            raise ConditionError(
-                f"condition {name}={text!r}: expected a class (3), classes (0,1,2), a range (0-9) "
-                "or none"
-            )
-        return torch.tensor([chosen[i * len(chosen) // n] for i in range(n)])
+        return parse_indices(text) or [word.strip() for word in text.split(",")]
     if isinstance(condition, Scalars):
         try:
             given = [float(word) for word in text.split(",")]
@@ -186,12 +204,43 @@ def _parsed(name: str, condition: Condition, text: str, n: int) -> Tensor | None
                 f"condition {name}={text!r}: expected a number for each of "
                 f"{listed(condition.names)} (nan for unknown), or none"
             )
-        return torch.tensor(given)
+        return given
     kind = "a category in each cell" if isinstance(condition, PerToken) else "a grid"
     raise ConditionError(
         f"condition {name!r} is {kind}, which cannot be given as text except none; take it from "
         "real items: --cond-from val:0-15"
     )
+
+
+def parse_source(text: str | None) -> tuple[str, list[int]] | None:
+    """``val:0-15`` as (split, indices).
+
+    Raises:
+        ConditionError: any other text.
+    """
+    if text is None:
+        return None
+    split, _, words = text.partition(":")
+    indices = parse_indices(words) if words else []
+    if split not in ("train", "val") or indices is None:
+        raise ConditionError(
+            f"--cond-from {text!r}: expected a split and indices, such as val:0-15"
+        )
+    return split, indices
+
+
+def parse_sizes(given: str | int | Sequence[int] | None) -> list[int] | None:
+    """``9-20``, a number or several as a list of sizes.
+
+    Raises:
+        ConditionError: any other text.
+    """
+    if given is None or not isinstance(given, str):
+        return None if given is None else [given] if isinstance(given, int) else list(given)
+    sizes = parse_indices(given)
+    if sizes is None:
+        raise ConditionError(f"--size {given!r}: expected numbers of cells, such as 12 or 9-20")
+    return sizes
 
 
 def parse_indices(text: str) -> list[int] | None:

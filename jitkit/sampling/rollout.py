@@ -184,7 +184,7 @@ class EnsembleShape:
     steps: int
 
 
-def forecast(
+def write_forecasts(
     denoiser: Denoiser,
     section: SampleSection,
     request: ForecastRequest,

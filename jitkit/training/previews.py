@@ -10,7 +10,7 @@ from typing import Any
 from jitkit.domain import Domain
 from jitkit.errors import JitkitError
 from jitkit.recipe.load import Recipe
-from jitkit.sampling.generate import generate
+from jitkit.sampling.generate import sample_items
 from jitkit.sampling.requests import conditioning_for
 from jitkit.sections import SampleSection
 from jitkit.training.step import Learner
@@ -66,7 +66,7 @@ class Previews:
         denoiser = self.learner.denoiser
         with self.learner.ema_weights():
             cond = conditioning_for(denoiser, n)
-            samples = generate(denoiser, n, cond, section, progress=progress, team=self.team)
+            samples = sample_items(denoiser, n, cond, section, progress=progress, team=self.team)
             return list(samples)
 
 

@@ -41,7 +41,7 @@ MIN_WINDOW_STEPS = 32  # steps from which windows of four are suggested
 MAX_BUFFER = 2**34  # bytes of the largest buffer that is suggested
 
 
-def inspect(
+def inspect_arrays(
     path: str, *, group: str | None = None, options: Mapping[str, Any] | None = None
 ) -> Proposal:
     """Scan a store and propose a recipe for it.
