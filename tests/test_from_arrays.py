@@ -1,4 +1,4 @@
-"""Arrays in memory and torch Datasets as a domain, `jitkit.from_arrays`, in a script of six lines."""
+"""Arrays in memory and torch Datasets as a domain: `jitkit.from_arrays`."""
 
 from __future__ import annotations
 
