@@ -64,7 +64,7 @@ def measure(case: Case) -> tuple[int, int]:
     import torch
 
     from jitkit.diffusion.denoiser import Denoiser
-    from jitkit.fields import Axis, Category, Layout
+    from jitkit.fields import Axis, Category, Conditioning, Layout
     from jitkit.nn.memory import measure_peak, training_bytes
     from jitkit.nn.transformer import Sizes
     from jitkit.optim.ema import EMA
@@ -74,17 +74,17 @@ def measure(case: Case) -> tuple[int, int]:
     torch.set_num_threads(1)
     layout = Layout((Axis("row", 256, 16), Axis("column", 256, 16)), ("red", "green", "blue"))
     x, t = torch.randn(case.batch, 3, 256, 256), torch.rand(case.batch)
-    label = {"label": torch.zeros(case.batch, dtype=torch.long)}
+    given = Conditioning({"label": torch.zeros(case.batch, dtype=torch.long)})
     sizes = Sizes(**ModelSection(width=case.width, depth=case.depth).resolved())
     with measure_peak(torch.device("cpu")) as peak:
         denoiser = Denoiser(layout, {"label": Category(1000)}, sizes)
         denoiser.network.checkpoint_activations = case.checkpointing
-        denoiser.autocast = torch.bfloat16 if case.half else None
+        denoiser.network.autocast = torch.bfloat16 if case.half else None
         optimizer = adamw(denoiser.network, betas=(0.9, 0.95), weight_decay=0.0)
         ema = EMA(denoiser.network, [0.9999, 0.9996])
         for _ in range(STEPS):
             for _ in range(case.accumulate):
-                torch.autograd.backward(denoiser.losses(x, torch.randn_like(x), t, label).mean())
+                torch.autograd.backward(denoiser.losses(x, torch.randn_like(x), t, given).mean())
             optimizer.step()
             optimizer.zero_grad()
             ema.update()

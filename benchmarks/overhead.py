@@ -17,6 +17,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,9 @@ def bare(recipe: Recipe) -> Callable[[], None]:
         n = len(batch.x)
         t = logit_normal_t(n, P_mean=-0.8, P_std=0.8)
         cond = drop(denoiser.conditions, batch.cond, {k: torch.rand(n) for k in batch.cond})
-        losses = denoiser.losses(batch.x, torch.randn_like(batch.x), t, cond, batch.mask)
+        losses = denoiser.losses(
+            batch.x, torch.randn_like(batch.x), t, replace(batch.conditioning, cond=cond)
+        )
         torch.autograd.backward(losses.mean())
         optimizer.step()
         optimizer.zero_grad()

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from jitkit.fields import Conditioning
 from jitkit.utils.cpu import configure_process
 
 configure_process()  # as the command line does, before torch
@@ -87,7 +88,7 @@ def training(schedule: Literal["constant", "cosine"], steps: int) -> Iterator[nn
         batch = torch.randint(len(x), (32,))
         t = logit_normal_t(32, P_mean=-0.8, P_std=0.8)
         cond = {"label": label[batch]}
-        losses = denoiser.losses(x[batch], torch.randn_like(x[batch]), t, cond)
+        losses = denoiser.losses(x[batch], torch.randn_like(x[batch]), t, Conditioning(cond))
         torch.autograd.backward(losses.mean())
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(

@@ -125,17 +125,13 @@ class Case:
             conditioning_for(self.denoiser, n, seed=seed),
             self.under(setting, seed),
         )
-        given = section.model_dump(
-            include={"guidance", "steps", "method", "time_grid", "seed", "t_eps", "batch_size"}
-        )
         return jitkit.sample(
             self.denoiser,
             n,
             conditioning.cond,
+            section,
             mask=conditioning.mask,
             coords=conditioning.coords,
-            interval=section.guidance_interval,
-            **given,
         )
 
     def items(self, setting: Setting, n: int, seed: int) -> list[Any]:

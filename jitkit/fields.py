@@ -5,7 +5,7 @@ Nothing here computes, and importing it does not load torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from math import ceil, prod
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -228,6 +228,33 @@ class Field:
 
 
 @dataclass(frozen=True)
+class Conditioning:
+    """Everything besides noisy data and time that determines a prediction, for B samples.
+
+    Attributes:
+        cond: every condition of the model by name, (B, ...); checked by `nn.conditioning.prepare`.
+        mask: (B, C or 1, X1..Xn) bool, True where samples have data; None means everywhere.
+        coords: coordinates of the cells, (B, X1..Xn, n), in cells; None means 0, 1, 2, ...
+    """
+
+    cond: Mapping[str, Any] = field(default_factory=dict)
+    mask: Tensor | None = None
+    coords: Tensor | None = None
+
+    def map(self, change: Callable[[Any], Any]) -> Conditioning:
+        """The result of a function of each tensor."""
+        return Conditioning(
+            {name: change(value) for name, value in self.cond.items()},
+            None if self.mask is None else change(self.mask),
+            None if self.coords is None else change(self.coords),
+        )
+
+    def part(self, rows: slice) -> Conditioning:
+        """The conditioning of some of the samples."""
+        return self.map(lambda value: value[rows])
+
+
+@dataclass(frozen=True)
 class Batch:
     """Fields stacked along a batch axis, padded to one grid.
 
@@ -245,25 +272,22 @@ class Batch:
     coords: Tensor | None = None
     notes: tuple[tuple[str, str], ...] = ()
 
+    @property
+    def conditioning(self) -> Conditioning:
+        """Conditions, mask and coordinates as one object."""
+        return Conditioning(self.cond, self.mask, self.coords)
+
     def to(self, device: Any) -> Batch:
         """The same batch on another device."""
-
-        def move(x: Any) -> Any:
-            return None if x is None else x.to(device, non_blocking=True)
-
-        cond = {name: move(value) for name, value in self.cond.items()}
-        return replace(
-            self, x=move(self.x), mask=move(self.mask), cond=cond, coords=move(self.coords)
-        )
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory, for asynchronous copies to a GPU."""
+        return self._map(lambda tensor: tensor.pin_memory())
 
-        def pin(x: Any) -> Any:
-            return None if x is None else x.pin_memory()
-
-        cond = {name: pin(value) for name, value in self.cond.items()}
-        return replace(self, x=pin(self.x), mask=pin(self.mask), cond=cond, coords=pin(self.coords))
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        changed = vars(self.conditioning.map(change))
+        return replace(self, x=change(self.x), **changed)
 
 
 def describe(layout: Layout, conditions: Mapping[str, Condition]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from jitkit.diffusion.guidance import Autoguided
 from jitkit.diffusion.sampler import draw_noise, sample
 from jitkit.domains.images.files import ImageItem
 from jitkit.errors import CheckpointError, JitkitError
-from jitkit.fields import Category, Condition, Grid
+from jitkit.fields import Category, Condition, Conditioning, Grid
 from jitkit.recipe.load import load_recipe
 from jitkit.sampling.generate import load_guide, sample_items
 from jitkit.sampling.requests import conditioning_for
@@ -60,7 +60,12 @@ def test_samples_of_gaussian_data_have_the_closed_form() -> None:
     """
     m, a, b, w = 0.7, 0.5, 0.8, 2.5
     noise = torch.randn(64, 2, 6, generator=torch.Generator().manual_seed(1))
-    given = {"noise": noise, "guide": gaussian(m, b), "guide_scale": w, "interval": (0.0, 1.0)}
+    given = {
+        "noise": noise,
+        "guide": gaussian(m, b),
+        "guide_scale": w,
+        "guidance_interval": (0.0, 1.0),
+    }
     x = sample(gaussian(m, a), **given, steps=2000)  # type: ignore[arg-type]
     expected = m + noise * a**w * b ** (1 - w)
     assert difference(x, expected) < 2e-3
@@ -71,7 +76,7 @@ def test_errors_of_the_mean_are_extrapolated() -> None:
     """With equal std, samples have that std and the mean m_guide + w (m - m_guide)."""
     std, w = 0.6, 3.0
     noise = torch.randn(32, 2, 6, generator=torch.Generator().manual_seed(2))
-    given: Any = {"noise": noise, "steps": 2000, "interval": (0.0, 1.0)}
+    given: Any = {"noise": noise, "steps": 2000, **ALWAYS}
     x = sample(gaussian(1.0, std), guide=gaussian(1.2, std), guide_scale=w, **given)
     assert difference(x, 1.2 + w * (1.0 - 1.2) + std * noise) < 2e-3
 
@@ -82,7 +87,12 @@ def test_solvers_keep_their_order_with_autoguidance() -> None:
     for method in ("euler", "heun"):
         errors = []
         for steps in (40, 80):
-            given: Any = {"noise": noise, "steps": steps, "method": method, "interval": (0.0, 1.0)}
+            given: Any = {
+                "noise": noise,
+                "steps": steps,
+                "method": method,
+                "guidance_interval": (0.0, 1.0),
+            }
             x = sample(gaussian(0.7, 0.5), guide=gaussian(0.7, 0.8), guide_scale=2.0, **given)
             errors.append(difference(x, 0.7 + noise * 0.5**2 / 0.8))
         ends[method] = np.log2(errors[0] / errors[1])
@@ -90,16 +100,21 @@ def test_solvers_keep_their_order_with_autoguidance() -> None:
     assert ends["heun"] > 1.6
 
 
+ALWAYS: dict[str, Any] = {"guidance_interval": (0.0, 1.0)}
+
+
 def guided_model(scale: float, **given: Any) -> Autoguided:
     model, weak = (random_model(layout((6, 2)), LABEL, seed=seed) for seed in (0, 1))
-    return Autoguided(model, weak, {"label": torch.tensor([3, 5])}, scale, **given)
+    conditioning = Conditioning({"label": torch.tensor([3, 5])})
+    return Autoguided(model, weak, conditioning, SampleSection(guide_scale=scale, **given))
 
 
 def test_the_velocity_is_extrapolated_from_the_guides() -> None:
     guided = guided_model(2.5)
     z, t = torch.randn(2, 2, 6), torch.tensor(0.5)
     v, weak = (
-        model.velocity(z, t.expand(2), guided.cond) for model in (guided.denoiser, guided.guide)
+        model.velocity(z, t.expand(2), guided.conditioning)
+        for model in (guided.denoiser, guided.guide)
     )
     assert difference(guided(z, t), weak + 2.5 * (v - weak)) < 1e-6
     assert torch.equal(guided_model(1.0)(z, t), v)
@@ -109,11 +124,11 @@ def test_the_velocity_is_extrapolated_from_the_guides() -> None:
     ("t", "acts"), [(0.0, False), (0.1, False), (0.11, True), (0.89, True), (0.9, False)]
 )
 def test_the_guide_is_used_inside_the_interval_only(t: float, acts: bool) -> None:
-    guided = guided_model(2.5, interval=(0.1, 0.9))
-    assert guided.acts(torch.tensor(t)) == acts
-    assert guided_model(2.5, interval=(0.0, 0.9)).acts(torch.tensor(0.0))
+    guided = guided_model(2.5, guidance_interval=(0.1, 0.9))
+    assert guided.is_active(torch.tensor(t)) == acts
+    assert guided_model(2.5, guidance_interval=(0.0, 0.9)).is_active(torch.tensor(0.0))
     z, time = torch.randn(2, 2, 6), torch.tensor(t)
-    alone = guided.denoiser.velocity(z, time.expand(2), guided.cond)
+    alone = guided.denoiser.velocity(z, time.expand(2), guided.conditioning)
     assert torch.equal(guided(z, time), alone) != acts
 
 
@@ -233,7 +248,7 @@ def test_a_missing_guide_is_reported() -> None:
 def test_samples_have_the_std_of_the_closed_form() -> None:
     """A statistical check with drawn noise: std = a^w b^(1 - w)."""
     a, b, w = 0.5, 0.8, 1.5
-    given: Any = {"steps": 200, "interval": (0.0, 1.0)}
+    given: Any = {"steps": 200, **ALWAYS}
     x = sample(gaussian(0.0, a), 500, guide=gaussian(0.0, b), guide_scale=w, **given)
     n = x.numel()
     assert x.std().item() == pytest.approx(a**w * b ** (1 - w), rel=4 / sqrt(2 * n))

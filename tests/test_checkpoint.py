@@ -26,7 +26,7 @@ import jitkit
 from jitkit.diffusion.denoiser import Denoiser, Diffusion
 from jitkit.domains.images.adapter import Images, ImagesSection
 from jitkit.errors import CheckpointError
-from jitkit.fields import Category, Condition, Grid, PerToken, Scalars
+from jitkit.fields import Category, Condition, Conditioning, Grid, PerToken, Scalars
 from jitkit.optim.ema import EMA
 from jitkit.optim.optimizers import adamw
 from jitkit.runs import checkpoint
@@ -64,7 +64,8 @@ class Model:
     def step(self) -> None:
         x = torch.randn(2, 2, 4, 6, generator=torch.Generator().manual_seed(self.ema.updates))
         label = torch.tensor([0, 3])
-        losses = self.denoiser.losses(x, -x, torch.tensor([0.2, 0.7]), {"label": label})
+        t, given = torch.tensor([0.2, 0.7]), Conditioning({"label": label})
+        losses = self.denoiser.losses(x, -x, t, given)
         torch.autograd.backward(losses.mean())
         for group in self.optimizer.param_groups:
             group["lr"] = 1e-2

@@ -17,7 +17,7 @@ from jitkit.diffusion.denoiser import Denoiser, Diffusion, build
 from jitkit.diffusion.flow import Space, convert, interpolate
 from jitkit.domains.digits import Digits, DigitsSection
 from jitkit.errors import ConditionError, JitkitError
-from jitkit.fields import Axis, Category, Condition, Grid, Layout, PerToken, Scalars
+from jitkit.fields import Axis, Category, Condition, Conditioning, Grid, Layout, PerToken, Scalars
 
 SPACES: list[Space] = ["x", "eps", "v"]
 EVERY_KIND: dict[str, Condition] = {
@@ -58,8 +58,8 @@ def test_an_oracle_predicts_the_data_and_has_no_loss(
     x, eps, at = noise(2, 2, 6), noise(2, 2, 6, seed=1), torch.tensor([t, 1 - t])
     perfect, z = oracle(prediction, loss, x, eps), interpolate(x, eps, at)
     torch.testing.assert_close(perfect(z, at), x, atol=1e-4, rtol=0)
-    torch.testing.assert_close(perfect.velocity(z, at, {}), x - eps, atol=1e-4, rtol=0)
-    assert not perfect.losses(x, eps, at, {}).any()
+    torch.testing.assert_close(perfect.velocity(z, at), x - eps, atol=1e-4, rtol=0)
+    assert not perfect.losses(x, eps, at).any()
 
 
 @pytest.mark.parametrize("prediction", SPACES)
@@ -71,10 +71,8 @@ def test_the_loss_is_the_squared_error_in_its_space(prediction: Space, loss: Spa
     z = interpolate(x, eps, t)
     converted = convert(denoiser(z, t), z, t, source="x", target=loss)
     expected = (converted - {"x": x, "eps": eps, "v": x - eps}[loss]).square().mean(dim=(1, 2))
-    torch.testing.assert_close(denoiser.losses(x, eps, t, {}), expected, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(
-        other.losses(x, eps, t, {}, loss=loss), expected, atol=1e-4, rtol=1e-4
-    )
+    torch.testing.assert_close(denoiser.losses(x, eps, t), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(other.losses(x, eps, t, loss=loss), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_the_description_of_a_model_survives_json() -> None:
@@ -106,24 +104,27 @@ def test_losses_ignore_cells_without_data(prediction: Space, missing: bool) -> N
     denoiser = random_model(grid, diffusion=Diffusion(prediction))
     mask = torch.tensor([[1, 1, 1, 0, 0, 0], [1, 0, 1, 1, 0, 1]]).bool()[:, None]
     x, eps, t = noise(2, 2, 6), noise(2, 2, 6, seed=1), torch.tensor([0.2, 0.6])
-    losses = denoiser.losses(x, eps, t, {}, mask)
+    seen = Conditioning(mask=mask)
+    losses = denoiser.losses(x, eps, t, seen)
     other_x, other_eps = (torch.where(mask, value, 100 * value) for value in (x, eps))
-    torch.testing.assert_close(denoiser.losses(other_x, other_eps, t, {}, mask), losses)
-    assert difference(denoiser.losses(x, eps, t, {}), losses) > 1e-3
+    torch.testing.assert_close(denoiser.losses(other_x, other_eps, t, seen), losses)
+    assert difference(denoiser.losses(x, eps, t), losses) > 1e-3
 
 
 def test_the_loss_of_a_masked_sample_is_that_of_its_observed_part() -> None:
     denoiser = random_model(layout((6, 2)))
     x, eps, t = noise(1, 2, 6), noise(1, 2, 6, seed=1), torch.tensor([0.4])
     mask = torch.arange(6).reshape(1, 1, 6) < 4
-    part = denoiser.losses(x[..., :4], eps[..., :4], t, {})
-    torch.testing.assert_close(denoiser.losses(x, eps, t, {}, mask), part)
+    part = denoiser.losses(x[..., :4], eps[..., :4], t)
+    torch.testing.assert_close(denoiser.losses(x, eps, t, Conditioning(mask=mask)), part)
 
 
 def test_a_sample_without_data_has_no_loss() -> None:
     denoiser = random_model(layout((6, 2)))
     mask = torch.zeros(1, 1, 6, dtype=torch.bool)
-    assert denoiser.losses(noise(1, 2, 6), noise(1, 2, 6), torch.rand(1), {}, mask).tolist() == [0]
+    assert denoiser.losses(
+        noise(1, 2, 6), noise(1, 2, 6), torch.rand(1), Conditioning(mask=mask)
+    ).tolist() == [0]
 
 
 # Known answers
@@ -133,9 +134,9 @@ def test_t_eps_is_the_models_unless_given() -> None:
     x, eps, t = noise(2, 2, 6), noise(2, 2, 6, seed=1), torch.tensor([0.98, 1.0])
     perfect, z = oracle("x", "v", x, eps), interpolate(x, eps, t)
     clamped = (x - eps) * ((1 - t) / 0.05)[:, None, None]
-    torch.testing.assert_close(perfect.velocity(z, t, {}), clamped, atol=1e-4, rtol=0)
+    torch.testing.assert_close(perfect.velocity(z, t), clamped, atol=1e-4, rtol=0)
     unclamped = (x - eps) * torch.tensor([1.0, 0.0])[:, None, None]
-    torch.testing.assert_close(perfect.velocity(z, t, {}, t_eps=0.01), unclamped, atol=1e-4, rtol=0)
+    torch.testing.assert_close(perfect.velocity(z, t, t_eps=0.01), unclamped, atol=1e-4, rtol=0)
 
 
 def test_the_prediction_is_float32_for_any_input_dtype() -> None:
@@ -196,3 +197,35 @@ def test_an_unknown_condition_is_refused() -> None:
         random_model(layout((6, 2)), {"label": Category(3)})(
             noise(1, 2, 6), torch.rand(1), {"labl": 1}
         )
+
+
+def missing_layout(missing: bool) -> Layout:
+    return Layout((Axis("row", 6, 2), Axis("column", 4, 2)), ("u", "v"), missing=missing)
+
+
+def test_a_mask_of_all_cells_equals_no_mask() -> None:
+    denoiser = random_model(missing_layout(True))
+    z, t = noise(2, 2, 6, 4), torch.tensor([0.2, 0.6])
+    everywhere = Conditioning(mask=torch.ones(2, 2, 6, 4, dtype=torch.bool))
+    torch.testing.assert_close(denoiser.predict(z, t, everywhere), denoiser.predict(z, t))
+
+
+def test_without_missing_cells_in_the_layout_nan_stays_nan() -> None:
+    denoiser = random_model(missing_layout(False))
+    z = noise(2, 2, 6, 4)
+    z[0, 0, 0, 0] = torch.nan
+    x_hat = denoiser(z, torch.tensor([0.2, 0.6]))
+    assert x_hat[0].isnan().any() and x_hat[1].isfinite().all()
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_a_denoiser_can_be_exported(missing: bool) -> None:
+    denoiser = random_model(missing_layout(missing), {"label": Category(3)}).eval()
+    z, t = noise(2, 2, 6, 4), torch.tensor([0.2, 0.6])
+    if missing:
+        z[0, 1, 2, 3] = torch.nan
+    null: dict[str, Any] = {}
+    program = torch.export.export(denoiser, (z, t, null), strict=False)
+    expected = denoiser(z, t, null)
+    torch.testing.assert_close(program.module()(z, t, null), expected)
+    assert expected.isfinite().all()

@@ -17,11 +17,12 @@ import xarray as xr
 from models import sizes
 from torch import Tensor
 
-from jitkit.diffusion.denoiser import Denoiser
+from jitkit.diffusion.denoiser import NONE, Denoiser
 from jitkit.domains.weather.adapter import Weather
 from jitkit.domains.weather.forecasts import Forecasts
 from jitkit.domains.weather.section import WeatherSection
 from jitkit.errors import JitkitError
+from jitkit.fields import Conditioning
 from jitkit.protocols import Autoregressive
 from jitkit.recipe.renamed import RENAMED
 from jitkit.runs.run_dir import locked
@@ -77,17 +78,10 @@ class Linear(Denoiser):
 
     keep, spread, share = 0.8, 0.0, 0.0
 
-    def predict(
-        self,
-        z: Tensor,
-        t: Tensor,
-        cond: Mapping[str, Tensor],
-        mask: Tensor | None = None,
-        coords: Tensor | None = None,
-    ) -> Tensor:
+    def predict(self, z: Tensor, t: Tensor, conditioning: Conditioning = NONE) -> Tensor:
         """E[x | z] under z = t x + (1 - t) eps."""
-        last = cond["past"][:, -z.shape[1] :].nan_to_num()
-        first = cond["past"][:, : z.shape[1]].nan_to_num()
+        past = conditioning.cond["past"].nan_to_num()
+        last, first = past[:, -z.shape[1] :], past[:, : z.shape[1]]
         mean = self.keep * last.roll(1, dims=-1) + self.share * first
         t = t.reshape(-1, 1, 1, 1)
         gain = self.spread**2 * t / (self.spread**2 * t**2 + (1 - t) ** 2)

@@ -19,9 +19,9 @@ from jitkit.diffusion.denoiser import Denoiser
 from jitkit.domains.digits import Digits, DigitsSection
 from jitkit.domains.images.files import ImageItem
 from jitkit.errors import BadItem, ConditionError
-from jitkit.fields import Category, Condition, Field, Grid, PerToken, Scalars
+from jitkit.fields import Category, Condition, Conditioning, Field, Grid, PerToken, Scalars
 from jitkit.sampling.generate import sample_items
-from jitkit.sampling.requests import Conditioning, conditioning_for, parse_indices
+from jitkit.sampling.requests import conditioning_for, parse_indices
 from jitkit.sections import SampleSection
 
 EVERY: dict[str, Condition] = {

@@ -28,6 +28,7 @@ from jitkit.fields import (
     Batch,
     Category,
     Condition,
+    Conditioning,
     Field,
     Grid,
     Kind,
@@ -39,7 +40,7 @@ from jitkit.fields import (
 )
 from jitkit.protocols import HasSizes, VariableSize
 from jitkit.sampling.generate import sample_items
-from jitkit.sampling.requests import Conditioning, conditioning_for
+from jitkit.sampling.requests import conditioning_for
 from jitkit.sections import SampleSection
 from jitkit.training.validation import validation_loss
 
@@ -156,14 +157,14 @@ def test_a_padded_batch_equals_single_items(
 
     def evaluate(batch: Batch, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
         eps = noise[rows, :, : batch.x.shape[2]]
+        loss = denoiser.losses(batch.x, eps, t[rows], batch.conditioning)
         rest = (batch.cond, batch.mask, batch.coords)
-        loss = denoiser.losses(batch.x, eps, t[rows], *rest)
         x_hat = denoiser(batch.x * t[rows, None, None], t[rows], *rest)
         grid = batch.x.shape[2:]
         mask = torch.ones(len(batch.x), 1, *grid).bool() if batch.mask is None else batch.mask
         settings: dict[str, Any] = {"guidance": 2.0, "first": rows.start, "mask": mask}
         # with rotary embedding of positions, a random model amplifies rounding at every step
-        settings |= {"steps": 1, "interval": (0.0, 1.0)} if positions else {"steps": 4}
+        settings |= {"steps": 1, "guidance_interval": (0.0, 1.0)} if positions else {"steps": 4}
         return loss, x_hat, sample(denoiser, len(batch.x), batch.cond, **settings)
 
     batched = evaluate(batch, slice(0, 3))
@@ -399,7 +400,7 @@ def test_all_predictions_of_a_model_obey_the_constraint(prediction: Any, missing
         return v
 
     denoiser.velocity = recorded  # type: ignore[method-assign]
-    settings: dict[str, Any] = {"guidance": 2.0, "interval": (0.0, 1.0), "steps": 3}
+    settings: dict[str, Any] = {"guidance": 2.0, "guidance_interval": (0.0, 1.0), "steps": 3}
     x = sample(denoiser, 2, batch.cond, mask=batch.mask, **settings)
     shift = torch.tensor([7.0, 7.0, -3.0, 0.0])[:, None]
     shifted = draw_noise(denoiser, range(2), 0, (32,)) + shift
@@ -422,8 +423,8 @@ def test_a_model_is_invariant_to_translation() -> None:
     eps = draw_noise(denoiser, [0], 0, (10,))
     x_hat = denoiser(eps, t, batch.cond)
     assert difference(denoiser(eps + shift, t, batch.cond), x_hat) < 1e-5
-    loss = denoiser.losses(batch.x, eps, t, batch.cond)
-    assert difference(denoiser.losses(batch.x, eps + shift, t, batch.cond), loss) < 1e-5
+    loss = denoiser.losses(batch.x, eps, t, batch.conditioning)
+    assert difference(denoiser.losses(batch.x, eps + shift, t, batch.conditioning), loss) < 1e-5
     free = random_model(a_layout("set", centred=False), CONDITIONS)
     assert difference(free(eps + shift, t, batch.cond), free(eps, t, batch.cond)) > 1e-2
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from jitkit.diffusion.denoiser import Denoiser
 from jitkit.errors import JitkitError
-from jitkit.fields import Category, Condition, Grid
+from jitkit.fields import Category, Condition, Conditioning, Grid
 from jitkit.nn.memory import largest_batch, measure_peak, parse_bytes, training_bytes
 from jitkit.nn.transformer import Sizes, Transformer
 
@@ -153,7 +153,7 @@ def saved(
 
     The model's own tensors are not counted. A copy of a weight is recognised by its shape.
     """
-    net.autocast = compute
+    net.network.autocast = compute
     own = {tensor.untyped_storage().data_ptr() for tensor in [*net.parameters(), *net.buffers()]}
     shapes = {shape for p in net.parameters() for shape in (p.shape, p.shape[::-1])}
     storages: dict[int, tuple[int, bool]] = {}
@@ -168,7 +168,7 @@ def saved(
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = net.losses(x, torch.randn_like(x), torch.rand(len(x)), cond).mean()
+        loss = net.losses(x, torch.randn_like(x), torch.rand(len(x)), Conditioning(cond)).mean()
     del loss
     copies = sum(size for size, copied in storages.values() if copied)
     return copies, sum(size for size, _ in storages.values()) - copies
@@ -242,7 +242,7 @@ def test_steps_on_a_gpu_take_the_estimate_within_a_fifth() -> None:
         optimizer = torch.optim.AdamW(model.parameters(), fused=True)
         for _ in range(2):
             x = torch.randn(32, 2, 64, 64, device=GPU)
-            losses = model.losses(x, torch.randn_like(x), torch.rand(32, device=GPU), {})
+            losses = model.losses(x, torch.randn_like(x), torch.rand(32, device=GPU))
             torch.autograd.backward(losses.mean())
             optimizer.step()
             optimizer.zero_grad()

@@ -23,7 +23,7 @@ import jitkit
 from jitkit.diffusion.sampler import draw_noise, sample
 from jitkit.diffusion.solvers import Method
 from jitkit.errors import CheckpointError, RecipeError
-from jitkit.fields import Category
+from jitkit.fields import Category, Conditioning
 from jitkit.runs import checkpoint
 from jitkit.runs.official import ENTRIES, _shapes, import_official, load_official, translate
 from jitkit.sections import SIZES
@@ -103,7 +103,7 @@ def test_the_prediction_matches_the_official_code(label: Any) -> None:
 
 def test_loss_and_gradients_match_the_official_code() -> None:
     denoiser = load_official(STATE, START)
-    loss = denoiser.losses(GOLDEN["loss.x"], GOLDEN["loss.e"], T, {"label": Y}).mean()
+    loss = denoiser.losses(GOLDEN["loss.x"], GOLDEN["loss.e"], T, Conditioning({"label": Y})).mean()
     torch.autograd.backward(loss)
     assert difference(loss, GOLDEN["loss.v_loss"]) < 1e-5
     gradients = {k.removeprefix("grad."): v for k, v in GOLDEN.items() if k.startswith("grad.")}
@@ -121,7 +121,7 @@ def test_samples_match_the_official_code(method: Method) -> None:
         noise=GOLDEN["sample.z0"],
         cond={"label": GOLDEN["sample.y"]},
         guidance=META["cfg"],
-        interval=tuple(META["cfg_interval"]),
+        guidance_interval=tuple(META["cfg_interval"]),
         steps=META["sampling_steps"],
         method=method,
     )

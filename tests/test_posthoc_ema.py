@@ -164,7 +164,7 @@ def test_a_post_hoc_ema_after_training_equals_the_online_one(tmp_path: Path) -> 
     optimizer.param_groups[0]["lr"] = optimizer.param_groups[-1]["lr"] = 3e-3
     for step in range(1, 301):
         batch = x[torch.randint(len(x), (16,))]
-        losses = denoiser.losses(batch, torch.randn_like(batch), torch.rand(16), {})
+        losses = denoiser.losses(batch, torch.randn_like(batch), torch.rand(16))
         torch.autograd.backward(losses.mean())
         optimizer.step()
         optimizer.zero_grad()

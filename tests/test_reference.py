@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from jitkit.diffusion.denoiser import Denoiser, Diffusion
 from jitkit.diffusion.sampler import sample
-from jitkit.fields import Category, Scalars
+from jitkit.fields import Category, Conditioning, Scalars
 from jitkit.optim.optimizers import adamw
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks are not installed
@@ -61,7 +62,7 @@ def test_loss_gradients_and_a_training_step_are_equal() -> None:
     optimizer = adamw(denoiser.network, betas=(0.9, 0.95), weight_decay=0.0)
     for group in optimizer.param_groups:
         group["lr"] = 1e-3
-    loss = denoiser.losses(x, eps, t, {"label": y}).mean()
+    loss = denoiser.losses(x, eps, t, Conditioning({"label": y})).mean()
     assert training.step_on(x, eps, t, y) == pytest.approx(loss.item(), rel=1e-5)
     torch.autograd.backward(loss)
     model = training.model
@@ -76,9 +77,10 @@ def test_loss_gradients_and_a_training_step_are_equal() -> None:
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_samples_are_equal(guidance: float) -> None:
     denoiser, (x, *_), y = ours(), batch(), torch.tensor([0, 4, 2])
-    settings = {"steps": 10, "guidance": guidance, "interval": (0.1, 1.0)}
-    textbook = reference.sample(like(denoiser), x, y, **settings)  # type: ignore[arg-type]
-    expected = sample(denoiser, noise=x, cond={"label": y}, **settings)  # type: ignore[arg-type]
+    settings: dict[str, Any] = {"steps": 10, "guidance": guidance}
+    textbook = reference.sample(like(denoiser), x, y, interval=(0.1, 1.0), **settings)
+    settings |= {"guidance_interval": (0.1, 1.0)}
+    expected = sample(denoiser, noise=x, cond={"label": y}, **settings)
     assert difference(textbook, expected) < 1e-4
 
 

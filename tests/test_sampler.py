@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from models import difference, layout, random_model
@@ -17,7 +19,8 @@ from jitkit.diffusion.guidance import Guided
 from jitkit.diffusion.sampler import draw_noise, fitting_batch, sample
 from jitkit.diffusion.solvers import Method, integrate
 from jitkit.errors import ConditionError, JitkitError
-from jitkit.fields import Category, Condition, Grid, Layout, PerToken, Scalars
+from jitkit.fields import Category, Condition, Conditioning, Grid, Layout, PerToken, Scalars
+from jitkit.sections import SampleSection
 
 LABEL: dict[str, Condition] = {"label": Category(10)}
 
@@ -49,7 +52,7 @@ def counted(conditions: dict[str, Condition] = LABEL, **given: Any) -> Counted:
 
 def test_50_steps_of_heun_with_cfg_take_99_calls_and_187_nfe_per_sample() -> None:
     denoiser = counted()
-    sample(denoiser, 3, {"label": 1}, guidance=2.0, interval=(0.1, 1.0), steps=50)
+    sample(denoiser, 3, {"label": 1}, guidance=2.0, guidance_interval=(0.1, 1.0), steps=50)
     assert len(denoiser.calls) == 99
     assert sum(size for _, size in denoiser.calls) == 3 * 187
     guided = {round(t * 50) for t, size in denoiser.calls if size == 6}
@@ -86,18 +89,20 @@ def test_without_effect_of_guidance_there_is_no_unconditional_pass(
     assert [size for _, size in denoiser.calls] == [3] * 7
 
 
+def labelled(*labels: int) -> Conditioning:
+    return Conditioning({"label": torch.tensor(labels)})
+
+
 def guided_model(guidance: float = 3.0, **given: Any) -> Guided:
-    return Guided(
-        random_model(layout((6, 2)), LABEL), {"label": torch.tensor([3, 5])}, guidance, **given
-    )
+    settings = SampleSection(guidance=guidance, **given)
+    return Guided(random_model(layout((6, 2)), LABEL), labelled(3, 5), settings)
 
 
 @pytest.mark.parametrize("guidance", [0.0, 0.5, 1.0, 3.0, -1.0])
 def test_guidance_extrapolates_from_unconditional_to_conditional(guidance: float) -> None:
     guided, z, t = guided_model(guidance), noise(2, 2, 6), torch.tensor(0.4)
     conditional, unconditional = (
-        guided.denoiser.velocity(z, t.expand(2), {"label": torch.tensor(label)})
-        for label in ([3, 5], [10, 10])
+        guided.denoiser.velocity(z, t.expand(2), labelled(*labels)) for labels in ([3, 5], [10, 10])
     )
     assert difference(conditional, unconditional) > 0.01
     expected = unconditional + guidance * (conditional - unconditional)
@@ -106,7 +111,7 @@ def test_guidance_extrapolates_from_unconditional_to_conditional(guidance: float
 
 def test_outside_the_interval_the_velocity_is_the_conditional_one() -> None:
     guided, z, t = guided_model(), noise(2, 2, 6), torch.tensor(0.05)
-    conditional = guided.denoiser.velocity(z, t.expand(2), guided.cond)
+    conditional = guided.denoiser.velocity(z, t.expand(2), guided.conditioning)
     assert torch.equal(guided(z, t), conditional)
 
 
@@ -115,9 +120,9 @@ def test_a_condition_without_dropout_is_kept_in_the_unconditional_pass() -> None
     denoiser = random_model(layout((6, 2)), LABEL | {"past": past})
     cond = {"label": torch.tensor([3]), "past": noise(1, 1, 6, seed=1)}
     z, t = noise(1, 2, 6), torch.tensor(0.4)
-    guided = Guided(denoiser, cond, 3.0)(z, t)
+    guided = Guided(denoiser, Conditioning(cond), SampleSection(guidance=3.0))(z, t)
     conditional, unconditional = (
-        denoiser.velocity(z, t.expand(1), cond | {"label": torch.tensor([label])})
+        denoiser.velocity(z, t.expand(1), Conditioning(cond | {"label": torch.tensor([label])}))
         for label in (3, 10)
     )
     torch.testing.assert_close(
@@ -134,14 +139,14 @@ def test_the_unconditional_pass_drops_all_droppable_conditions() -> None:
         "element": torch.ones(1, 6, dtype=torch.long),
     }
     z, t = noise(1, 2, 6), torch.tensor(0.4)
-    conditional = denoiser.velocity(z, t.expand(1), cond)
+    conditional = denoiser.velocity(z, t.expand(1), Conditioning(cond))
     null_cond = {
         "label": torch.tensor([10]),
         "weather": torch.full((1, 1), torch.nan),
         "element": torch.full((1, 6), 4),
     }
-    unconditional = denoiser.velocity(z, t.expand(1), null_cond)
-    guided = Guided(denoiser, cond, 3.0)(z, t)
+    unconditional = denoiser.velocity(z, t.expand(1), Conditioning(null_cond))
+    guided = Guided(denoiser, Conditioning(cond), SampleSection(guidance=3.0))(z, t)
     torch.testing.assert_close(
         guided, unconditional + 3 * (conditional - unconditional), atol=1e-5, rtol=1e-5
     )
@@ -149,33 +154,34 @@ def test_the_unconditional_pass_drops_all_droppable_conditions() -> None:
 
 def test_the_guidance_interval_is_open() -> None:
     low, high = torch.tensor(0.1), torch.tensor(0.7)
-    guided = guided_model(interval=(0.1, 0.7))
-    assert not guided.acts(low) and not guided.acts(high)
-    assert guided.acts(low.nextafter(high)) and guided.acts(high.nextafter(low))
-    assert not guided.acts(torch.tensor(0.0)) and not guided.acts(torch.tensor(0.9))
+    guided = guided_model(guidance_interval=(0.1, 0.7))
+    assert not guided.is_active(low) and not guided.is_active(high)
+    assert guided.is_active(low.nextafter(high)) and guided.is_active(high.nextafter(low))
+    assert not guided.is_active(torch.tensor(0.0)) and not guided.is_active(torch.tensor(0.9))
 
 
 def test_a_guidance_interval_from_0_includes_0() -> None:
-    assert guided_model(interval=(0.0, 0.7)).acts(torch.tensor(0.0))
-    assert not guided_model(interval=(1e-6, 0.7)).acts(torch.tensor(0.0))
+    assert guided_model(guidance_interval=(0.0, 0.7)).is_active(torch.tensor(0.0))
+    assert not guided_model(guidance_interval=(1e-6, 0.7)).is_active(torch.tensor(0.0))
 
 
 def test_time_5_of_50_is_below_a_tenth_in_float32_and_not_guided() -> None:
     t = torch.linspace(0, 1, 51)
     assert t[5].item() < 0.1
-    assert not guided_model().acts(t[5]) and guided_model().acts(t[6])
+    assert not guided_model().is_active(t[5]) and guided_model().is_active(t[6])
 
 
 def test_the_unconditional_pass_gets_the_same_mask_and_coords() -> None:
     denoiser = random_model(layout((6, 2)), LABEL)
-    cond, z, t = {"label": torch.tensor([3, 5])}, noise(2, 2, 6), torch.tensor(0.4)
+    z, t = noise(2, 2, 6), torch.tensor(0.4)
     mask = torch.tensor([[[True] * 6], [[True] * 3 + [False] * 3]])
     coords = torch.arange(6.0)[:, None] + torch.tensor([0.0, 2.0])[:, None, None]
     z = torch.where(mask, z, 0.0)
-    guided = Guided(denoiser, cond, 3.0, mask=mask, coords=coords)(z, t)
+    given = replace(labelled(3, 5), mask=mask, coords=coords)
+    guided = Guided(denoiser, given, SampleSection(guidance=3.0))(z, t)
     conditional, unconditional = (
-        denoiser.velocity(z, t.expand(2), {"label": torch.tensor(label)}, mask, coords)
-        for label in ([3, 5], [10, 10])
+        denoiser.velocity(z, t.expand(2), replace(given, cond=labelled(*labels).cond))
+        for labels in ([3, 5], [10, 10])
     )
     expected = torch.where(mask, unconditional + 3 * (conditional - unconditional), 0.0)
     torch.testing.assert_close(guided, expected, atol=1e-5, rtol=1e-5)
@@ -247,7 +253,7 @@ def test_samples_carry_no_gradient() -> None:
 def test_a_sample_is_the_integral_of_its_velocity(prediction: Any) -> None:
     denoiser = random_model(layout((6, 2)), diffusion=Diffusion(prediction))
     z = noise(2, 2, 6)
-    expected = integrate(lambda z, t: denoiser.velocity(z, t.expand(2), {}), z, steps=5)
+    expected = integrate(lambda z, t: denoiser.velocity(z, t.expand(2)), z, steps=5)
     assert difference(sample(denoiser, noise=z, steps=5), expected) < 1e-5
 
 
@@ -382,14 +388,28 @@ def test_a_terminal_shows_the_progress_bar_on_request(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("given", "text"),
     [
-        ({"steps": 0}, "steps 0 must be a whole number, at least 1"),
-        ({"method": "rk4"}, "method 'rk4' is not one of euler, heun, ab2, ab3, dpm2m"),
-        ({"time_grid": "late"}, "time_grid 'late' is not one of uniform, cosine"),
+        ({"steps": 0}, "steps: 0 is less than 1"),
+        ({"method": "rk4"}, "method: 'rk4' is not one of euler, heun, ab2, ab3, dpm2m"),
+        ({"time_grid": "late"}, "time_grid: 'late' is not one of uniform, cosine"),
+        ({"interval": (0, 1)}, "interval: unknown; did you mean 'guidance_interval'?; there are m"),
+        ({"guidance_interval": (0.5, 0.2)}, r"guidance_interval [0.5, 0.2] ends before it starts"),
+        ({"batch_size": 0, "t_eps": 2.0}, "t_eps: 2 is not below 1; batch_size: 0 is less than 1"),
+        (
+            {"autoguidance": "runs/a"},
+            "autoguidance='runs/a' names a model that is not loaded; give",
+        ),
     ],
 )
-def test_invalid_steps_method_or_time_grid_are_refused(given: Any, text: str) -> None:
-    with pytest.raises(JitkitError, match=f"^{text}$"):
+def test_invalid_settings_are_refused(given: Any, text: str) -> None:
+    with pytest.raises(JitkitError, match=f"^{re.escape(text)}"):
         sample(random_model(layout((6, 2))), 1, **given)
+
+
+def test_settings_are_those_of_a_recipe_and_keys_replace_them() -> None:
+    model, settings = random_model(layout((6, 2))), SampleSection(steps=3, seed=4)
+    assert torch.equal(sample(model, 2, settings=settings), sample(model, 2, steps=3, seed=4))
+    other = sample(model, 2, settings=settings, seed=np.int64(5))
+    assert torch.equal(other, sample(model, 2, steps=3, seed=5))
 
 
 @pytest.mark.parametrize(

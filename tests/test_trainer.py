@@ -583,9 +583,7 @@ def test_a_model_that_predicts_zero_has_the_known_validation_loss(
 class Wiener(Denoiser):
     """Best linear prediction of data of unit variance: x_hat = z t / (t² + (1 - t)² s²)."""
 
-    def predict(
-        self, z: Tensor, t: Tensor, cond: Any, mask: Any = None, coords: Any = None
-    ) -> Tensor:
+    def predict(self, z: Tensor, t: Tensor, conditioning: Any = None) -> Tensor:
         signal, noise = t**2, (1 - t) ** 2 * self.diffusion.noise_scale**2
         x_hat = z * (t / (signal + noise)).reshape(-1, 1, 1, 1)
         return convert(x_hat, z, t, source="x", target=self.diffusion.prediction, t_eps=1e-6)

@@ -175,7 +175,7 @@ def test_the_first_loss_is_that_of_a_zero_prediction(prediction: Any) -> None:
     x, eps = noise(4, 2, 6), noise(4, 2, 6, seed=1)
     t = torch.tensor([0.1, 0.3, 0.5, 0.9])
     expected = x / (1 - t)[:, None, None] if prediction == "x" else x - eps
-    losses = denoiser.losses(x, eps, t, {})
+    losses = denoiser.losses(x, eps, t)
     torch.testing.assert_close(losses, expected.square().mean(dim=(1, 2)))
 
 
@@ -565,7 +565,7 @@ def batch_with_holes() -> tuple[Denoiser, Batch]:
 
 def loss_of(denoiser: Denoiser, batch: Batch) -> Tensor:
     n, eps = len(batch.x), noise(*batch.x.shape, seed=7)
-    return denoiser.losses(batch.x, eps, times(n), batch.cond, batch.mask).mean()
+    return denoiser.losses(batch.x, eps, times(n), batch.conditioning).mean()
 
 
 def test_gradients_are_finite_with_missing_data_and_nonzero_for_every_parameter() -> None:
@@ -627,7 +627,7 @@ def test_under_bfloat16_the_residual_stream_stays_float32() -> None:
         block.register_forward_hook(lambda _module, _inputs, out: stream.append(out.dtype))
         linear: Any = block.attn
         linear.proj.register_forward_hook(lambda _module, _inputs, out: products.append(out.dtype))
-    denoiser.autocast = torch.bfloat16
+    denoiser.network.autocast = torch.bfloat16
     prediction = denoiser(z, t, {"label": 3})
     assert stream == [torch.float32] * 3
     assert products == [torch.bfloat16] * 3

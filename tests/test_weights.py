@@ -58,16 +58,16 @@ def test_the_loss_is_a_weighted_mean_over_observed_cells() -> None:
 def test_the_loss_of_a_model_uses_its_weights() -> None:
     denoiser = random_model(layout((4, 2), (6, 2)))
     x, eps, t = draw(2, 2, 4, 6), draw(2, 2, 4, 6, seed=1), torch.tensor([0.3, 0.6])
-    plain = denoiser.losses(x, eps, t, {})
+    plain = denoiser.losses(x, eps, t)
     denoiser.weights = torch.ones(4, 6)
-    assert torch.equal(denoiser.losses(x, eps, t, {}), plain)
+    assert torch.equal(denoiser.losses(x, eps, t), plain)
     north = torch.zeros(4, 6)
     north[:2] = 2
     denoiser.weights = north
-    prediction = denoiser.predict(interpolate(x, eps, t), t, {})
+    prediction = denoiser.predict(interpolate(x, eps, t), t)
     squares = squared_errors(prediction, x, eps, t, prediction="x", loss="v")
     expected = squares[:, :, :2].mean(dim=(1, 2, 3))
-    torch.testing.assert_close(denoiser.losses(x, eps, t, {}), expected)
+    torch.testing.assert_close(denoiser.losses(x, eps, t), expected)
 
 
 class Round(Weighted, Digits):

@@ -1,4 +1,4 @@
-"""The denoiser: network, x/eps/v-prediction and loss, noise scale, mixed precision (autocast)."""
+"""The denoiser: network, x/eps/v-prediction and loss, noise scale."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from torch import Tensor, nn
 from jitkit.diffusion.flow import Space, convert, interpolate, mean_over_data, squared_errors
 from jitkit.diffusion.zero_mean import centre, membership
 from jitkit.errors import JitkitError
-from jitkit.fields import Condition, Layout, describe, described
+from jitkit.fields import Condition, Conditioning, Layout, describe, described
 from jitkit.nn.conditioning import prepare
 from jitkit.nn.transformer import Sizes, Transformer
 
 if TYPE_CHECKING:
     from jitkit.domain import Domain
+
+NONE = Conditioning()
+"""No conditions, data everywhere."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,6 @@ class Denoiser(nn.Module):
         layout: axes and channels of the data.
         conditions: what the model can be conditioned on, by name.
         diffusion: prediction, loss, noise.
-        autocast: dtype of mixed precision inside the network; None for float32.
         weights: loss weight of each cell, (X1..Xn), of mean 1; None: uniform.
         open_domain: opens the adapter when `domain` is first accessed; None if there is none.
     """
@@ -73,7 +75,6 @@ class Denoiser(nn.Module):
         self.register_buffer("groups", membership(layout), persistent=False)
         self.register_buffer("weights", None, persistent=False)
         self.diffusion = diffusion or Diffusion()
-        self.autocast: torch.dtype | None = None
         self.open_domain: Callable[[], Domain] | None = None
         self._domain: Domain | None = None
 
@@ -112,22 +113,14 @@ class Denoiser(nn.Module):
     def domain(self, domain: Domain) -> None:
         self._domain = domain
 
-    def predict(
-        self,
-        z: Tensor,
-        t: Tensor,
-        cond: Mapping[str, Tensor],
-        mask: Tensor | None = None,
-        coords: Tensor | None = None,
-    ) -> Tensor:
+    def predict(self, z: Tensor, t: Tensor, conditioning: Conditioning = NONE) -> Tensor:
         """The network's prediction in its own space (x, eps or v); conditions already checked.
 
         It obeys the layout's linear constraint; if ``z`` does too, so do all conversions of it.
         """
-        kind, dtype = z.device.type, self.autocast
-        with torch.autocast(kind, dtype or torch.bfloat16, enabled=dtype is not None):
-            prediction = self.network(z.float(), t.float(), cond, mask, coords)
-        return self.centred(prediction, mask)
+        given = conditioning
+        prediction = self.network(z.float(), t.float(), given.cond, given.mask, given.coords)
+        return self.centred(prediction, given.mask)
 
     def centred(self, values: Tensor, mask: Tensor | None = None) -> Tensor:
         """Project values onto the constraint of `Layout.centred`; unchanged if there is none."""
@@ -144,7 +137,8 @@ class Denoiser(nn.Module):
         """Predict the clean data.
 
         Args:
-            z: noisy data, (B, C, X1..Xn).
+            z: noisy data, (B, C, X1..Xn). Cells that are not finite are missing if the layout has
+                missing data, and must not occur otherwise (the result is then NaN as well).
             t: times in [0, 1]; 0 is noise, 1 is data. (B,).
             cond: by name, (B, ...) or one value for all; conditions left out are null.
             mask: (B, C or 1, X1..Xn) bool, True where there are data; default: where z is finite
@@ -161,36 +155,29 @@ class Denoiser(nn.Module):
                 f"z {tuple(z.shape)} and t {tuple(t.shape)} do not fit a model of {channels} "
                 f"channels on {axes} axes: expected (B, {channels}, {axes} sizes) and (B,)"
             )
-        if mask is None and not bool(z.isfinite().all()):
-            if not self.layout.missing:
-                raise JitkitError("z has cells that are not finite; give a mask of the data")
+        if mask is None and self.layout.missing:  # a test of z would synchronize a device
             mask = z.isfinite()
         z = self.centred(z, mask)
         ready = prepare(self.conditions, cond, n=len(z), grid=tuple(z.shape[2:]), device=z.device)
-        prediction = self.predict(z, t, ready, mask, coords)
-        return self._convert(prediction, z, t, "x")
+        return self._convert(self.predict(z, t, Conditioning(ready, mask, coords)), z, t, "x")
 
     def velocity(
         self,
         z: Tensor,
         t: Tensor,
-        cond: Mapping[str, Tensor],
-        mask: Tensor | None = None,
-        coords: Tensor | None = None,
+        conditioning: Conditioning = NONE,
         *,
         t_eps: float | None = None,
     ) -> Tensor:
         """v_hat = dz/dt, from the network's prediction; conditions already checked."""
-        return self._convert(self.predict(z, t, cond, mask, coords), z, t, "v", t_eps)
+        return self._convert(self.predict(z, t, conditioning), z, t, "v", t_eps)
 
     def losses(
         self,
         x: Tensor,
         eps: Tensor,
         t: Tensor,
-        cond: Mapping[str, Tensor],
-        mask: Tensor | None = None,
-        coords: Tensor | None = None,
+        conditioning: Conditioning = NONE,
         *,
         loss: Space | None = None,
     ) -> Tensor:
@@ -201,12 +188,11 @@ class Denoiser(nn.Module):
             eps: noise, already scaled by ``diffusion.noise_scale``, same shape; it is projected
                 onto the layout's linear constraint here.
             t: times, (B,).
-            cond: all conditions, already checked.
-            mask, coords: as in `forward`.
+            conditioning: conditions, already checked; mask and coordinates.
             loss: the space of the error; default: the one of training.
         """
-        eps = self.centred(eps, mask)
-        prediction = self.predict(interpolate(x, eps, t), t, cond, mask, coords)
+        eps = self.centred(eps, conditioning.mask)
+        prediction = self.predict(interpolate(x, eps, t), t, conditioning)
         squares = squared_errors(
             prediction,
             x,
@@ -216,7 +202,7 @@ class Denoiser(nn.Module):
             loss=loss or self.diffusion.loss,
             t_eps=self.diffusion.t_eps,
         )
-        return mean_over_data(squares, mask, self.weights)
+        return mean_over_data(squares, conditioning.mask, self.weights)
 
     def describe(self) -> dict[str, Any]:
         """Description of the model for `build`, as plain data for JSON."""

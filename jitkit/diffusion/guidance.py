@@ -8,7 +8,6 @@ larger ones, so the extrapolation reduces them. It needs no condition and works 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -17,7 +16,9 @@ from torch import Tensor
 
 from jitkit.diffusion.denoiser import Denoiser
 from jitkit.errors import JitkitError, listed
+from jitkit.fields import Conditioning
 from jitkit.nn.conditioning import null_condition
+from jitkit.sections import SampleSection
 
 
 def in_interval(t: Tensor, interval: tuple[float, float]) -> bool:
@@ -28,17 +29,11 @@ def in_interval(t: Tensor, interval: tuple[float, float]) -> bool:
 
 
 def masked_velocity(
-    denoiser: Denoiser,
-    z: Tensor,
-    t: Tensor,
-    cond: Mapping[str, Tensor],
-    mask: Tensor | None,
-    coords: Tensor | None,
-    t_eps: float | None,
+    denoiser: Denoiser, z: Tensor, t: Tensor, conditioning: Conditioning, t_eps: float | None
 ) -> Tensor:
-    """A model's dz/dt, zero outside the mask; t (B,), the rest as in `Denoiser.forward`."""
-    v = denoiser.velocity(z, t, cond, mask, coords, t_eps=t_eps)
-    return v if mask is None else torch.where(mask, v, 0.0)
+    """A model's dz/dt, zero outside the mask; t (B,)."""
+    v = denoiser.velocity(z, t, conditioning, t_eps=t_eps)
+    return v if conditioning.mask is None else torch.where(conditioning.mask, v, 0.0)
 
 
 @dataclass(frozen=True)
@@ -51,32 +46,26 @@ class Guided:
 
     Attributes:
         denoiser: the model.
-        cond: all conditions, already checked.
-        guidance: guidance scale w; 1 is the conditional model without guidance.
-        interval: guidance interval (t_low, t_high).
-        t_eps: lower bound of the divisor 1 - t.
-        mask, coords: as in `Denoiser.forward`.
+        conditioning: of the samples, conditions already checked.
+        settings: ``guidance`` (w), ``guidance_interval`` and ``t_eps`` are used.
     """
 
     denoiser: Denoiser
-    cond: Mapping[str, Tensor]
-    guidance: float = 1.0
-    interval: tuple[float, float] = (0.1, 1.0)
-    t_eps: float | None = None
-    mask: Tensor | None = None
-    coords: Tensor | None = None
+    conditioning: Conditioning
+    settings: SampleSection
 
-    def acts(self, t: Tensor) -> bool:
+    def is_active(self, t: Tensor) -> bool:
         """Whether guidance is applied at a time (a float32 scalar, compared as float32)."""
-        return self.guidance != 1 and in_interval(t, self.interval) and self._is_conditional
+        inside = in_interval(t, self.settings.guidance_interval)
+        return self.settings.guidance != 1 and inside and self._is_conditional
 
     @cached_property
     def _null_cond(self) -> dict[str, Tensor]:
         """Null conditions of the unconditional pass; those never dropped in training are kept."""
         return {
-            name: null_condition(condition, self.cond[name])
+            name: null_condition(condition, self.conditioning.cond[name])
             if condition.drop > 0
-            else self.cond[name]
+            else self.conditioning.cond[name]
             for name, condition in self.denoiser.conditions.items()
         }
 
@@ -84,33 +73,29 @@ class Guided:
     def _is_conditional(self) -> bool:
         """Whether the conditions differ from the null conditions."""
         return any(
-            not torch.equal(self.cond[name].nan_to_num(nan=torch.inf), value.nan_to_num(torch.inf))
+            not torch.equal(
+                self.conditioning.cond[name].nan_to_num(nan=torch.inf), value.nan_to_num(torch.inf)
+            )
             for name, value in self._null_cond.items()
         )
 
     @cached_property
-    def _doubled(self) -> tuple[dict[str, Tensor], Tensor | None, Tensor | None]:
-        """Conditions, mask and coords of both passes as one batch."""
-        both = {
-            name: torch.cat((self.cond[name], value)) for name, value in self._null_cond.items()
-        }
-        mask, coords = (
-            None if x is None else x.repeat(2, *[1] * (x.ndim - 1))
-            for x in (self.mask, self.coords)
-        )
-        return both, mask, coords
+    def _doubled(self) -> Conditioning:
+        """Conditioning of both passes as one batch."""
+        own = self.conditioning
+        both = own.map(lambda value: value.repeat(2, *[1] * (value.ndim - 1)))
+        cond = {name: torch.cat((own.cond[name], null)) for name, null in self._null_cond.items()}
+        return replace(both, cond=cond)
 
     def __call__(self, z: Tensor, t: Tensor) -> Tensor:
         """dz/dt at (z, t), float32, in the shape of ``z``."""
-        times = t.to(z.device).expand(len(z))
-        if not self.acts(t):
-            rest = (self.mask, self.coords, self.t_eps)
-            return masked_velocity(self.denoiser, z, times, self.cond, *rest)
-        both, mask, coords = self._doubled
-        twice, rest = z.repeat(2, *[1] * (z.ndim - 1)), (mask, coords, self.t_eps)
-        v = masked_velocity(self.denoiser, twice, times.repeat(2), both, *rest)
+        times, t_eps = t.to(z.device).expand(len(z)), self.settings.t_eps
+        if not self.is_active(t):
+            return masked_velocity(self.denoiser, z, times, self.conditioning, t_eps)
+        twice = z.repeat(2, *[1] * (z.ndim - 1))
+        v = masked_velocity(self.denoiser, twice, times.repeat(2), self._doubled, t_eps)
         conditional, unconditional = v.chunk(2)
-        return unconditional + self.guidance * (conditional - unconditional)
+        return unconditional + self.settings.guidance * (conditional - unconditional)
 
 
 @dataclass(frozen=True)
@@ -123,38 +108,32 @@ class Autoguided:
 
     Attributes:
         denoiser: the model.
-        guide: the weaker model, accepted by `check_guide`.
-        cond: all conditions of the model, already checked; the guide gets those it has.
-        scale: guidance scale w; 1 is the model without guidance.
-        interval: guidance interval (t_low, t_high).
-        t_eps: lower bound of the divisor 1 - t for both models; default: the model's.
-        mask, coords: as in `Denoiser.forward`.
+        guide: the weaker model, accepted by `check_guide`; it gets the conditions that it has.
+        conditioning: of the samples, conditions already checked.
+        settings: ``guide_scale`` (w), ``guidance_interval`` and ``t_eps`` (for both models; by
+            default the model's) are used.
     """
 
     denoiser: Denoiser
     guide: Denoiser
-    cond: Mapping[str, Tensor]
-    scale: float = 2.0
-    interval: tuple[float, float] = (0.1, 1.0)
-    t_eps: float | None = None
-    mask: Tensor | None = None
-    coords: Tensor | None = None
+    conditioning: Conditioning
+    settings: SampleSection
 
-    def acts(self, t: Tensor) -> bool:
+    def is_active(self, t: Tensor) -> bool:
         """Whether guidance is applied at a time (a float32 scalar)."""
-        return self.scale != 1 and in_interval(t, self.interval)
+        inside = in_interval(t, self.settings.guidance_interval)
+        return self.settings.guide_scale != 1 and inside
 
     def __call__(self, z: Tensor, t: Tensor) -> Tensor:
         """dz/dt at (z, t), float32, in the shape of ``z``."""
-        times = t.to(z.device).expand(len(z))
-        t_eps = self.denoiser.diffusion.t_eps if self.t_eps is None else self.t_eps
-        rest = (self.mask, self.coords, t_eps)
-        v = masked_velocity(self.denoiser, z, times, self.cond, *rest)
-        if not self.acts(t):
+        times, own, t_eps = t.to(z.device).expand(len(z)), self.conditioning, self.settings.t_eps
+        t_eps = self.denoiser.diffusion.t_eps if t_eps is None else t_eps
+        v = masked_velocity(self.denoiser, z, times, own, t_eps)
+        if not self.is_active(t):
             return v
-        guide_cond = {name: self.cond[name] for name in self.guide.conditions}
-        v_guide = masked_velocity(self.guide, z, times, guide_cond, *rest)
-        return v_guide + self.scale * (v - v_guide)
+        known = replace(own, cond={name: own.cond[name] for name in self.guide.conditions})
+        v_guide = masked_velocity(self.guide, z, times, known, t_eps)
+        return v_guide + self.settings.guide_scale * (v - v_guide)
 
 
 def check_guide(denoiser: Denoiser, guide: Denoiser) -> None:

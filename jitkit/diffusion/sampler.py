@@ -7,7 +7,7 @@ generator, so neither the batch nor the device changes it (except for rounding).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,10 +15,13 @@ from torch import Tensor
 
 from jitkit.diffusion.denoiser import Denoiser
 from jitkit.diffusion.guidance import Autoguided, Guided, check_guide
-from jitkit.diffusion.solvers import Method, TimeGrid, Velocity, integrate
+from jitkit.diffusion.solvers import Velocity, integrate
 from jitkit.errors import JitkitError
+from jitkit.fields import Conditioning
 from jitkit.nn.conditioning import prepare
 from jitkit.nn.memory import free_bytes, sampling_bytes
+from jitkit.recipe.load import with_keys
+from jitkit.sections import SampleSection
 from jitkit.utils.console import bar
 from jitkit.utils.seeding import mix
 
@@ -53,119 +56,131 @@ def sample(
     denoiser: Denoiser,
     n: int | None = None,
     cond: Mapping[str, Any] | None = None,
+    settings: SampleSection | None = None,
     *,
     noise: Tensor | None = None,
-    guidance: float = 1.0,
-    interval: tuple[float, float] = (0.1, 1.0),
-    guide: Denoiser | None = None,
-    guide_scale: float = 2.0,
-    steps: int = 50,
-    method: Method = "heun",
-    time_grid: TimeGrid = "uniform",
-    seed: int = 0,
-    first: int = 0,
-    t_eps: float | None = None,
-    batch_size: int | None = None,
     mask: Tensor | None = None,
     coords: Tensor | None = None,
+    guide: Denoiser | None = None,
+    first: int = 0,
     progress: bool = False,
+    **overrides: Any,
 ) -> Tensor:
     """Draw samples, (n, C, X1..Xn) float32 on the model's device; zero outside ``mask``.
+
+    This takes no settings of a run; `jitkit.generate` does, and returns items in physical units.
 
     Args:
         denoiser: the model, from `load` or `load_official`.
         n: number of samples; default: that of ``noise``.
         cond: by name, (n, ...) or one value for all; conditions left out are null.
+        settings: section ``sample`` of a recipe; default: its default values.
         noise: initial noise, (n, C, X1..Xn), already scaled; default: drawn from the seed. It is
             projected onto the layout's linear constraint.
-        guidance: scale of classifier-free guidance (CFG); 1 is none.
-        interval: guidance interval (t_low, t_high), open; t_low = 0 includes t = 0.
-        guide: a weaker model of the same data, for autoguidance
-            (`jitkit.diffusion.guidance`); not together with ``guidance``.
-        guide_scale: scale of autoguidance; 1 is none.
-        steps: number of solver steps.
-        method: ODE solver of `jitkit.diffusion.solvers`: ``"heun"``, ``"euler"``, or multistep
-            ``"ab2"``, ``"ab3"`` or ``"dpm2m"``; the last step is always Euler's.
-        time_grid: spacing of the steps, ``"uniform"`` or ``"cosine"``.
-        seed: sample i is a function of the weights, the seed and i.
-        first: index of the first sample.
-        t_eps: lower bound of the divisor 1 - t; default: the model's.
-        batch_size: samples per batch; default: by free memory.
         mask: (n, C or 1, X1..Xn) bool, True where data are to be generated.
         coords: coordinates of the cells, (n, X1..Xn, axes), in cells.
+        guide: a weaker model of the same data, for autoguidance
+            (`jitkit.diffusion.guidance`); not together with ``guidance``.
+        first: index of the first sample; sample i is a function of the weights, the seed and i.
         progress: show a progress bar on a terminal.
+        overrides: keys of `SampleSection` in place of those of ``settings``: ``steps=20``,
+            ``method="ab3"``, ``time_grid``, ``guidance``, ``guidance_interval``, ``guide_scale``,
+            ``t_eps``, ``batch_size`` (default: by free memory), ``seed``.
 
     Raises:
-        JitkitError: a setting out of range, noise, mask or coords of the wrong shape, or a guide
-            that is not a model of the same data.
+        JitkitError: an unknown or invalid setting; noise, mask or coords of the wrong shape; a
+            guide that is not a model of the same data.
         ConditionError: as in `Denoiser.forward`.
     """
-    device = denoiser.device
-    if batch_size is not None and batch_size < 1:
-        raise JitkitError(f"batch_size {batch_size} must be at least 1")
-    if t_eps is not None and not 0 < t_eps < 1:
-        raise JitkitError(f"t_eps {t_eps} must be between 0 and 1")
-    if not 0 <= interval[0] < interval[1]:
-        raise JitkitError(f"interval {tuple(interval)} ends before it starts")
-    if guide is not None:
-        if guidance != 1:
-            raise JitkitError(
-                f"guide (autoguidance) and guidance={guidance:g} (classifier-free guidance) "
-                "together are not defined; give one of them"
-            )
-        check_guide(denoiser, guide)
-    if noise is None:
-        if n is None or n < 1:
-            raise JitkitError(f"n is {n}; request at least 1 sample, or give the noise")
-        grid = denoiser.layout.grid if mask is None else tuple(mask.shape[2:])
-    else:
-        channels, axes = len(denoiser.layout.channels), len(denoiser.layout.axes)
-        if noise.ndim != 2 + axes or noise.shape[1] != channels or n not in (None, len(noise)):
-            raise JitkitError(
-                f"noise {tuple(noise.shape)} does not fit: expected ({n or 'n'}, {channels}, "
-                f"{axes} sizes)"
-            )
-        n, grid = len(noise), tuple(noise.shape[2:])
+    settings = with_keys(settings or SampleSection(), overrides)
+    _check_guidance(denoiser, settings, guide)
+    n, grid = _size(denoiser, n, noise, mask)
     _check_shapes(denoiser, n, grid, mask, coords)
-    cond = prepare(denoiser.conditions, cond, n=n, grid=grid, device=device)
-    size = batch_size or fitting_batch(denoiser)
+    ready = prepare(denoiser.conditions, cond, n=n, grid=grid, device=denoiser.device)
+    conditioning = Conditioning(ready, mask, coords)
+    size = settings.batch_size or fitting_batch(denoiser)
 
-    done: list[Tensor] = []
-    with bar("sampling", n * steps, unit="steps", shown=progress) as show:
-        while (start := sum(len(x) for x in done)) < n:
-            part = slice(start, min(start + size, n))
-            indices = range(first + part.start, first + part.stop)
-            z = draw_noise(denoiser, indices, seed, grid) if noise is None else noise[part].float()
-            part_mask = None if mask is None else mask[part].to(device)
-            z = z.to(device) if part_mask is None else torch.where(part_mask, z.to(device), 0.0)
-            z = denoiser.centred(z, part_mask)
-            part_cond = {name: value[part] for name, value in cond.items()}
-            part_coords = None if coords is None else coords[part].to(device)
-            rest = (interval, t_eps, part_mask, part_coords)
-            velocity: Velocity = Guided(denoiser, part_cond, guidance, *rest)
-            if guide is not None:
-                velocity = Autoguided(denoiser, guide, part_cond, guide_scale, *rest)
-            count = part.stop - part.start
+    done, num_done = list[Tensor](), 0
+    with bar("sampling", n * settings.steps, unit="steps", shown=progress) as show:
+        while num_done < n:
+            rows = slice(num_done, min(num_done + size, n))
+            indices = range(first + rows.start, first + rows.stop)
+            given = None if noise is None else noise[rows].float()
+            z = draw_noise(denoiser, indices, settings.seed, grid) if given is None else given
 
-            def after_step(i: int, start: int = start, count: int = count) -> None:
-                show(start * steps + i * count)
+            def after_step(i: int, rows: slice = rows) -> None:
+                show(rows.start * settings.steps + i * (rows.stop - rows.start))
 
             try:
-                done.append(
-                    integrate(
-                        velocity,
-                        z,
-                        steps=steps,
-                        method=method,
-                        time_grid=time_grid,
-                        after_step=after_step,
-                    )
-                )
+                x = _denoise(denoiser, z, conditioning.part(rows), settings, guide, after_step)
             except torch.cuda.OutOfMemoryError:
                 if size == 1:
                     raise
                 size = max(1, size // 2)  # retry the same samples in smaller batches
+                continue
+            done.append(x)
+            num_done += len(x)
     return torch.cat(done)
+
+
+def _denoise(
+    denoiser: Denoiser,
+    z: Tensor,
+    conditioning: Conditioning,
+    settings: SampleSection,
+    guide: Denoiser | None,
+    after_step: Callable[[int], None],
+) -> Tensor:
+    """One batch from noise to data."""
+    device = denoiser.device
+    conditioning, z = conditioning.map(lambda value: value.to(device)), z.to(device)
+    if conditioning.mask is not None:
+        z = torch.where(conditioning.mask, z, 0.0)
+    z = denoiser.centred(z, conditioning.mask)
+    velocity: Velocity = Guided(denoiser, conditioning, settings)
+    if guide is not None:
+        velocity = Autoguided(denoiser, guide, conditioning, settings)
+    return integrate(
+        velocity,
+        z,
+        steps=settings.steps,
+        method=settings.method,
+        time_grid=settings.time_grid,
+        after_step=after_step,
+    )
+
+
+def _check_guidance(denoiser: Denoiser, settings: SampleSection, guide: Denoiser | None) -> None:
+    if guide is None:
+        if settings.autoguidance is not None:
+            raise JitkitError(
+                f"autoguidance={settings.autoguidance!r} names a model that is not loaded; give "
+                "it: guide=jitkit.load(...)"
+            )
+        return
+    if settings.guidance != 1:
+        raise JitkitError(
+            f"guide (autoguidance) and guidance={settings.guidance:g} (classifier-free guidance) "
+            "together are not defined; give one of them"
+        )
+    check_guide(denoiser, guide)
+
+
+def _size(
+    denoiser: Denoiser, n: int | None, noise: Tensor | None, mask: Tensor | None
+) -> tuple[int, tuple[int, ...]]:
+    """Number and grid of the samples."""
+    if noise is None:
+        if n is None or n < 1:
+            raise JitkitError(f"n is {n}; request at least 1 sample, or give the noise")
+        return n, denoiser.layout.grid if mask is None else tuple(mask.shape[2:])
+    channels, axes = len(denoiser.layout.channels), len(denoiser.layout.axes)
+    if noise.ndim != 2 + axes or noise.shape[1] != channels or n not in (None, len(noise)):
+        raise JitkitError(
+            f"noise {tuple(noise.shape)} does not fit: expected ({n or 'n'}, {channels}, "
+            f"{axes} sizes)"
+        )
+    return len(noise), tuple(noise.shape[2:])
 
 
 def _check_shapes(

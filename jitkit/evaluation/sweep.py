@@ -340,7 +340,7 @@ def _parameter_hash(denoiser: Denoiser) -> str:
         flat = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         digest.update(name.encode())
         digest.update(flat.numpy())
-    return digest.hexdigest() + str(denoiser.autocast)
+    return digest.hexdigest() + str(denoiser.network.autocast)
 
 
 def _hash(value: Any) -> str:

@@ -78,7 +78,8 @@ def _module_name(name: str) -> str:
 class Transformer(nn.Module):
     """Noisy data, time and conditions to a prediction in the shape of the data.
 
-    Initialised as in the official code; the last layer is zero, so the first prediction is too.
+    ``autocast`` is the dtype of mixed precision inside it; None for float32. Initialised as in the
+    official code; the last layer is zero, so the first prediction is too.
     """
 
     rotary: Tensor
@@ -89,6 +90,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.layout, self.conditions, self.sizes = layout, dict(conditions), sizes
         self.checkpoint_activations = False
+        self.autocast: torch.dtype | None = None
         width, features = sizes.width, prod(layout.patch)
         channels = len(layout.channels) * (2 if layout.missing else 1)
         channels += sum(num_channels(condition) for condition in conditions.values())
@@ -141,6 +143,20 @@ class Transformer(nn.Module):
             mask: (B, C or 1, X1..Xn) bool, True where there are data; None means everywhere.
             coords: coordinates of the cells, (B, X1..Xn, n), in cells.
         """
+        if z.is_meta:  # has no autocast; only shapes matter
+            return self._predict(z, t, cond, mask, coords)
+        dtype = self.autocast
+        with torch.autocast(z.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+            return self._predict(z, t, cond, mask, coords)
+
+    def _predict(
+        self,
+        z: Tensor,
+        t: Tensor,
+        cond: Mapping[str, Tensor],
+        mask: Tensor | None,
+        coords: Tensor | None,
+    ) -> Tensor:
         grid, patch = tuple(z.shape[2:]), self.layout.patch
         rotary, pos_embed = self._position_embeddings(grid, coords)
         if self.layout.positions:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ConfigDict, SerializeAsAny, ValidationError
 from pydantic_core import ErrorDetails
@@ -55,6 +55,8 @@ SECTIONS: dict[str, type[Section]] = {
     "evaluate": EvaluateSection,
 }
 """The core's sections; the adapter provides the class of section ``domain``."""
+
+AnySection = TypeVar("AnySection", bound=Section)
 
 
 class _UncheckedSection(DomainSection):
@@ -124,6 +126,28 @@ def load_recipe(
     if draft.problems:
         raise RecipeError(error_text(draft.problems, label))
     return Recipe(name=draft.values.get("name") or name or sections["domain"].name, **sections)
+
+
+def with_keys(section: AnySection, values: Mapping[str, Any]) -> AnySection:
+    """A section with other values for some of its keys, checked as those of a recipe.
+
+    Raises:
+        RecipeError: an unknown key or an invalid value.
+    """
+    if not values:
+        return section
+    cls, merged = type(section), to_plain({**section.model_dump(), **values})
+    try:
+        return cls.model_validate_json(json.dumps(merged), strict=True)
+    except ValidationError as error:
+        known = listed(cls.model_fields, 20)
+        messages = messages_by_key(
+            error.errors(include_url=False),
+            merged,
+            lambda path: f"unknown{nearest(dotted(path), cls.model_fields)}; there are {known}",
+        )
+        texts = [f"{dotted(key)}: {text}" if key else text for key, text in messages.items()]
+        raise RecipeError("; ".join(texts)) from None
 
 
 def dump_recipe(recipe: Recipe) -> str:

@@ -349,7 +349,8 @@ def load(
     ema: float | str | None = None,
     domain: Domain | None = None,
 ) -> Denoiser:
-    """A trained model, in eval mode, in float32; ``denoiser.autocast = torch.bfloat16`` is faster.
+    """A trained model, in eval mode, in float32; ``denoiser.network.autocast = torch.bfloat16`` is
+    faster on hardware that has it.
 
     Args:
         path: a run's folder (its newest checkpoint is loaded) or one of its ``step-N`` folders.

@@ -72,5 +72,5 @@ def load_for_sampling(
     """The model of a checkpoint, with the recipe's precision and domain."""
     opened = checkpoint.open_domain(recipe.domain) if domain is None else domain
     denoiser = load(checkpoint.path, ema=ema, domain=opened)
-    denoiser.autocast = choose_precision(recipe.train.precision, denoiser.device)[0]
+    denoiser.network.autocast = choose_precision(recipe.train.precision, denoiser.device)[0]
     return denoiser

@@ -12,9 +12,9 @@ from torch import Tensor
 from jitkit.diffusion.denoiser import Denoiser
 from jitkit.diffusion.guidance import check_guide
 from jitkit.diffusion.sampler import fitting_batch, sample
-from jitkit.fields import Field
+from jitkit.domain import Domain
+from jitkit.fields import Conditioning, Field
 from jitkit.runs.checkpoint import load
-from jitkit.sampling.requests import Conditioning
 from jitkit.sections import SampleSection
 from jitkit.utils.distributed import ALONE, Team
 from jitkit.utils.types import Array
@@ -54,7 +54,9 @@ def sample_items(
         item
         for start, x in batches
         for begin, values in filter(None, team.gather(None if x is None else (start, x)))
-        for item in _decode(denoiser, values, conditioning.part(slice(begin, begin + len(values))))
+        for item in decode_samples(
+            denoiser.domain, values, conditioning.part(slice(begin, begin + len(values)))
+        )
     )
 
 
@@ -88,7 +90,7 @@ def sample_features(
         result = None
         if x is not None:
             part = conditioning.part(slice(start, start + len(x)))
-            decoded = list(_decode(denoiser, x, part))
+            decoded = list(decode_samples(denoiser.domain, x, part))
             kept = [item for i, item in enumerate(decoded, start) if i in keep]
             result = (features(decoded), kept)
         for values, kept in filter(None, team.gather(result)):
@@ -111,7 +113,7 @@ def load_guide(denoiser: Denoiser, section: SampleSection) -> Denoiser | None:
         path, _, ema = path.rpartition("@")
     guide = load(path, device=denoiser.device, ema=ema or None)
     check_guide(denoiser, guide)
-    guide.autocast = denoiser.autocast
+    guide.network.autocast = denoiser.network.autocast
     return guide
 
 
@@ -136,28 +138,21 @@ def _batches(
             denoiser,
             min(size, n - start),
             part.cond,
-            guidance=section.guidance,
-            interval=section.guidance_interval,
-            guide=guide,
-            guide_scale=section.guide_scale,
-            steps=section.steps,
-            method=section.method,
-            time_grid=section.time_grid,
-            seed=section.seed,
-            first=first + start,
-            t_eps=section.t_eps,
-            batch_size=size,
+            section,
             mask=part.mask,
             coords=part.coords,
+            guide=guide,
+            first=first + start,
             progress=progress,
+            batch_size=size,
         ).cpu()
         yield start, x if own < n else None
 
 
-def _decode(denoiser: Denoiser, x: Tensor, conditioning: Conditioning) -> Iterator[Any]:
-    """Samples as items."""
+def decode_samples(domain: Domain, x: Tensor, conditioning: Conditioning) -> Iterator[Any]:
+    """Samples on the CPU as items of a domain."""
     for i, values in enumerate(x):
         cond = {name: value[i].cpu() for name, value in conditioning.cond.items()}
         mask = None if conditioning.mask is None else conditioning.mask[i].expand_as(values)
         coords = None if conditioning.coords is None else conditioning.coords[i]
-        yield denoiser.domain.decode(Field(values, mask, cond, coords))
+        yield domain.decode(Field(values, mask, cond, coords))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,33 +13,10 @@ from torch import Tensor
 from jitkit.data import collate, encode, evenly_spaced, readable
 from jitkit.diffusion.denoiser import Denoiser
 from jitkit.errors import ConditionError, listed, nearest
-from jitkit.fields import Batch, Category, Condition, PerToken, Scalars
+from jitkit.fields import Batch, Category, Condition, Conditioning, PerToken, Scalars
 from jitkit.nn.conditioning import prepare
 from jitkit.protocols import VariableSize
 from jitkit.utils.seeding import mix
-
-
-@dataclass(frozen=True)
-class Conditioning:
-    """Conditions, masks and cell coordinates of n samples.
-
-    Attributes:
-        cond: every condition, (n, ...).
-        mask: (n, C or 1, X1..Xn) bool, True where samples have data; None means everywhere.
-        coords: coordinates of the cells, (n, X1..Xn, axes); None means 0, 1, 2, ...
-    """
-
-    cond: Mapping[str, Tensor]
-    mask: Tensor | None = None
-    coords: Tensor | None = None
-
-    def part(self, rows: slice) -> Conditioning:
-        """The conditioning of some of the samples."""
-        return Conditioning(
-            {name: value[rows] for name, value in self.cond.items()},
-            None if self.mask is None else self.mask[rows],
-            None if self.coords is None else self.coords[rows],
-        )
 
 
 def conditioning_for(

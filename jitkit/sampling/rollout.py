@@ -24,11 +24,10 @@ from jitkit.data import collate
 from jitkit.diffusion.denoiser import Denoiser
 from jitkit.diffusion.sampler import draw_noise, fitting_batch, sample
 from jitkit.errors import JitkitError, RecipeError, Stopped, listed
-from jitkit.fields import Field
 from jitkit.protocols import Autoregressive, ForecastWriter
 from jitkit.recipe.renamed import with_new_names
 from jitkit.runs.run_dir import locked, write_text
-from jitkit.sampling.generate import load_guide
+from jitkit.sampling.generate import decode_samples, load_guide
 from jitkit.sections import SampleSection
 from jitkit.utils.console import bar
 from jitkit.utils.distributed import ALONE, Team
@@ -126,25 +125,14 @@ class Rollout:
         x = sample(
             denoiser,
             cond=batch.cond,
+            settings=section,
             noise=torch.cat(noise),
-            guidance=section.guidance,
-            interval=section.guidance_interval,
-            guide=self._guide,
-            guide_scale=section.guide_scale,
-            steps=section.steps,
-            method=section.method,
-            time_grid=section.time_grid,
-            t_eps=section.t_eps,
-            batch_size=len(members),
             mask=batch.mask,
             coords=batch.coords,
-        ).cpu()
-        return [self._decode(field, values) for field, values in zip(fields, x, strict=True)]
-
-    def _decode(self, template: Field, values: torch.Tensor) -> Any:
-        cropped = values[(slice(None), *(slice(n) for n in template.values.shape[1:]))]
-        mask = None if template.mask is None else template.mask.expand_as(cropped)
-        return self.denoiser.domain.decode(Field(cropped, mask, template.cond, template.coords))
+            guide=self._guide,
+            batch_size=len(members),
+        )
+        return list(decode_samples(denoiser.domain, x.cpu(), batch.conditioning))
 
 
 def fitting_members(denoiser: Denoiser) -> int:

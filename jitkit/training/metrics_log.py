@@ -224,7 +224,7 @@ class RunLog:
         if now - self._speed_at > SPEED_SECONDS and self.team.is_main:
             self._speed_at = now
             if self.meter.peak_flops is None:
-                dtype = self.learner.denoiser.autocast or torch.float32
+                dtype = self.learner.denoiser.network.autocast or torch.float32
                 with self.meter.paused():
                     self.meter.peak_flops = peak_flops(self.learner.device, dtype)
             speed = {"step": step} | self.meter.read()

@@ -7,7 +7,7 @@ index in the batch, not on how the batch is split into parts. Only dropout is dr
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import isfinite, nan
@@ -22,7 +22,7 @@ from jitkit.diffusion.denoiser import Denoiser
 from jitkit.diffusion.flow import logit_normal_t, uniform_t
 from jitkit.domain import Domain
 from jitkit.errors import RecipeError
-from jitkit.fields import Batch
+from jitkit.fields import Batch, Conditioning
 from jitkit.nn.conditioning import drop
 from jitkit.nn.memory import GIB, measure_peak
 from jitkit.optim.ema import EMA, decay_name
@@ -99,9 +99,9 @@ class Learner:
         torch.manual_seed(mix(section.seed, "weights"))
         self.device = choose_device()
         self.denoiser = assemble(recipe, domain).to(self.device)
-        self.denoiser.autocast, self.precision = choose_precision(section.precision, self.device)
-        self.scale = LossScale() if self.denoiser.autocast == torch.float16 else None
         network = self.denoiser.network
+        network.autocast, self.precision = choose_precision(section.precision, self.device)
+        self.scale = LossScale() if network.autocast == torch.float16 else None
         network.checkpoint_activations = section.checkpoint_activations
         if self.device.type == "cuda":
             torch.backends.cuda.matmul.fp32_precision = "tf32" if section.tf32 else "ieee"
@@ -144,11 +144,11 @@ class Learner:
             rows = slice(first, first + len(batch.x))
             torch.manual_seed(mix(section.seed, "dropout", self.step, first))
             eps = self._noise(batch.x.shape, first)
-            cond = drop(
-                self.denoiser.conditions, batch.cond, {n: d[rows] for n, d in drops.items()}
-            )
+            own_drops = {name: draws[rows] for name, draws in drops.items()}
+            cond = drop(self.denoiser.conditions, batch.cond, own_drops)
+            conditioning = replace(batch.conditioning, cond=cond)
             with self._loss.gradient_sync(last=i == section.accumulate - 1):
-                loss = self._loss(batch.x, eps, t[rows], cond, batch.mask, batch.coords)
+                loss = self._loss(batch.x, eps, t[rows], conditioning)
                 torch.autograd.backward(loss.sum() * factor)
             losses.append(loss.detach())
             times.append(t[rows])
@@ -313,17 +313,9 @@ class _Losses(nn.Module):
         super().__init__()
         self.denoiser = denoiser
 
-    def forward(
-        self,
-        x: Tensor,
-        eps: Tensor,
-        t: Tensor,
-        cond: Mapping[str, Tensor],
-        mask: Tensor | None,
-        coords: Tensor | None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, eps: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         """Loss of each sample, (B,)."""
-        return self.denoiser.losses(x, eps, t, cond, mask, coords)
+        return self.denoiser.losses(x, eps, t, conditioning)
 
 
 def _compile(compile_blocks: Callable[[], Any], device: torch.device) -> bool:

@@ -46,9 +46,8 @@ def validation_loss(
             ]
             eps = torch.stack(draws)[crop].to(denoiser.device) * scale
             t = torch.full((len(indices),), scale * unit / (1 - unit + scale * unit))
-            losses = denoiser.losses(
-                batch.x, eps, t.to(eps.device), batch.cond, batch.mask, batch.coords, loss="x"
-            )
+            t = t.to(eps.device)
+            losses = denoiser.losses(batch.x, eps, t, batch.conditioning, loss="x")
             totals[k] += float(losses.sum()) / (1 - unit) ** 2 * mine
     totals = team.all_reduce(totals)
     return (totals[:BINS] / totals[BINS]).tolist() if totals[BINS] else None
