@@ -188,10 +188,16 @@ def check_has_items(domain: Domain, name: str) -> None:
     """Check that the training split has items, whose class derives from the protocols it follows.
 
     Raises:
-        DataError: it has none.
+        DataError: it has none, or their file does not exist.
         RecipeError: a member of the sequence would be ignored.
     """
-    items = domain.items("train")
+    try:
+        items = domain.items("train")
+    except FileNotFoundError as error:
+        keys = () if domain.section is None else dict(domain.section).items()
+        named = [f"domain.{key}" for key, value in keys if str(value) == str(error.filename)]
+        where = f"it is set by {named[0]}" if named else "see section domain of the recipe"
+        raise DataError(f"{error.filename}: no such file; {where}") from error
     if not len(items):
         raise DataError(f"domain {name!r}: the training split has no items")
     if errors := item_errors(domain, items):

@@ -6,7 +6,6 @@ packages of this environment, including jitkit and torch.
 
 from __future__ import annotations
 
-import ast
 import json
 import os
 import re
@@ -72,23 +71,16 @@ def run(command: Sequence[object], folder: Path) -> str:
 
 
 def test_code_blocks_of_the_page_are_from_the_package_or_form_a_script() -> None:
-    python, toml = blocks("python"), blocks("toml")
-    assert [of_package(block) for block in python] == [True, True, False, False]
-    assert [of_package(block) for block in toml] == [True]
+    found = [of_package(block) for block in blocks("python")]
+    assert found == [False, True, True, False, False]
+    assert [of_package(block) for block in blocks("toml")] == [True]
 
 
-def test_the_class_of_the_page_has_thirty_lines() -> None:
-    (cls,) = (
-        node
-        for node in ast.parse((PACKAGE / "jitkit_eeg.py").read_text(encoding="utf-8")).body
-        if isinstance(node, ast.ClassDef) and node.name == "EEG"
-    )
-    lines = set()
-    for node in cls.body[1:]:  # after the docstring
-        for part in node.body if isinstance(node, ast.FunctionDef) else [node]:
-            assert part.end_lineno is not None
-            lines |= {*range(part.lineno, part.end_lineno + 1)}
-    assert len(lines) == 30
+def test_class_and_recipe_of_the_page_have_thirty_lines() -> None:
+    code, (recipe,) = blocks("python")[1], blocks("yaml")
+    classes = code[code.index("class Epoch") :]
+    lines = [line for line in (classes + recipe).splitlines() if line.strip()]
+    assert len(lines) <= 30
 
 
 def test_links_of_the_page_are_valid() -> None:
@@ -96,11 +88,30 @@ def test_links_of_the_page_are_valid() -> None:
     assert links and not [link for link in links if not (DOCS / link).exists()]
 
 
+def test_the_class_of_the_page_runs_when_copied(tmp_path: Path) -> None:
+    shutil.copy(PACKAGE / "simulated_eeg.py", tmp_path)
+    (tmp_path / "jitkit_eeg.py").write_text(blocks("python")[1] + "HZ, NUM_SAMPLES = 128, 128\n")
+    recipe = blocks("yaml")[0].replace("steps: 800, batch_size: 64", "steps: 2, batch_size: 8")
+    (tmp_path / "eeg.yaml").write_text(recipe)
+    simulate, train, sample = (line.split("#")[0] for line in blocks("bash")[0].splitlines())
+    run([sys.executable, *simulate.split()[1:]], tmp_path)
+    for command in (train, sample):
+        run([sys.executable, "-m", *command.split()], tmp_path)
+    with np.load(tmp_path / "eight" / "samples.npz") as file:
+        assert file["eeg"].shape == (8, 4, 128) and file["subject"].tolist() == [2] * 8
+
+
+def test_the_script_of_the_page_trains_on_arrays_in_memory(tmp_path: Path) -> None:
+    script = blocks("python")[0] + "print(items[0].values.shape, len(scores))"
+    printed = run([sys.executable, "-W", "error", "-c", script], tmp_path)
+    assert printed.splitlines()[-1].startswith("(1, 16, 32) ")
+
+
 def test_the_script_of_the_page_checks_trains_samples_writes_and_scores(tmp_path: Path) -> None:
     for name in ("jitkit_eeg.py", "simulated_eeg.py"):
         shutil.copy(PACKAGE / name, tmp_path)
     run([sys.executable, "-m", "simulated_eeg", "recordings.npz"], tmp_path)
-    script = "".join(block for block in blocks("python") if not of_package(block))
+    script = "".join(blocks("python")[3:])
     assert script.count('"steps": 800, "batch_size": 64') == 1
     short = script.replace('"steps": 800, "batch_size": 64', '"steps": 3, "batch_size": 8')
     printed = run([sys.executable, "-W", "error", "-c", short], tmp_path)
@@ -345,6 +356,165 @@ def test_a_run_of_a_domain_in_python_can_be_evaluated_again(
 
 def test_a_domain_without_a_section_passes_the_other_checks() -> None:
     testing.check_domain(spectra())
+
+
+# Members that jitkit would ignore
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("weight", "meant as Weighted.weights, name it weights and derive the class from jitkit.p"),
+        ("weights", "meant as Weighted.weights, derive the class from jitkit.protocols.Weighted;"),
+        ("outlines", "meant as VariableSize.template, name it template and derive the class"),
+        ("Metrics", "meant as Domain.scores, name it scores; else give it another name"),
+        ("score", "meant as Domain.scores, name it scores"),
+        ("preveiw", "meant as Domain.preview, name it preview"),
+        ("condition", "meant as Domain.conditions, name it conditions"),
+        ("fetch", "meant as Fetchable.fetch, derive the class from jitkit.protocols.Fetchable"),
+    ],
+)
+def test_members_that_would_be_ignored_are_refused(
+    name: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Spectra, name, lambda self: None, raising=False)
+    with pytest.raises(AssertionError, match=rf"members: Spectra.{name} is never used.*{text}"):
+        testing.check_domain(spectra())
+    with pytest.raises(jitkit.JitkitError, match=rf"Spectra.{name} is never used.*{text}"):
+        jitkit.train(RECIPE, domain=spectra(), run=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["steps", "history", "encoder", "height", "channel", "_weight"])
+def test_other_members_are_allowed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Spectra, name, lambda self: None, raising=False)
+    testing.check_domain(spectra())
+
+
+def test_an_attribute_that_resembles_the_weights_is_refused() -> None:
+    domain = spectra()
+    domain.weight = np.ones(24)
+    with pytest.raises(AssertionError, match="Spectra.weight is never used"):
+        testing.check_domain(domain)
+
+
+class Sized(list[Any]):
+    """Items with sizes, without the protocol."""
+
+    sizes = np.ones(32)
+
+
+def test_items_that_do_not_derive_from_their_protocol_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = Spectra.items
+    monkeypatch.setattr(Spectra, "items", lambda self, split: Sized(read(self, split)))
+    domain = spectra()
+    text = "Sized.sizes is never used; derive the class from jitkit.protocols.HasSizes"
+    with pytest.raises(AssertionError, match=text):
+        testing.check_domain(domain)
+    with pytest.raises(jitkit.JitkitError, match=text):
+        jitkit.train(RECIPE, domain=domain, run=tmp_path / "run")
+
+
+def test_an_object_that_is_no_domain_is_refused(tmp_path: Path) -> None:
+    other: Any = object()
+    with pytest.raises(jitkit.JitkitError, match="is not a domain; derive the class from jitkit.D"):
+        jitkit.train(RECIPE, domain=other, run=tmp_path / "run")
+
+
+# A class of the user's own, named in a recipe
+
+OWN = """
+import numpy as np
+import torch
+from jitkit import Axis, Domain, Field, Layout
+
+open("imported.txt", "a").write("once ")
+
+class Waves(Domain):
+    layout = Layout((Axis("x", 8),), ("y",))
+
+    def items(self, split):
+        return list(np.random.default_rng(0).normal(size=(20, 1, 8)).astype("f4"))
+
+    def encode(self, item, rng=None):
+        return Field(torch.from_numpy(item))
+
+    def decode(self, field):
+        return field.values.cpu().numpy()
+"""
+OWN_RECIPE = """
+domain: own_waves:Waves
+model: {width: 16, depth: 1}
+train: {steps: 2, batch_size: 4, ema: [0.5]}
+sample: {steps: 2}
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a module and a recipe that names its class."""
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "own_waves.py").write_text(OWN)
+    (tmp_path / "own" / "waves.yaml").write_text(OWN_RECIPE)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "own"
+
+
+def command(*words: object, code: int = 0) -> str:
+    """Output of a command in a process of its own, since it imports a module."""
+    words = (sys.executable, "-m", "jitkit", *words)
+    environment = {**os.environ, "PYTHONPATH": str(DOCS.parent)}
+    result = subprocess.run(
+        [str(word) for word in words], capture_output=True, text=True, env=environment, timeout=300
+    )
+    assert result.returncode == code, result.stdout + result.stderr
+    return result.stdout + result.stderr
+
+
+def test_a_recipe_may_name_a_class_beside_it(own: Path) -> None:
+    command("train", own / "waves.yaml", "--run", "run")
+    imported = Path("imported.txt")
+    imported.unlink()
+    said = command("sample", "run", code=2)
+    assert "'own_waves:Waves' is code of its own" in said and "--domain own_waves:Waves" in said
+    said = command("train", "run/recipe.yaml", code=2)
+    assert "is code of its own, which is imported only if you name it" in said
+    command("report", "run")
+    assert not imported.exists()  # a run's folder may come from elsewhere
+    said = command("sample", "run", "--domain", "own_waves:Waves", code=2)
+    assert "no module 'own_waves' in" in said
+    shutil.copy(own / "own_waves.py", ".")
+    command("sample", "run", "--domain", "own_waves:Waves", "--n", 3, "--out", "three")
+    with np.load("three/samples.npz") as file:
+        assert file["x"].shape == (3, 1, 8)
+    command("train", own / "waves.yaml", "train.steps=3", "--run", "run")
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (
+            ("own_waves:Waves", "own_waves:Wave"),
+            "no subclass of jitkit.Domain of that name; it has",
+        ),
+        (("own_waves:Waves", "own_wave:Waves"), "waves.yaml:2: domain.name: domain 'own_wave:W"),
+        (("own_waves:Waves", "json:Waves"), "no module 'json' in"),
+    ],
+)
+def test_a_class_that_is_not_there_is_an_error_of_the_recipe(
+    own: Path, change: tuple[str, str], text: str
+) -> None:
+    (own / "waves.yaml").write_text(OWN_RECIPE.replace(*change))
+    assert text in command("train", own / "waves.yaml", code=2)
+
+
+def test_a_module_that_fails_is_named_with_its_line(own: Path) -> None:
+    (own / "own_waves.py").write_text(OWN + "\n1 / 0\n")
+    said = command("train", own / "waves.yaml", code=2)
+    assert "importing own_waves fails: ZeroDivisionError: division by zero" in said
+    assert re.search(r"own_waves\.py:\d+", said)
 
 
 VALID = """

@@ -1,100 +1,69 @@
 """EEG domain for jitkit: one-second, four-channel epochs labelled by subject.
 
-Class `EEG` implements the domain; below it are the preview and the metrics.
+Class `EEG` implements the domain; below it are drawing and metrics.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from math import ceil, sqrt
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from jitkit import Axis, Category, DataError, DomainSection, Field, Layout
+from jitkit import Axis, Category, Domain, DomainSection, Field, Layout
 from jitkit.domain import Metric, Split
 
-HZ, NUM_SAMPLES = 128, 128
-CHANNELS = ("Fz", "Cz", "Pz", "Oz")  # from the forehead to the back of the head
-COLOURS = ("#1f77b4", "#d95f02", "#1b9e77", "#7570b3")
 
-
-@dataclass(frozen=True, eq=False)
-class Epoch:
-    """One second of EEG.
-
-    Attributes:
-        microvolts: (4, 128) float32.
-        subject: index from 0; equal to the number of subjects for an unconditional sample.
-    """
-
-    microvolts: np.ndarray[Any, Any]
+class Epoch(NamedTuple):
+    eeg: np.ndarray[Any, Any]  # microvolts, (4, 128)
     subject: int
 
 
 class EEGSection(DomainSection):
-    """Section ``domain`` of a recipe for EEG."""
-
     path: Path = Path("recordings.npz")
-    """File with ``eeg`` (N, 4, 128) in microvolts and ``subject`` (N,) counted from 0; the last
-    tenth is the validation split."""
+    """File with ``eeg`` (N, 4, 128) in microvolts and ``subject`` (N,), 0 to 3."""
 
 
-class EEG:
-    """EEG of several subjects: four channels, 128 Hz, epochs of one second."""
+class EEG(Domain):
+    """EEG of four subjects: four channels, 128 Hz, epochs of one second."""
 
     Section = EEGSection
+    layout = Layout((Axis("time", 128, patch=8),), ("Fz", "Cz", "Pz", "Oz"))
+    conditions = {"subject": Category(4)}
 
-    def __init__(self, section: EEGSection, metadata: Mapping[str, Any] | None = None) -> None:
-        self.path = section.path
-        self.statistics = self.measure() if metadata is None else dict(metadata)
-        self.layout = Layout((Axis("time", NUM_SAMPLES, patch=8),), CHANNELS)
-        self.conditions = {"subject": Category(self.statistics["num_subjects"], drop=0.1)}
+    def items(self, split: Split) -> list[Epoch]:
+        with np.load(self.section.path) as file:
+            pairs = zip(file["eeg"], file["subject"].tolist(), strict=True)
+            epochs = [Epoch(*pair) for pair in pairs]
+        cut = len(epochs) * 9 // 10
+        return epochs[:cut] if split == "train" else epochs[cut:]
 
     def measure(self) -> dict[str, Any]:
-        epochs = self.items("train")
-        eeg = np.stack([epoch.microvolts for epoch in epochs])  # (N, 4, 128)
-        num_subjects = 1 + max(epoch.subject for epoch in epochs)
-        mean, std = eeg.mean(axis=(0, 2))[:, None], eeg.std(axis=(0, 2))[:, None]  # (4, 1)
-        return {"mean": mean, "std": std, "num_subjects": num_subjects}
-
-    def metadata(self) -> dict[str, Any]:
-        return self.statistics
-
-    def items(self, split: Split) -> Sequence[Epoch]:
-        if not self.path.is_file():
-            raise DataError(f"{self.path}: no such file; domain.path=FILE points elsewhere")
-        with np.load(self.path, allow_pickle=False) as file:
-            pairs = zip(file["eeg"].astype(np.float32), file["subject"].tolist(), strict=True)
-            epochs = [Epoch(eeg, subject) for eeg, subject in pairs]
-        num_train = len(epochs) * 9 // 10
-        return epochs[:num_train] if split == "train" else epochs[num_train:]
+        eeg = np.stack([epoch.eeg for epoch in self.items("train")])  # (N, 4, 128)
+        return {"mean": eeg.mean((0, 2))[:, None], "std": eeg.std((0, 2))[:, None]}  # (4, 1)
 
     def encode(self, item: Epoch, rng: np.random.Generator | None = None) -> Field:
         import torch
 
-        values = (item.microvolts - self.statistics["mean"]) / self.statistics["std"]
+        values = (item.eeg - self.metadata()["mean"]) / self.metadata()["std"]
         return Field(torch.from_numpy(values), cond={"subject": torch.tensor(item.subject)})
 
     def decode(self, field: Field) -> Epoch:
-        microvolts = field.values.cpu().numpy() * self.statistics["std"] + self.statistics["mean"]
-        return Epoch(microvolts, int(field.cond["subject"]))
-
-    def write(self, items: Iterable[Epoch], path: Path) -> list[Path]:
-        path.mkdir(parents=True, exist_ok=True)
-        items, file = list(items), path / "samples.npz"
-        eeg, subject = np.stack([i.microvolts for i in items]), [i.subject for i in items]
-        np.savez(file, eeg=eeg, subject=np.array(subject))  # in the format of the recordings
-        return [file]
+        eeg = field.values.cpu().numpy() * self.metadata()["std"] + self.metadata()["mean"]
+        return Epoch(eeg, int(field.cond["subject"]))
 
     def preview(self, items: Sequence[Epoch]) -> Image.Image:
         return draw_traces(items)
 
     def scores(self) -> Mapping[str, Metric]:
         return {"frequency_distance_hz": frequency_distance, "lag_error_degrees": lag_error}
+
+
+HZ, NUM_SAMPLES = 128, 128
+COLOURS = ("#1f77b4", "#d95f02", "#1b9e77", "#7570b3")
 
 
 def draw_traces(items: Sequence[Epoch]) -> Image.Image:
@@ -107,7 +76,7 @@ def draw_traces(items: Sequence[Epoch]) -> Image.Image:
         left, top = i % columns * width, i // columns * height
         pen.rectangle((left, top, left + width, top + height), outline="#dddddd")
         x = left + np.linspace(10, width - 10, NUM_SAMPLES)
-        for channel, trace in enumerate(item.microvolts):
+        for channel, trace in enumerate(item.eeg):
             y = top + 25 + 30 * channel - trace.clip(-100, 100) / 2  # 2 microvolts per pixel
             pen.line(list(zip(x, y, strict=True)), fill=COLOURS[item.subject % len(COLOURS)])
     return image
@@ -144,7 +113,7 @@ def rhythm(items: Sequence[Epoch]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any
 
     Both (N,); the phase factor is exp(-i lag), complex.
     """
-    eeg = np.stack([item.microvolts for item in items]) * np.hanning(NUM_SAMPLES)
+    eeg = np.stack([item.eeg for item in items]) * np.hanning(NUM_SAMPLES)
     spectrum = np.fft.rfft(eeg, 16 * HZ)  # zero-padded: (N, 4, 1 + 8 * HZ), steps of 1/16 Hz
     peak = (np.abs(spectrum) ** 2).sum(axis=1).argmax(axis=1)
     at_peak = np.take_along_axis(spectrum, peak[:, None, None], axis=2)[..., 0]  # (N, 4)

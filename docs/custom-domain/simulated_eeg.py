@@ -16,7 +16,7 @@ import sys
 from typing import Any
 
 import numpy as np
-from jitkit_eeg import CHANNELS, HZ, NUM_SAMPLES
+from jitkit_eeg import HZ, NUM_SAMPLES
 
 FREQUENCY = np.array([8.0, 9.5, 11.0, 12.5])  # Hz, of four subjects
 LAG = np.array([0.0, 30.0, 60.0, 90.0])  # degrees from one channel to the next
@@ -31,7 +31,7 @@ def simulate(
     frequency = rng.normal(FREQUENCY[subject], 0.25)[:, None, None]
     phase = rng.uniform(0, 2 * np.pi, len(subject))[:, None, None]
     amplitude = 20 * np.exp(rng.normal(0, 0.2, len(subject)))[:, None, None]
-    lag = np.radians(LAG[subject])[:, None, None] * np.arange(len(CHANNELS))[:, None]
+    lag = np.radians(LAG[subject])[:, None, None] * np.arange(4)[:, None]
     time = np.arange(NUM_SAMPLES) / HZ
     wave = amplitude * np.cos(2 * np.pi * frequency * time + phase - lag)
     eeg = wave + rng.normal(0, 2, wave.shape)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from simulated_eeg import FREQUENCY, LAG, simulate
 
 from jitkit import DataError
 from jitkit.domain import Split
+from jitkit.registry import check_has_items
 from jitkit.testing import check_domain
 
 
@@ -32,8 +32,9 @@ def test_the_domain_passes_all_checks(section: EEGSection, split: Split) -> None
 
 
 def test_missing_recordings_are_reported_with_the_key_of_the_path(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no.npz: no such file; domain.path=FILE"):
-        EEG(EEGSection(name="eeg", path=tmp_path / "no.npz"))
+    domain = EEG(EEGSection(name="eeg", path=tmp_path / "no.npz"))
+    with pytest.raises(DataError, match=r"no.npz: no such file; it is set by domain.path"):
+        check_has_items(domain, "eeg")
 
 
 def test_written_samples_can_be_read_as_recordings(section: EEGSection, tmp_path: Path) -> None:
@@ -61,7 +62,7 @@ def test_scores_of_more_recordings_are_near_zero() -> None:
 
 def test_reversing_the_channels_gives_an_error_of_twice_the_lag() -> None:
     real = simulated()
-    mirrored = [replace(epoch, microvolts=epoch.microvolts[::-1]) for epoch in real]
+    mirrored = [Epoch(epoch.eeg[::-1], epoch.subject) for epoch in real]
     assert frequency_distance(mirrored, real) == 0
     assert lag_error(mirrored, real) == pytest.approx(2 * LAG.mean(), abs=0.5)
 
@@ -69,6 +70,6 @@ def test_reversing_the_channels_gives_an_error_of_twice_the_lag() -> None:
 def test_relabelled_subjects_give_an_error_of_the_difference_between_subjects() -> None:
     real = [epoch for epoch in simulated() if epoch.subject < 3]
     others = [epoch for epoch in simulated(seed=1) if epoch.subject > 0]
-    wrong = [replace(epoch, subject=epoch.subject - 1) for epoch in others]
+    wrong = [Epoch(epoch.eeg, epoch.subject - 1) for epoch in others]
     assert frequency_distance(wrong, real) == pytest.approx(1.5, abs=0.05)
     assert lag_error(wrong, real) == pytest.approx(30, abs=0.5)
