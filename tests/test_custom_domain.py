@@ -96,15 +96,16 @@ def test_the_class_of_the_page_runs_when_copied(tmp_path: Path) -> None:
     simulate, train, sample = (line.split("#")[0] for line in blocks("bash")[0].splitlines())
     run([sys.executable, *simulate.split()[1:]], tmp_path)
     for command in (train, sample):
-        run([sys.executable, "-m", *command.split()], tmp_path)
+        run([sys.executable, "-m", *command.split(), "sample.steps=2"], tmp_path)
     with np.load(tmp_path / "eight" / "samples.npz") as file:
         assert file["eeg"].shape == (8, 4, 128) and file["subject"].tolist() == [2] * 8
 
 
 def test_the_script_of_the_page_trains_on_arrays_in_memory(tmp_path: Path) -> None:
     script = blocks("python")[0] + "print(items[0].values.shape, len(scores))"
+    script = script.replace('"steps": 20', '"steps": 2').replace('samples": 50', 'samples": 8')
     printed = run([sys.executable, "-W", "error", "-c", script], tmp_path)
-    assert printed.splitlines()[-1].startswith("(1, 16, 32) ")
+    assert printed.splitlines()[-1].startswith("(1, 8, 16) ")
 
 
 def test_the_script_of_the_page_checks_trains_samples_writes_and_scores(tmp_path: Path) -> None:

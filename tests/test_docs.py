@@ -22,12 +22,13 @@ from jitkit.sections import Section
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+METHOD = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
 KEYS = ROOT / "docs" / "recipes.md"
 BEGIN, END = "<!-- keys: python tests/test_docs.py -->\n", "<!-- end of keys -->"
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def blocks(language: str, page: str = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page, flags=re.DOTALL)
 
 
 def run(command: list[str], folder: Path) -> None:
@@ -38,9 +39,12 @@ def run(command: list[str], folder: Path) -> None:
     assert result.returncode == 0, f"{shlex.join(command)}\n{result.stdout}\n{result.stderr}"
 
 
-@pytest.mark.parametrize("block", blocks("python"))
-def test_python_blocks_of_the_readme_run(block: str, tmp_path: Path) -> None:
-    run([sys.executable, "-W", "error", "-c", block], tmp_path)
+@pytest.mark.parametrize("block", [*blocks("python"), *blocks("python", METHOD)])
+def test_python_blocks_of_readme_and_method_run(block: str, tmp_path: Path) -> None:
+    short = block.replace('"steps": 20', '"steps": 2').replace(
+        '"sample.steps": 10', '"sample.steps": 2'
+    )
+    run([sys.executable, "-W", "error", "-c", short], tmp_path)
 
 
 @pytest.mark.slow
