@@ -21,7 +21,7 @@ from jitkit.domain import Domain
 from jitkit.domains.images.adapter import Images, ImagesSection
 from jitkit.domains.images.base import frechet_8x8
 from jitkit.domains.images.files import ImageItem, centre_crop, read_pixels
-from jitkit.errors import BadItem, DataError
+from jitkit.errors import BadItem, ConditionError, DataError
 from jitkit.fields import Category, Field
 from jitkit.protocols import Threaded
 
@@ -475,3 +475,24 @@ def test_frechet_8x8_of_shifted_pixels_is_the_squared_shift() -> None:
     light = [ImageItem(item.pixels + np.uint8(51)) for item in dark]
     assert frechet_8x8(dark, dark) == pytest.approx(0, abs=1e-9)
     assert frechet_8x8(light, dark) == pytest.approx(64 * 3 * 0.2**2, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("names", "value", "index"),
+    [
+        (["ant", "cat", "zebra"], "cat", 1),
+        (["ant", "cat", "zebra"], 1, 1),
+        (["ant", "cat", "zebra"], "cow", "no such class; classes are ant, cat, zebra"),
+        (["7", "8", "9"], 8, 1),
+        (["7", "8", "9"], 1, "no such class; classes are 7, 8, 9"),
+        ([], 2, 2),
+        ([], "cat", "no such class; classes are known by number only"),
+    ],
+)
+def test_classes_have_the_names_of_their_folders(names: list[str], value: Any, index: Any) -> None:
+    domain = images(None, metadata={"num_classes": 3, "class_names": names})
+    if isinstance(index, int):
+        assert domain.encode_condition("label", value) == index
+        return
+    with pytest.raises(ConditionError, match=index):
+        domain.encode_condition("label", value)

@@ -21,7 +21,7 @@ from jitkit.domains.images.files import (
     names_in,
     split_by_name,
 )
-from jitkit.errors import DataError
+from jitkit.errors import ConditionError, DataError, listed
 from jitkit.metrics.fid.section import FidSection
 from jitkit.sections import Count, DomainSection
 from jitkit.utils.cpu import cores
@@ -98,6 +98,20 @@ class Images(ImageDomain):
             return {"num_classes": section.classes, "class_names": []}
         names = self._files["train"].class_names
         return {"num_classes": section.classes or len(names) or None, "class_names": names}
+
+    def encode_condition(self, name: str, value: Any) -> Any:
+        """A class by the name of its folder, or by its index unless folders are named by numbers.
+
+        Raises:
+            ConditionError: no class has this name.
+        """
+        names = self.metadata()["class_names"]
+        if str(value) in names:
+            return names.index(str(value))
+        if isinstance(value, str) or any(name.isdigit() for name in names):
+            known = listed(names) if names else "known by number only"
+            raise ConditionError(f"condition {name}={value!r}: no such class; classes are {known}")
+        return value
 
     def items(self, split: Split) -> Sequence[ImageItem]:
         """The images of a split; an unreadable one raises `BadItem`.
