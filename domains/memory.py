@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field as Limit
 
 from jitkit.domain import MAX_PREVIEW_ITEMS, Domain, Metric, Split, write_npz
-from jitkit.domains.arrays import Sample, make_axes
+from jitkit.domains.arrays import Sample, Statistics, make_axes
 from jitkit.errors import BadItem, ConditionError, DataError, JitkitError, listed
 from jitkit.fields import Category, Condition, Field, Grid, Kind, Layout, PerToken, Scalars
 from jitkit.sections import DomainSection
@@ -118,39 +118,49 @@ class MemoryArrays(Domain):
         self.source: _Source | None = None
 
     def measure(self) -> dict[str, Any]:
-        """Sizes, dtype, mean and standard deviation of each channel; of the conditions as well."""
+        """Sizes, dtype and statistics of the values; kinds and statistics of the conditions.
+
+        Raises:
+            DataError: items differ in shape; infinite values, or a channel without variance.
+        """
         items = self.items("train")
         assert self.source is not None
-        moments, gathered, count = _Moments(), dict[str, list[Array]](), 0
-        with bar("measuring the training split", len(items), unit="items") as show:
-            for block in _blocks(items):
-                moments.add(np.stack([item.values for item in block]))
-                for item in block:
-                    for name, value in item.cond.items():
-                        gathered.setdefault(name, []).append(np.asarray(value))
-                count += len(block)
-                show(count)
-        grid = moments.shape[1:]
-        conditions = {
-            name: _describe(name, self.source.all_of(name, values), grid)
-            for name, values in gathered.items()
-        }
+        gathered: dict[str, list[Array]] = {}
+
+        def blocks() -> Iterator[Array]:
+            with bar("measuring the training split", len(items), unit="items") as show:
+                for count, block in _blocks(items):
+                    for item in block:
+                        for name, value in item.cond.items():
+                            gathered.setdefault(name, []).append(np.asarray(value))
+                    show(count)
+                    yield np.stack([item.values for item in block])
+
+        channels = self.section.channels or ["value"]
+        statistics = Statistics.measure(blocks(), channels)
+        grid = items[0].values.shape[1:]
         return {
             "grid": list(grid),
-            "dtype": str(self.source.values(0).dtype),
-            "missing": moments.has_missing,
-            "mean": moments.mean,
-            "std": np.where(moments.std > 0, moments.std, 1.0),
-            "conditions": conditions,
+            "dtype": str(items[0].values.dtype),
+            "statistics": statistics.metadata(),
+            "conditions": {
+                name: _describe(name, self.source.all_of(name, values), grid)
+                for name, values in gathered.items()
+            },
         }
+
+    @cached_property
+    def statistics(self) -> Statistics:
+        """Statistics of the channels."""
+        return Statistics.from_metadata(self.metadata()["statistics"])
 
     @cached_property
     def layout(self) -> Layout:
         """The axes, with a patch for at most 512 tokens; masked if cells are missing."""
         assert self.section.axes is not None
         axes = make_axes(self.section.axes, self.metadata()["grid"], ("", 1))
-        channels = self.section.channels or ("value",)
-        return Layout(tuple(axes), tuple(channels), missing=self.metadata()["missing"])
+        missing = bool((self.statistics.missing > 0).any())
+        return Layout(tuple(axes), self.statistics.channels, missing)
 
     @cached_property
     def conditions(self) -> Mapping[str, Condition]:
@@ -161,9 +171,9 @@ class MemoryArrays(Domain):
                 case "category":
                     found[name] = Category(len(about["classes"]), self.section.drop)
                 case "scalars":
-                    found[name] = Scalars(tuple(_numbered(name, about)), self.section.drop)
+                    found[name] = Scalars(_channels(about), self.section.drop)
                 case "grid":
-                    found[name] = Grid(tuple(_numbered(name, about)), self.section.drop)
+                    found[name] = Grid(_channels(about), self.section.drop)
                 case _:
                     found[name] = PerToken(about["n"], self.section.drop)
         return found
@@ -196,8 +206,7 @@ class MemoryArrays(Domain):
         """
         import torch
 
-        metadata = self.metadata()
-        values = _standardized(item.values, metadata["mean"], metadata["std"])
+        values = self.statistics.encode(item.values)
         known = np.isfinite(values)
         if np.isinf(values).any():
             raise BadItem(item.name, "infinite values")
@@ -216,13 +225,11 @@ class MemoryArrays(Domain):
 
     def decode(self, field: Field) -> Sample:
         """Undo `encode`: the units and the dtype of the data; whole numbers are rounded."""
-        metadata = self.metadata()
-        values = field.values.detach().cpu().numpy().astype(np.float64)
-        values = values * _column(metadata["std"], values) + _column(metadata["mean"], values)
+        values = self.statistics.decode(field.values.detach().float().cpu().numpy())
         if field.mask is not None:
             values[~np.broadcast_to(field.mask.cpu().numpy(), values.shape)] = np.nan
         cond = {name: self._decoded(name, value) for name, value in field.cond.items()}
-        return Sample(_cast(values, np.dtype(metadata["dtype"])), cond)
+        return Sample(_cast(values, np.dtype(self.metadata()["dtype"])), cond)
 
     def encode_condition(self, name: str, value: Any) -> Any:
         """A class by its name or number in the data as an index; numbers standardized."""
@@ -236,7 +243,7 @@ class MemoryArrays(Domain):
                     f"condition {name}={value!r}: no such class; classes are {listed(classes)}"
                 )
             return classes[str(value)]
-        return _standardized(np.asarray(value), about["mean"], about["std"], about["kind"])
+        return _by_channel(about, value, Statistics.encode)
 
     def _tensor(self, name: str, value: Any) -> Any:
         """A condition of an item as the network gets it."""
@@ -254,11 +261,8 @@ class MemoryArrays(Domain):
                 return about["classes"][index] if index < len(about["classes"]) else None
             case "per_token":
                 return array
-        mean, std = (np.asarray(about[key]) for key in ("mean", "std"))
-        if about["kind"] == "grid":
-            mean, std = (_column(each, array) for each in (mean, std))
-        decoded = (array * std + mean).astype(np.float32)
-        return float(decoded[0]) if about.get("single") else decoded
+        decoded = _by_channel(about, array, Statistics.decode)
+        return float(decoded[0]) if about["single"] else decoded
 
     def write(self, items: Iterable[Sample], path: Path) -> list[Path]:
         """Write ``samples.npz``: ``x`` and the conditions, as they were given to `from_arrays`.
@@ -405,41 +409,8 @@ class _MemoryItems(Sequence[Sample]):
         return Sample(values if self._has_channels else values[None], cond, name=str(at))
 
 
-class _Moments:
-    """Mean and standard deviation of each channel, float64, merged block by block (Chan et al.
-    1979)."""
-
-    def __init__(self) -> None:
-        self.shape: tuple[int, ...] = ()
-        self.has_missing = False
-        self.count = self.mean = self.squares = np.zeros(0)
-
-    def add(self, block: Array) -> None:
-        """Add items, (n, C, X1..Xn), NaN where missing."""
-        if not self.shape:
-            self.shape = block.shape[1:]
-            self.count, self.mean, self.squares = (np.zeros(block.shape[1]) for _ in range(3))
-        cells = np.moveaxis(block, 1, 0).reshape(block.shape[1], -1).astype(np.float64)
-        known = np.isfinite(cells)
-        self.has_missing |= bool(np.isnan(cells).any())
-        count = known.sum(axis=1)
-        some = np.maximum(count, 1)
-        mean = np.where(known, cells, 0).sum(axis=1) / some
-        squares = (np.where(known, cells - mean[:, None], 0) ** 2).sum(axis=1)
-        total = np.maximum(self.count + count, 1)
-        shift = mean - self.mean
-        self.squares += squares + shift**2 * self.count * count / total
-        self.mean = self.mean + shift * count / total
-        self.count = self.count + count
-
-    @property
-    def std(self) -> Array:
-        """Standard deviation of each channel, (C,)."""
-        return np.sqrt(self.squares / np.maximum(self.count, 1))
-
-
-def _blocks(items: Sequence[Sample]) -> Iterator[list[Sample]]:
-    """The items in blocks of at most `BLOCK_VALUES` values.
+def _blocks(items: Sequence[Sample]) -> Iterator[tuple[int, list[Sample]]]:
+    """The items in blocks of at most `BLOCK_VALUES` values, and how many are in them so far.
 
     Raises:
         DataError: items differ in shape.
@@ -454,7 +425,7 @@ def _blocks(items: Sequence[Sample]) -> Iterator[list[Sample]]:
                     f"item {item.name} has shape {item.values.shape}, the first has {first}; all "
                     "items must have one shape"
                 )
-        yield block
+        yield start + len(block), block
 
 
 def _named_axes(axes: Any, shape: tuple[int, ...]) -> dict[str, Any]:
@@ -513,34 +484,32 @@ def _describe(name: str, values: Array, grid: tuple[int, ...]) -> dict[str, Any]
     elif kind == "f" and shape[1:] == grid:
         rows, what = values, "grid"
     else:
+        cells = ", ".join(map(str, grid))
         raise JitkitError(
             f"cond {name!r} has shape {values.shape} of {values.dtype}; expected integers or words "
-            f"(N,), floats (N,) or (N, K), floats (N, C, {', '.join(map(str, grid))}), or integers "
-            f"(N, {', '.join(map(str, grid))})"
+            f"(N,), floats (N,) or (N, K), floats (N, C, {cells}), or integers (N, {cells})"
         )
-    moments = _Moments()
-    moments.add(rows)
-    spread = np.where(moments.std > 0, moments.std, 1.0)
-    return {"kind": what, "mean": moments.mean, "std": spread, "single": shape == ()}
+    count = rows.shape[1]
+    channels = [name] if count == 1 else [f"{name} {i}" for i in range(count)]
+    statistics = Statistics.measure([rows], channels)
+    return {
+        "kind": what,
+        "statistics": statistics.metadata(),
+        "single": shape == (),
+        "num_axes": len(grid),
+    }
 
 
-def _numbered(name: str, about: Mapping[str, Any]) -> list[str]:
-    """Names of the entries of a condition: its own, or numbered."""
-    count = len(about["mean"])
-    return [name] if count == 1 else [f"{name} {i}" for i in range(count)]
+def _channels(about: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(about["statistics"]["channels"])
 
 
-def _column(values: Any, like: Array) -> Array:
-    """One number per channel, broadcasting over (C, X1..Xn)."""
-    return np.asarray(values, np.float64).reshape(-1, *[1] * (like.ndim - 1))
-
-
-def _standardized(values: Array, mean: Any, std: Any, kind: str = "grid") -> Array:
-    """(values - mean) / std in float64, as float32; by channel, or by entry of scalars."""
-    values = np.asarray(values, np.float64)
-    if kind == "scalars":
-        return ((np.atleast_1d(values) - np.asarray(mean)) / np.asarray(std)).astype(np.float32)
-    return ((values - _column(mean, values)) / _column(std, values)).astype(np.float32)
+def _by_channel(about: Mapping[str, Any], value: Any, change: Callable[..., Array]) -> Array:
+    """Encode or decode scalars (..., K) or maps (..., C, X1..Xn)."""
+    array = np.atleast_1d(np.asarray(value, np.float64))
+    axis = -1 if about["kind"] == "scalars" else -1 - about["num_axes"]
+    changed = change(Statistics.from_metadata(about["statistics"]), np.moveaxis(array, axis, 0))
+    return np.moveaxis(changed, 0, axis)
 
 
 def _cast(values: Array, dtype: Any) -> Array:
