@@ -155,6 +155,15 @@ class MemoryArrays(Domain):
         return Statistics.from_metadata(self.metadata()["statistics"])
 
     @cached_property
+    def _of_conditions(self) -> dict[str, Statistics]:
+        """Statistics of scalars and maps by name."""
+        return {
+            name: Statistics.from_metadata(about["statistics"])
+            for name, about in self.metadata()["conditions"].items()
+            if "statistics" in about
+        }
+
+    @cached_property
     def layout(self) -> Layout:
         """The axes, with a patch for at most 512 tokens; masked if cells are missing."""
         assert self.section.axes is not None
@@ -243,7 +252,7 @@ class MemoryArrays(Domain):
                     f"condition {name}={value!r}: no such class; classes are {listed(classes)}"
                 )
             return classes[str(value)]
-        return _by_channel(about, value, Statistics.encode)
+        return _by_channel(about, value, self._of_conditions[name].encode)
 
     def _tensor(self, name: str, value: Any) -> Any:
         """A condition of an item as the network gets it."""
@@ -261,7 +270,7 @@ class MemoryArrays(Domain):
                 return about["classes"][index] if index < len(about["classes"]) else None
             case "per_token":
                 return array
-        decoded = _by_channel(about, array, Statistics.decode)
+        decoded = _by_channel(about, array, self._of_conditions[name].decode)
         return float(decoded[0]) if about["single"] else decoded
 
     def write(self, items: Iterable[Sample], path: Path) -> list[Path]:
@@ -504,12 +513,11 @@ def _channels(about: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(about["statistics"]["channels"])
 
 
-def _by_channel(about: Mapping[str, Any], value: Any, change: Callable[..., Array]) -> Array:
+def _by_channel(about: Mapping[str, Any], value: Any, change: Callable[[Array], Array]) -> Array:
     """Encode or decode scalars (..., K) or maps (..., C, X1..Xn)."""
-    array = np.atleast_1d(np.asarray(value, np.float64))
     axis = -1 if about["kind"] == "scalars" else -1 - about["num_axes"]
-    changed = change(Statistics.from_metadata(about["statistics"]), np.moveaxis(array, axis, 0))
-    return np.moveaxis(changed, 0, axis)
+    array = np.moveaxis(np.atleast_1d(np.asarray(value, np.float64)), axis, 0)
+    return np.moveaxis(change(array), 0, axis)
 
 
 def _cast(values: Array, dtype: Any) -> Array:
