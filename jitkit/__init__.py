@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from jitkit.diffusion.denoiser import Diffusion as Diffusion
     from jitkit.diffusion.sampler import sample as sample
     from jitkit.domain import Domain as Domain
-    from jitkit.domains.memory import from_arrays as from_arrays
+    from jitkit.domains.memory.adapter import from_arrays as from_arrays
     from jitkit.errors import BadItem as BadItem
     from jitkit.errors import DataError as DataError
     from jitkit.errors import JitkitError as JitkitError
@@ -55,7 +55,7 @@ _HOME = {
     "Sizes": "nn.transformer",
     "evaluate": "evaluation.run",
     "forecast": "sampling.run",
-    "from_arrays": "domains.memory",
+    "from_arrays": "domains.memory.adapter",
     "generate": "sampling.run",
     "inspect": "registry",
     "load": "runs.checkpoint",

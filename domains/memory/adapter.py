@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field as Limit
 
 from jitkit.domain import MAX_PREVIEW_ITEMS, Domain, Metric, Split, write_npz
 from jitkit.domains.arrays import Sample, Statistics, make_axes
+from jitkit.domains.memory.sources import (
+    ArraySource,
+    DatasetSource,
+    ItemSource,
+    MemoryItems,
+    blocks_of,
+)
 from jitkit.errors import BadItem, ConditionError, DataError, JitkitError, listed
 from jitkit.fields import Category, Condition, Field, Grid, Kind, Layout, PerToken, Scalars
 from jitkit.sections import DomainSection
@@ -22,7 +28,6 @@ from jitkit.utils.types import Array
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-BLOCK_VALUES = 2**22  # values per block when measuring
 SPLIT_SEED = 0
 
 
@@ -82,10 +87,10 @@ def from_arrays(
     """
     is_dataset = not hasattr(x, "shape") and hasattr(x, "__getitem__") and hasattr(x, "__len__")
     if is_dataset:
-        source: _Source = _DatasetSource(x, cond)
+        source: ItemSource = DatasetSource(x, cond)
     else:
-        source = _ArraySource(x, cond)
-    shape = source.values(0).shape
+        source = ArraySource(x, cond)
+    shape = source[0][0].shape
     kinds = _named_axes(axes, shape)
     has_channels = len(shape) == len(kinds) + 1
     names = list(channels) if channels is not None else None
@@ -115,7 +120,7 @@ class MemoryArrays(Domain):
 
     def __init__(self, section: MemorySection) -> None:
         super().__init__(section)
-        self.source: _Source | None = None
+        self.source: ItemSource | None = None
 
     def measure(self) -> dict[str, Any]:
         """Sizes, dtype and statistics of the values; kinds and statistics of the conditions.
@@ -129,7 +134,7 @@ class MemoryArrays(Domain):
 
         def blocks() -> Iterator[Array]:
             with bar("measuring the training split", len(items), unit="items") as show:
-                for count, block in _blocks(items):
+                for count, block in blocks_of(items):
                     for item in block:
                         for name, value in item.cond.items():
                             gathered.setdefault(name, []).append(np.asarray(value))
@@ -204,7 +209,7 @@ class MemoryArrays(Domain):
         if self.section.shuffle:
             order = np.random.default_rng(SPLIT_SEED).permutation(count)
         chosen = order[: count - num_val] if split == "train" else order[count - num_val :]
-        return _MemoryItems(self.source, np.sort(chosen), self.section.channels is not None)
+        return MemoryItems(self.source, np.sort(chosen), self.section.channels is not None)
 
     def encode(self, item: Sample, rng: np.random.Generator | None = None) -> Field:
         """Standardized values, a mask where cells may be missing, conditions.
@@ -312,131 +317,6 @@ class MemoryArrays(Domain):
         return {} if "set" in dict(axes).values() else field_metrics(self.layout.channels, axes)
 
 
-class _Source(Protocol):
-    """Items by index: an array and its conditions."""
-
-    def __len__(self) -> int: ...
-
-    def values(self, index: int) -> Array:
-        """The array of an item, in the shape in which it was given."""
-
-    def cond(self, index: int) -> Mapping[str, Any]:
-        """The conditions of an item."""
-
-    def all_of(self, name: str, training: Sequence[Array]) -> Array:
-        """All values of a condition that are known without reading, (N, ...)."""
-
-
-class _ArraySource:
-    def __init__(self, x: Any, cond: Any) -> None:
-        self._x = _real_numbers("x", x)
-        if self._x.ndim < 2 or not len(self._x):
-            raise JitkitError(
-                f"x has shape {self._x.shape}; expected items along a first axis: (N, X1..Xn) or "
-                "(N, C, X1..Xn)"
-            )
-        if cond is not None and not isinstance(cond, Mapping):
-            raise JitkitError('cond of arrays is a mapping from names to values: {"label": y}')
-        self._cond = {name: _numpy(value) for name, value in (cond or {}).items()}
-        for name, value in self._cond.items():
-            if len(np.shape(value)) < 1 or len(value) != len(self._x):
-                raise JitkitError(
-                    f"cond {name!r} has shape {np.shape(value)}, but there are {len(self._x)} items"
-                )
-
-    def __len__(self) -> int:
-        return len(self._x)
-
-    def values(self, index: int) -> Array:
-        return self._x[index]
-
-    def cond(self, index: int) -> Mapping[str, Any]:
-        return {name: value[index] for name, value in self._cond.items()}
-
-    def all_of(self, name: str, training: Sequence[Array]) -> Array:
-        return self._cond[name]
-
-
-class _DatasetSource:
-    def __init__(self, dataset: Any, names: Any) -> None:
-        if isinstance(names, Mapping):
-            raise JitkitError(
-                "a Dataset returns its conditions with each item; give their names: "
-                f"cond={list(names)}"
-            )
-        self._dataset = dataset
-        self._names = [names] if isinstance(names, str) else list(names or ["label"])
-        if not len(dataset):
-            raise JitkitError("the Dataset has no items")
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-    def _item(self, index: int) -> dict[str, Any]:
-        item = self._dataset[index]
-        if isinstance(item, Mapping):
-            if "x" not in item:
-                raise JitkitError(
-                    f"the Dataset returns mappings with {listed(map(str, item))}; the array must "
-                    "be named 'x'"
-                )
-            return dict(item)
-        if not isinstance(item, tuple | list):
-            return {"x": item}
-        if len(item) - 1 != len(self._names):
-            raise JitkitError(
-                f"the Dataset returns {len(item) - 1} conditions beside the array, but cond names "
-                f"{len(self._names)}: {listed(self._names)}"
-            )
-        return {"x": item[0]} | dict(zip(self._names, item[1:], strict=True))
-
-    def values(self, index: int) -> Array:
-        return _real_numbers("x", self._item(index)["x"])
-
-    def cond(self, index: int) -> Mapping[str, Any]:
-        return {name: _numpy(value) for name, value in self._item(index).items() if name != "x"}
-
-    def all_of(self, name: str, training: Sequence[Array]) -> Array:
-        return np.stack(training)
-
-
-class _MemoryItems(Sequence[Sample]):
-    """The items of a split."""
-
-    def __init__(self, source: _Source, indices: Array, has_channels: bool) -> None:
-        self._source, self._indices, self._has_channels = source, indices, has_channels
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(len(self))[index]]
-        at = int(self._indices[index])
-        values = self._source.values(at)
-        cond = self._source.cond(at)
-        return Sample(values if self._has_channels else values[None], cond, name=str(at))
-
-
-def _blocks(items: Sequence[Sample]) -> Iterator[tuple[int, list[Sample]]]:
-    """The items in blocks of at most `BLOCK_VALUES` values, and how many are in them so far.
-
-    Raises:
-        DataError: items differ in shape.
-    """
-    first = items[0].values.shape
-    size = max(1, BLOCK_VALUES // prod(first))
-    for start in range(0, len(items), size):
-        block = [items[i] for i in range(start, min(start + size, len(items)))]
-        for item in block:
-            if item.values.shape != first:
-                raise DataError(
-                    f"item {item.name} has shape {item.values.shape}, the first has {first}; all "
-                    "items must have one shape"
-                )
-        yield start + len(block), block
-
-
 def _named_axes(axes: Any, shape: tuple[int, ...]) -> dict[str, Any]:
     """Names and kinds of the axes of an item of this shape."""
     if axes is None and len(shape) == 1:
@@ -459,20 +339,6 @@ def _named_axes(axes: Any, shape: tuple[int, ...]) -> dict[str, Any]:
             f"{len(shape)}, or {len(shape) - 1} if the first is the channels"
         )
     return kinds
-
-
-def _numpy(value: Any) -> Array:
-    return np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
-
-
-def _real_numbers(what: str, value: Any) -> Array:
-    array = _numpy(value)
-    if array.dtype.kind not in "fiub":
-        remedy = "split it into real and imaginary channels" if array.dtype.kind == "c" else (
-            "give an array of numbers of one shape"
-        )  # fmt: skip
-        raise JitkitError(f"{what} is {array.dtype}, not real numbers; {remedy}")
-    return array
 
 
 def _describe(name: str, values: Array, grid: tuple[int, ...]) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Domain `memory`: arrays in memory or in a torch Dataset."""
