@@ -317,14 +317,14 @@ def test_a_missing_key_of_the_new_domain_is_an_error_of_the_override() -> None:
     assert refusal(write(MINIMAL), ["domain=grids"]) == "override domain.path: missing"
 
 
-def test_errors_in_overrides_are_labelled_as_such() -> None:
+def test_errors_in_overrides_are_labelled_as_such_in_the_order_given() -> None:
     overrides = ["sample.stepp=5", "train.lr", "train.ema=[0.9", "steps=3", "train.ema.0=1"]
     assert refusal(write(MINIMAL), overrides) == (
         "foo.yaml: 4 errors\n"
-        "  override train.lr: no value; write section.key=value\n"
-        "  override steps: unknown; did you mean train.steps or sample.steps?\n"
         "  override sample.stepp: unknown; did you mean sample.steps?\n"
-        "  override train.ema: not YAML: expected ',' or ']', but got '<stream end>'"
+        "  override train.lr: no value; write section.key=value\n"
+        "  override train.ema: not YAML: expected ',' or ']', but got '<stream end>'\n"
+        "  override steps: unknown; did you mean train.steps or sample.steps?"
     )
 
 

@@ -9,7 +9,7 @@ from math import floor
 from typing import Any
 
 from jitkit.errors import RecipeError, listed, nearest
-from jitkit.recipe.yaml import Draft, YamlPosition, parse_yaml
+from jitkit.recipe.yaml import YamlPosition, parse_yaml
 from jitkit.sections import SampleSection
 
 MOST_POINTS = 1_000
@@ -95,12 +95,11 @@ def _values(word: str, text: str) -> list[Any]:
         if count > MOST_POINTS:
             raise RecipeError(f"--sweep {word!r}: {count:,} values; give fewer")
         return [_tidy(first + i * step) for i in range(count)]
-    draft = Draft(positions={(): YamlPosition(None)})
-    values = parse_yaml(f"[{text}]", draft)
-    if draft.problems or not values or None in values:
+    draft = parse_yaml(f"[{text}]", YamlPosition(None))
+    if draft.problems or not draft.values or None in draft.values:
         why = f": {draft.problems[0].text}" if draft.problems else ""
         raise RecipeError(f"--sweep {word!r}: expected a:b:step, or values a,b,c{why}")
-    return list(values)
+    return list(draft.values)
 
 
 def _tidy(value: float) -> int | float:

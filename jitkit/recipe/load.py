@@ -28,6 +28,7 @@ from jitkit.recipe.renamed import RENAMED, with_new_names
 from jitkit.recipe.yaml import (
     Draft,
     KeyPath,
+    Problem,
     YamlPosition,
     dotted,
     dump_yaml,
@@ -157,20 +158,19 @@ def dump_recipe(recipe: Recipe) -> str:
 
 def differences(old: Recipe, new: Recipe) -> list[str]:
     """The keys whose values differ, as ``"train.lr: null -> 0.001"``."""
-    before, after = (dict(leaves(recipe.model_dump(mode="json"))) for recipe in (old, new))
 
-    def text(values: dict[KeyPath, Any], path: KeyPath) -> str:
-        if path not in values:
+    def as_json(recipe: Recipe) -> dict[str, str]:
+        values = recipe.model_dump(mode="json")
+        return {dotted(path): json.dumps(value) for path, value in leaves(values)}
+
+    def text(value: str | None) -> str:
+        if value is None:
             return "absent"
-        value = values[path]
-        return value if isinstance(value, str) else json.dumps(value)
+        return str(json.loads(value)) if value.startswith('"') else value
 
-    changed = [
-        path
-        for path in before | after
-        if path not in before or path not in after or before[path] != after[path]
-    ]
-    return [f"{dotted(path)}: {text(before, path)} -> {text(after, path)}" for path in changed]
+    before, after = as_json(old), as_json(new)
+    changed = [key for key in before | after if before.get(key) != after.get(key)]
+    return [f"{key}: {text(before.get(key))} -> {text(after.get(key))}" for key in changed]
 
 
 def bundled() -> dict[str, Path]:
@@ -187,9 +187,8 @@ def recipe_titles() -> dict[str, str]:
 
 
 def _title(path: Path) -> str:
-    with path.open(encoding="utf-8") as file:
-        line = file.readline()
-    return line.removeprefix("#").strip() if line.startswith("#") else ""
+    line = path.read_text(encoding="utf-8").partition("\n")[0]
+    return line[1:].strip() if line.startswith("#") else ""
 
 
 # Reading
@@ -216,16 +215,15 @@ def relative_path(path: Path) -> str:
 
 def _read(path: Path, chain: tuple[Path, ...] = ()) -> Draft:
     """A file, merged into those it extends; ``chain`` holds the files that extend it."""
-    draft = Draft(positions={(): YamlPosition(relative_path(path))})
+    start = YamlPosition(relative_path(path))
     try:
-        values = parse_yaml(path.read_text(encoding="utf-8-sig"), draft, file=relative_path(path))
+        draft = parse_yaml(path.read_text(encoding="utf-8-sig"), start)
     except (OSError, UnicodeDecodeError) as error:
-        draft.add_problem((), f"cannot be read: {error}")
-        return draft
-    if isinstance(values, dict):
-        draft.values = _normalized(values)
-    elif values is not None:
-        draft.add_problem((), f"{quoted(values)} is not a mapping of sections")
+        return Draft({}, {(): start}, [Problem(start, (), f"cannot be read: {error}")])
+    if not isinstance(draft.values, dict | None):
+        draft.add_problem((), f"{quoted(draft.values)} is not a mapping of sections")
+        draft.values = None
+    draft.values = _normalized(draft.values or {})
     return _extended(draft, path.parent, (*chain, path))
 
 
@@ -257,21 +255,18 @@ def _base(name: Any, folder: Path, chain: tuple[Path, ...]) -> Path:
 def _overrides(given: Mapping[str, Any] | Sequence[str]) -> Iterator[Draft]:
     """Each override as a draft with its value nested under its dotted key."""
     given = [given] if isinstance(given, str) else given
-    for override in given:
-        key, equals, written = override.partition("=")
-        path = tuple(key.split("."))
-        draft = Draft(positions={path: YamlPosition(None)})
+    for number, override in enumerate(given, start=1):
+        key, equals, text = override.partition("=")
+        path, start = tuple(key.split(".")), YamlPosition(None, number)
         if isinstance(given, Mapping):
-            value = to_plain(given[override])
-        elif equals:
-            value = parse_yaml(written, draft, path)
+            draft = Draft(to_plain(given[override]), {path: start})
         else:
-            draft.add_problem(path, "no value; write section.key=value")
-            yield draft
-            continue
+            draft = parse_yaml(text, start, path)
+            if not equals:
+                draft.add_problem(path, "no value; write section.key=value")
         for part in reversed(path):
-            value = {part: value}
-        draft.values = _normalized(value)
+            draft.values = {part: draft.values}
+        draft.values = _normalized(draft.values)
         yield draft
 
 
@@ -319,7 +314,7 @@ def _checked(draft: Draft, domain: type[Domain] | None, folders: Sequence[Path])
     earlier = tuple(draft.problems)
     for path, text in errors.items():
         if not any(problem.explains(path) for problem in earlier):
-            draft.add_problem(path, text, _culprit(draft, path))
+            draft.add_problem(path, text)
     return sections
 
 
@@ -362,11 +357,3 @@ def _unknown(section: KeyPath, path: KeyPath, known: Iterable[str]) -> str:
     close = [dotted((*section, word)) for word in difflib.get_close_matches(key, known, n=1)]
     likely = (homes or close) if len(path) == 1 else []
     return "unknown" + (f"; did you mean {' or '.join(likely)}?" if likely else "")
-
-
-def _culprit(draft: Draft, path: KeyPath) -> YamlPosition:
-    """Position of an error: of a section or a mapping without one, an override inside it."""
-    inside = [at for key, at in draft.positions.items() if key[: len(path)] == path]
-    overrides = [at for at in inside if at.file is None]
-    whole = len(path) == 1 or path not in draft.positions
-    return overrides[-1] if overrides and whole else draft.position(path)

@@ -13,9 +13,9 @@ from typing import Any
 from pydantic_core import ErrorDetails
 
 from jitkit.errors import nearest
-from jitkit.recipe.yaml import KeyPath, Problem
+from jitkit.recipe.yaml import KeyPath, Problem, YamlPosition
 
-_TYPES = {
+_MISFITS = {
     "int_type": "a whole number",
     "float_type": "a number",
     "finite_number": "a finite number",
@@ -30,6 +30,8 @@ _TYPES = {
     "date_type": "a date such as 2020-12-31",
     "date_parsing": "a date such as 2020-12-31",
     "date_from_datetime_parsing": "a date such as 2020-12-31",
+    "literal_error": "",  # one of the words that pydantic expects
+    "enum": "",
 }
 """Values of the wrong type: "'many' is not a whole number"."""
 
@@ -63,37 +65,30 @@ def messages_by_key(
         values: the section as written.
         unknown: returns the text for an unknown key.
     """
-    texts: dict[KeyPath, str] = {}
-    misfits: dict[KeyPath, list[ErrorDetails]] = {}
+    cases: dict[KeyPath, list[ErrorDetails]] = {}
     for error in errors:
-        path = _key_path(error["loc"], values)
-        match error["type"]:
-            case "extra_forbidden":
-                texts[path] = unknown(path)
-            case "missing" if isinstance(error["loc"][-1], int):  # item of a list of fixed length
-                texts[path] = f"{quoted(error['input'])} is too short"
-            case "missing":
-                texts[*path, error["loc"][-1]] = "missing"
-            case "literal_error" | "enum":
-                misfits.setdefault(path, []).append(error)
-            case kind if kind in _TYPES:
-                misfits.setdefault(path, []).append(error)
-            case _:
-                texts[path] = _invalid_value(error)
-    for path, cases in misfits.items():
-        if not any(other[: len(path)] == path for other in (texts | misfits).keys() - {path}):
-            texts.setdefault(path, _misfit(cases))
+        cases.setdefault(_key_path(error, values), []).append(error)
+    parents = {path[:n] for path in cases for n in range(len(path))}
+    texts: dict[KeyPath, str] = {}
+    for path, found in cases.items():
+        others = [error for error in found if error["type"] not in _MISFITS]
+        if others:
+            unknown_key = others[-1]["type"] == "extra_forbidden"
+            texts[path] = unknown(path) if unknown_key else _invalid_value(others[-1])
+        elif path not in parents:
+            texts[path] = _misfit(found)
     return texts
 
 
-def _key_path(loc: tuple[int | str, ...], value: Any) -> KeyPath:
+def _key_path(error: ErrorDetails, value: Any) -> KeyPath:
     """The keys of an error's location, without the names of union branches."""
     path: KeyPath = ()
-    for step in loc:
+    for step in error["loc"]:
         items = range(len(value)) if isinstance(value, list) else ()
         if step in (value if isinstance(value, dict) else items):
             value, path = value[step], (*path, step)
-    return path
+    absent = error["type"] == "missing" and isinstance(error["loc"][-1], str)
+    return (*path, error["loc"][-1]) if absent else path
 
 
 def _misfit(errors: list[ErrorDetails]) -> str:
@@ -102,18 +97,18 @@ def _misfit(errors: list[ErrorDetails]) -> str:
     allowed: list[str] = []
     choices: list[str] = []
     for error in errors:
-        if error["type"] in _TYPES:
-            allowed.append(_TYPES[error["type"]])
-            continue
-        expected = error.get("ctx", {})["expected"]  # "'x', 'eps' or 'v'"
-        words = re.findall(r"'([^']*)'", expected) or [expected]
+        expected = error.get("ctx", {}).get("expected", "")  # "'x', 'eps' or 'v'"
+        words = re.findall(r"'([^']*)'", expected) or [_MISFITS[error["type"]] or expected]
         allowed.append(f"one of {', '.join(words)}" if len(words) > 1 else words[0])
-        choices += words
+        choices += words if expected else []
     close = nearest(value, choices) if isinstance(value, str) else ""
     return f"{quoted(value)} is not {' or '.join(dict.fromkeys(allowed))}{close}"
 
 
 def _invalid_value(error: ErrorDetails) -> str:
+    if error["type"] == "missing":  # a key, or an item of a list of fixed length
+        is_item = isinstance(error["loc"][-1], int)
+        return f"{quoted(error['input'])} is too short" if is_item else "missing"
     limits = {
         key: int(value) if isinstance(value, float) and value.is_integer() else value
         for key, value in error.get("ctx", {}).items()
@@ -129,18 +124,19 @@ def error_text(problems: list[Problem], source: str) -> str:
         at = problem.position
         return at.file is None, at.file != source, at.file or "", at.line
 
-    def line(problem: Problem, *, alone: bool) -> str:
-        at = problem.position
-        if at.file is None:
-            return f"override {problem}"
-        if alone or at.file != source:
-            return f"{at}: {problem}"
-        return f"line {at.line}: {problem}" if at.line else str(problem)
-
     if len(problems) == 1:
-        return line(problems[0], alone=True)
-    lines = [f"  {line(problem, alone=False)}" for problem in sorted(problems, key=order)]
+        return _place(problems[0].position) + str(problems[0])
+    lines = [f"  {_place(each.position, source)}{each}" for each in sorted(problems, key=order)]
     return "\n".join([f"{source}: {len(problems)} errors", *lines])
+
+
+def _place(at: YamlPosition, source: str = "") -> str:
+    """``"override "``, ``"line 3: "`` inside the source, or ``"other.yaml:3: "``."""
+    if at.file is None:
+        return "override "
+    if at.file == source:
+        return f"line {at.line}: " if at.line else ""
+    return ":".join([at.file, *(str(number) for number in (at.line, at.column) if number), " "])
 
 
 def quoted(value: Any) -> str:

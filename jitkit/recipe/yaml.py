@@ -11,7 +11,8 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import yaml
@@ -33,16 +34,15 @@ def dotted(path: KeyPath) -> str:
 
 @dataclass(frozen=True)
 class YamlPosition:
-    """Position in a file, or in an override (``file`` is None). Line 0 means unknown."""
+    """A line of a file, or an override (``file`` is None), numbered as given. 0 means unknown."""
 
     file: str | None
     line: int = 0
     column: int = 0
 
-    def __str__(self) -> str:
-        if self.file is None:
-            return "override"
-        return ":".join([self.file, *(str(n) for n in (self.line, self.column) if n)])
+    def at(self, mark: yaml.Mark) -> YamlPosition:
+        """Position of a mark in YAML text that begins here; for an override, the override."""
+        return self if self.file is None else YamlPosition(self.file, mark.line + 1)
 
 
 @dataclass(frozen=True)
@@ -66,14 +66,19 @@ class Problem:
 class Draft:
     """Parsed values, the position of each, and the problems found so far."""
 
-    values: dict[str, Any] = field(default_factory=dict)
-    positions: dict[KeyPath, YamlPosition] = field(default_factory=dict)
+    values: Any
+    positions: dict[KeyPath, YamlPosition]
     problems: list[Problem] = field(default_factory=list)
 
     def position(self, path: KeyPath) -> YamlPosition:
-        """Position of the value at ``path``, or of the nearest mapping that contains it."""
-        parents = (path[:n] for n in range(len(path), -1, -1))
-        return next(self.positions[p] for p in parents if p in self.positions)
+        """Position of a value; of a section or an absent key, first an override inside it."""
+        if len(path) == 1 or path not in self.positions:
+            inside = [at for key, at in self.positions.items() if key[: len(path)] == path]
+            if overrides := [at for at in inside if at.file is None]:
+                return max(overrides, key=lambda override: override.line)
+        while path not in self.positions:
+            path = path[:-1]
+        return self.positions[path]
 
     def add_problem(self, path: KeyPath, text: str, position: YamlPosition | None = None) -> None:
         """Record a problem, by default at the position of its key."""
@@ -130,67 +135,61 @@ def to_plain(values: Any) -> Any:
 class _Loader(yaml.BaseLoader):
     """Loads nodes whose scalars are still text."""
 
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            mark: yaml.Mark = self.get_event().start_mark  # type: ignore[no-untyped-call]
-            problem = "aliases (*name) are not allowed; use `extends` to reuse a whole recipe"
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
-        return super().compose_node(parent, index)
+    def fetch_alias(self) -> None:
+        problem = "aliases (*name) are not allowed; use `extends` to reuse a whole recipe"
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=self.get_mark())
 
 
-def parse_yaml(text: str, draft: Draft, path: KeyPath = (), file: str | None = None) -> Any:
-    """Parse YAML text; a value with an error becomes None.
+def parse_yaml(text: str, start: YamlPosition, path: KeyPath = ()) -> Draft:
+    """Parse YAML text, one document; a value with an error becomes None.
 
     Args:
-        text: YAML, one document.
-        draft: receives positions and problems.
+        text: YAML.
+        start: the file, or the override, that contains the text.
         path: key of the value; () for a whole file.
-        file: name of the file in messages; None for an override.
     """
+    draft = Draft(None, {path: start})
     try:
-        node = yaml.compose(text, _Loader)
+        if (node := yaml.compose(text, _Loader)) is not None:
+            draft.values = _value(node, draft, path, start)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        position = YamlPosition(file, mark.line + 1, mark.column + 1) if mark else None
+        position = replace(start.at(mark), column=mark.column + 1) if mark else start
         draft.add_problem(path, f"not YAML: {error.problem or error.context}", position)
     except (yaml.YAMLError, RecursionError) as error:
         draft.add_problem(path, f"not YAML: {str(error).splitlines()[0]}")
-    else:
-        return None if node is None else _value(node, draft, path, file)
+    return draft
 
 
-def _value(node: yaml.Node, draft: Draft, path: KeyPath, file: str | None) -> Any:
-    position = YamlPosition(file, node.start_mark.line + 1)
+def _value(node: yaml.Node, draft: Draft, path: KeyPath, start: YamlPosition) -> Any:
+    position = start.at(node.start_mark)
+    draft.positions.setdefault(path, position)  # for list items; keys have a position already
     if not re.fullmatch("tag:yaml.org,2002:(str|seq|map)", node.tag):
         tag = node.tag.replace("tag:yaml.org,2002:", "!!")
         draft.add_problem(path, f"YAML tags are not allowed: {tag}", position)
     elif isinstance(node, yaml.MappingNode):
-        return _mapping(node, draft, path, file)
+        return _mapping(node, draft, path, start)
     elif isinstance(node, yaml.SequenceNode):
-        return [_value(item, draft, (*path, i), file) for i, item in enumerate(node.value)]
+        return [_value(item, draft, (*path, i), start) for i, item in enumerate(node.value)]
     elif isinstance(node, yaml.ScalarNode):
-        draft.positions.setdefault(path, position)  # for list items; keys have a position already
         try:
             return _scalar(node.value, quoted=node.style is not None)
         except RecipeError as error:
             draft.add_problem(path, str(error), position)
 
 
-def _mapping(
-    node: yaml.MappingNode, draft: Draft, path: KeyPath, file: str | None
-) -> dict[str, Any]:
+def _mapping(node: yaml.MappingNode, draft: Draft, path: KeyPath, start: YamlPosition) -> Any:
     values: dict[str, Any] = {}
     for key, value in node.value:
-        position = YamlPosition(file, key.start_mark.line + 1)
-        here = (*path, key.value)
+        position, here = start.at(key.start_mark), (*path, key.value)
         if not isinstance(key, yaml.ScalarNode):
             draft.add_problem(path, "a key must be a word, not a list or a mapping", position)
         elif key.value in values:
-            first = draft.positions[here].line
-            draft.add_problem(here, f"given twice, first on line {first}", position)
+            first = f", first on line {draft.positions[here].line}" if start.file else ""
+            draft.add_problem(here, f"given twice{first}", position)
         else:
             draft.positions[here] = position
-            values[key.value] = _value(value, draft, here, file)
+            values[key.value] = _value(value, draft, here, start)
     return values
 
 
@@ -224,8 +223,7 @@ def _scalar(text: str, *, quoted: bool) -> Any:
 _WORDS = {"": None, "~": None, "null": None, "true": True, "false": False} | {
     f"{sign}.inf": float(f"{sign}inf") for sign in ("", "+", "-")
 }
-_INTEGER = re.compile(r"[-+]?(0|[1-9][\d_]{0,999})", re.ASCII)
-_DECIMAL = re.compile(r"[-+]?(\d[\d_]*(\.\d*)?|\.\d+)(e[-+]?\d+)?", re.ASCII | re.IGNORECASE)
+_NUMBER = re.compile(r"[-+]?(?!0\d)[-+.\de_]{1,1000}", re.ASCII | re.IGNORECASE)
 
 
 def parse_scalar(text: str) -> Any:
@@ -236,10 +234,9 @@ def parse_scalar(text: str) -> Any:
     """
     if text.lower() in _WORDS:
         return _WORDS[text.lower()]
-    if _INTEGER.fullmatch(text):
-        return int(text)
-    if _DECIMAL.fullmatch(text) and not re.match(r"[-+]?0\d", text):
-        return _number(text)
+    for number in (int, _number) if _NUMBER.fullmatch(text) else ():
+        with suppress(ValueError):
+            return number(text)
     return text
 
 

@@ -20,7 +20,7 @@ from pydantic import BaseModel
 
 from jitkit.errors import JitkitError, RecipeError
 from jitkit.recipe.load import SECTIONS, bundled, load_recipe
-from jitkit.recipe.yaml import Draft, YamlPosition, dotted, leaves, parse_yaml
+from jitkit.recipe.yaml import YamlPosition, dotted, leaves, parse_yaml
 from jitkit.registry import domain_class
 from jitkit.report.curves import LOSSES, SPEEDS, Show, TrainingCurves, read_curves
 from jitkit.runs.defaults import read_best
@@ -206,15 +206,14 @@ def _num_parameters(path: Path) -> int | None:
 
 def _recipe(folder: Path, notes: list[str]) -> tuple[str, list[RecipeKey]]:
     """The recipe's name, and every key with its default and its value in the bundled recipe."""
-    draft = Draft(positions={(): YamlPosition("recipe.yaml")})
     try:
-        values = parse_yaml(
-            (folder / "recipe.yaml").read_text(encoding="utf-8"), draft, file="recipe"
-        )
+        text = (folder / "recipe.yaml").read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        values = None
         notes.append(f"recipe.yaml cannot be read ({error})")
+        return folder.name, []
+    draft = parse_yaml(text, YamlPosition("recipe.yaml"))
     notes += [f"recipe.yaml: {problem}" for problem in draft.problems]
+    values = draft.values
     if not isinstance(values, dict):
         return folder.name, []
     name, domain = str(values.pop("name", folder.name)), values.get("domain")

@@ -14,7 +14,7 @@ from typing import Any
 
 from jitkit.errors import RecipeError
 from jitkit.recipe.renamed import RENAMED
-from jitkit.recipe.yaml import Draft, YamlPosition, dump_yaml, parse_yaml
+from jitkit.recipe.yaml import YamlPosition, dump_yaml, parse_yaml
 from jitkit.runs.run_dir import write_text
 from jitkit.utils.console import remark
 
@@ -53,16 +53,17 @@ def read_best(folder: Path) -> tuple[dict[str, Any], str | None, int | None]:
     path = folder / FILE
     if not path.is_file():
         return {}, None, None
-    draft = Draft(positions={(): YamlPosition(str(path))})
     try:
-        values = parse_yaml(path.read_text(encoding="utf-8"), draft, file=str(path))
+        draft = parse_yaml(path.read_text(encoding="utf-8"), YamlPosition(str(path)))
+        if draft.problems:
+            raise RecipeError(draft.problems[0].text)
+        values = draft.values
         sample, ema = values.get("sample") or {}, values.get("ema")
         keys = {f"sample.{key}": value for key, value in sample.items()}
         keys = {RENAMED.get(key, key): value for key, value in keys.items()}
         step = (values.get("found") or {}).get("step")
-    except (AttributeError, UnicodeDecodeError) as error:
-        reason = draft.problems[0].text if draft.problems else error
-        raise RecipeError(f"{path} cannot be read: {reason}; correct or delete it") from None
+    except (AttributeError, UnicodeDecodeError, RecipeError) as error:
+        raise RecipeError(f"{path} cannot be read: {error}; correct or delete it") from None
     return keys, None if ema is None else str(ema), step
 
 
