@@ -103,8 +103,14 @@ def test_numbers_may_be_written_in_scientific_notation_and_with_underscores() ->
 
 
 def test_words_that_yaml_1_1_would_convert_are_text() -> None:
-    recipe = load_recipe(write("model: {size: B}\ndomain: {name: winds, channels: [no, on, 1:30]}"))
-    assert recipe.domain.channels == ["no", "on", "1:30"]  # type: ignore[attr-defined]
+    words = ["no", "on", "1:30", "007", "0o7", "0x1F", "2020-01-01"]
+    text = f"model: {{size: B}}\ndomain: {{name: winds, channels: [{', '.join(words)}]}}"
+    assert load_recipe(write(text)).domain.channels == words  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("word", ["1__0", "1_", "1_.5", "-", "1e", "1" * 1001])
+def test_what_is_almost_a_number_is_text(word: str) -> None:
+    assert "is not a whole number" in refusal(write(MINIMAL), [f"train.steps={word}"])
 
 
 def test_a_section_may_be_empty() -> None:
@@ -127,6 +133,10 @@ def test_sections_may_be_given_in_python() -> None:
 def test_a_damaged_record_of_a_run_is_reported() -> None:
     path = write(MINIMAL + "sample: [times]\n")
     with pytest.raises(RecipeError, match="sample: "):
+        load_recipe(path, recorded=True)
+
+    path = write("domain: 3\nmodel: {size: B}\nevaluate: {protocol: adm}\n")
+    with pytest.raises(RecipeError, match="domain.name: 3 is not a name"):
         load_recipe(path, recorded=True)
 
 
@@ -328,6 +338,27 @@ def test_errors_in_overrides_are_labelled_as_such_in_the_order_given() -> None:
     )
 
 
+def test_an_override_without_a_value_hides_no_other_error() -> None:
+    path = write(MINIMAL + "train:\n  lr: 1\n  lr: 2\n")
+    assert refusal(path, ["train.lr"]).splitlines()[1:] == [
+        "  line 5: train.lr: given twice, first on line 4",
+        "  override train.lr: no value; write section.key=value",
+    ]
+
+
+def test_the_last_override_that_is_wrong_is_the_one_reported() -> None:
+    overrides = ["train.lr=0", "sample.steps=0", "train.lr=-1"]
+    assert refusal(write(MINIMAL), overrides).splitlines()[1:] == [
+        "  override sample.steps: 0 is less than 1",
+        "  override train.lr: -1 is not above 0",
+    ]
+
+
+def test_a_key_given_twice_in_an_override_is_refused() -> None:
+    text = refusal(write(MINIMAL), ["train={lr: 1, lr: 2}"])
+    assert text == "override train.lr: given twice"
+
+
 # Errors
 
 
@@ -433,7 +464,8 @@ def test_a_missing_domain_is_refused() -> None:
 def test_a_domain_that_is_not_installed_is_refused_with_its_line() -> None:
     text = refusal(write("model: {size: B}\ndomain:\n  name: digitz\n  other: 3\n"))
     assert re.fullmatch(
-        r"foo\.yaml:3: domain\.name: no domain 'digitz'; installed: .*; did you mean 'digits'\?",
+        r"foo\.yaml:3: domain\.name: no domain 'digitz'; installed: .*; did you mean 'digits'\?"
+        r"; a class of your own is my_module:MyDomain",
         text,
     )
 

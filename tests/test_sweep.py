@@ -365,9 +365,10 @@ def test_overrides_take_precedence_over_defaults(tmp_path: Path) -> None:
     assert (mapping, ema) == ({"sample.method": "euler", "sample.guidance": 3}, "none")
     write_best(tmp_path, {"sample.t_eps": 1e-5}, {})
     assert read_best(tmp_path)[0] == {"sample.t_eps": 1e-5}
-    (tmp_path / "best.yaml").write_text("sample: [")
-    with pytest.raises(RecipeError, match="best.yaml cannot be read"):
-        read_best(tmp_path)
+    for text, reason in (("sample: [", "not YAML"), ("ema: 0.9\nema: 0.99", "given twice")):
+        (tmp_path / "best.yaml").write_text(text)
+        with pytest.raises(RecipeError, match=f"best.yaml cannot be read: {reason}"):
+            read_best(tmp_path)
 
 
 def test_defaults_written_by_an_older_jitkit_get_the_new_key_names(tmp_path: Path) -> None:

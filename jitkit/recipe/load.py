@@ -33,6 +33,7 @@ from jitkit.recipe.yaml import (
     dotted,
     dump_yaml,
     leaves,
+    nested,
     overlay,
     parse_yaml,
     to_plain,
@@ -259,13 +260,13 @@ def _overrides(given: Mapping[str, Any] | Sequence[str]) -> Iterator[Draft]:
         key, equals, text = override.partition("=")
         path, start = tuple(key.split(".")), YamlPosition(None, number)
         if isinstance(given, Mapping):
-            draft = Draft(to_plain(given[override]), {path: start})
-        else:
+            draft = Draft(nested(path, to_plain(given[override])), {path: start})
+        elif equals:
             draft = parse_yaml(text, start, path)
-            if not equals:
-                draft.add_problem(path, "no value; write section.key=value")
-        for part in reversed(path):
-            draft.values = {part: draft.values}
+            draft.values = nested(path, draft.values)
+        else:
+            draft = Draft({}, {path: start})
+            draft.add_problem(path, "no value; write section.key=value")
         draft.values = _normalized(draft.values)
         yield draft
 

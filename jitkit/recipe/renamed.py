@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from jitkit.recipe.yaml import merged, nested
+
 RENAMED = {
     "sample.times": "sample.time_grid",
     "sample.interval": "sample.guidance_interval",
@@ -26,13 +28,8 @@ def with_new_names(values: dict[str, Any]) -> dict[str, Any]:
     """
     for old, new in RENAMED.items():
         section, key = old.split(".")
-        if not isinstance(values.get(section), dict) or key not in values[section]:
-            continue
-        value = values[section].pop(key)
-        *parents, name = new.split(".")
-        if parents == [section] or value not in DEFAULTS:
-            home = values
-            for parent in parents:
-                home = home.setdefault(parent, {})
-            home[name] = value
+        if isinstance(values.get(section), dict) and key in values[section]:
+            value = values[section].pop(key)
+            if new.startswith(f"{section}.") or value not in DEFAULTS:
+                values = merged(nested(tuple(new.split(".")), value), values)
     return values

@@ -89,20 +89,32 @@ def overlay(under: Draft, over: Draft) -> Draft:
     """Merge mappings key by key; other values are replaced, and their problems dropped."""
     replacing = {path for path, _ in leaves(over.values)}
 
-    def replaced(path: KeyPath) -> bool:
-        return any(path[:n] in replacing for n in range(len(path) + 1))
+    def kept(path: KeyPath) -> bool:
+        return replacing.isdisjoint(path[:n] for n in range(len(path) + 1))
 
+    positions = {path: at for path, at in under.positions.items() if kept(path)}
+    problems = [problem for problem in under.problems if kept(problem.path)]
     return Draft(
-        _merged(under.values, over.values),
-        {path: at for path, at in under.positions.items() if not replaced(path)} | over.positions,
-        [problem for problem in under.problems if not replaced(problem.path)] + over.problems,
+        merged(under.values, over.values), positions | over.positions, problems + over.problems
     )
 
 
-def _merged(under: Any, over: Any) -> Any:
+def merged(under: Any, over: Any) -> Any:
+    """Mappings merged key by key; any other value of ``over`` replaces the one under it."""
     if not (isinstance(under, dict) and isinstance(over, dict)):
         return over
-    return under | {key: _merged(under.get(key), value) for key, value in over.items()}
+    return under | {key: merged(under.get(key), value) for key, value in over.items()}
+
+
+def nested(path: KeyPath, value: Any) -> Any:
+    """The mapping that has the value at ``path`` and no other.
+
+    >>> nested(("train", "lr"), 0.1)
+    {'train': {'lr': 0.1}}
+    """
+    for key in reversed(path):
+        value = {key: value}
+    return value
 
 
 def leaves(values: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
