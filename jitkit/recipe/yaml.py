@@ -107,11 +107,7 @@ def merged(under: Any, over: Any) -> Any:
 
 
 def nested(path: KeyPath, value: Any) -> Any:
-    """The mapping that has the value at ``path`` and no other.
-
-    >>> nested(("train", "lr"), 0.1)
-    {'train': {'lr': 0.1}}
-    """
+    """The mapping that has the value at ``path`` and nothing else."""
     for key in reversed(path):
         value = {key: value}
     return value
