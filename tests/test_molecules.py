@@ -266,10 +266,10 @@ def test_missing_files_and_properties_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="'nowhere' is not installed: pip install"):
         read_molecules(section("package:nowhere/data"))
     with pytest.raises(DataError, match=rf"no property 'gap'; it has {ALPHA}, {GAP}"):
-        Molecules(section(properties=["gap"]))
+        Molecules(section(properties=["gap"])).items("train")
     with pytest.raises(DataError, match=r"3 molecules cannot be split.*held_out=0.01"):
         (tmp_path / "few.xyz").write_text(("3\n\n" + WATER) * 3)
-        Molecules(section(tmp_path, held_out=0.01))
+        Molecules(section(tmp_path, held_out=0.01)).items("train")
 
 
 # Bonds

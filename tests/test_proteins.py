@@ -252,7 +252,7 @@ def test_a_corrupt_file_in_a_folder_is_skipped(
 )
 def test_a_path_without_structures_is_refused(path: str, text: str) -> None:
     with pytest.raises(DataError, match=text):
-        Proteins(section(Path(__file__).parent / path))
+        Proteins(section(Path(__file__).parent / path)).items("train")
 
 
 def test_chains_that_share_a_file_or_a_sequence_are_held_out_together() -> None:

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tracemalloc
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from typing import Any, get_args
 
@@ -19,7 +18,7 @@ from hypothesis import strategies as st
 
 from jitkit.domains.arrays.normalize import moments
 from jitkit.domains.arrays.normalize.moments import Moments, Normalize
-from jitkit.domains.arrays.normalize.statistics import Accumulator, Statistics
+from jitkit.domains.arrays.normalize.statistics import Statistics
 from jitkit.domains.arrays.normalize.transforms import Transform
 from jitkit.errors import DataError, RecipeError
 from jitkit.utils.types import Array
@@ -39,6 +38,14 @@ def exact(values: Array) -> tuple[float, float]:
     numbers = [Fraction(float(x)) for x in values[~np.isnan(values)].ravel()]
     mean = sum(numbers, Fraction(0)) / len(numbers)
     return float(mean), float(sum(((x - mean) ** 2 for x in numbers), Fraction(0)) / len(numbers))
+
+
+def per_cell(found: Statistics) -> tuple[Array, Array]:
+    """Mean and standard deviation of each cell, (C, X1..Xn)."""
+    assert found.cell_shift is not None and found.cell_ratio is not None
+    shape = (-1, *[1] * (found.cell_shift.ndim - 1))
+    center, spread = found.center.reshape(shape), found.spread.reshape(shape)
+    return center + spread * found.cell_shift, spread * found.cell_ratio
 
 
 def test_statistics_of_known_values() -> None:
@@ -81,10 +88,10 @@ def test_a_large_offset_loses_no_precision(offset: float, scale: float, dtype: A
     wide = values.astype(np.longdouble) - offset  # so that the reference loses no digits
     assert found.mean[0] == pytest.approx(float(offset + wide.mean()), rel=3e-16)
     assert found.std[0] == pytest.approx(float(wide.std()), rel=1e-12)
-    assert found.cell_mean is not None and found.cell_std is not None
-    off = found.cell_mean[0] - offset - wide.mean(axis=0)[0]
+    cell_mean, cell_std = per_cell(found)
+    off = cell_mean[0] - offset - wide.mean(axis=0)[0]
     assert np.abs(off).max() <= 3e-16 * abs(offset) + 1e-7 * scale
-    np.testing.assert_allclose(found.cell_std[0], wide.std(axis=0)[0].astype("d"), rtol=2e-7)
+    np.testing.assert_allclose(cell_std[0], wide.std(axis=0)[0].astype("d"), rtol=2e-7)
 
 
 def test_many_small_blocks_are_as_exact_as_one_large_block() -> None:
@@ -100,7 +107,7 @@ def test_statistics_do_not_depend_on_the_piece_size(
     piece: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     blocks = [field(np.random.default_rng(2), offset=1e5, gaps=0.3)]
-    options: dict[str, Any] = {"per_cell": True, "differences": True}
+    options: dict[str, Any] = {"per_cell": True}
     whole = Statistics.measure(blocks, ["a", "b"], **options).metadata()
     monkeypatch.setattr(moments, "PIECE", piece)
     parts = Statistics.measure(blocks, ["a", "b"], **options).metadata()
@@ -111,46 +118,6 @@ def test_statistics_do_not_depend_on_the_piece_size(
     np.testing.assert_allclose(parts["cell_ratio"], whole["cell_ratio"], rtol=1e-6)
 
 
-@given(st.integers(0, 24), st.booleans())
-@settings(deadline=None, max_examples=30)
-def test_merged_accumulators_equal_one_accumulator(cut: int, per_cell: bool) -> None:
-    values = field(np.random.default_rng(3), offset=1e4, gaps=0.2)
-    options: dict[str, Any] = {"per_cell": per_cell, "transforms": {"a": "sqrt"}}
-    first, second = (Accumulator(["a", "b"], **options) for _ in range(2))
-    first.add(values[:cut])
-    if cut < len(values):
-        second.add(values[cut:])
-    first.merge(second)
-    merged, whole = first.result(), Statistics.measure([values], ["a", "b"], **options)
-    for name in ("count", "missing", "mean", "std", "min", "max", "center", "spread"):
-        np.testing.assert_allclose(getattr(merged, name), getattr(whole, name), rtol=1e-12)
-    if per_cell:
-        assert merged.cell_shift is not None and whole.cell_shift is not None
-        np.testing.assert_allclose(merged.cell_shift, whole.cell_shift, atol=1e-6)
-
-
-def test_channels_can_be_added_separately_in_different_blocks() -> None:
-    values = field(np.random.default_rng(4))
-    accumulator = Accumulator(["a", "b"], per_cell=True)
-    for part in np.split(values[:, 0], 3):
-        accumulator.add_channel("a", part)
-    accumulator.add_channel("b", values[:, 1])
-    whole = Statistics.measure([values], ["a", "b"], per_cell=True)
-    found = accumulator.result()
-    np.testing.assert_allclose(found.std, whole.std, rtol=1e-14)
-    np.testing.assert_array_equal(found.encode(values[0])[1], whole.encode(values[0])[1])
-
-
-def test_threads_can_add_different_channels_concurrently() -> None:
-    values = np.random.default_rng(19).standard_normal((40, 8, 5000)).astype(np.float32)
-    names = list("abcdefgh")
-    accumulator = Accumulator(names, per_cell=True)
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda c: accumulator.add_channel(names[c], values[:, c]), range(8)))
-    whole = Statistics.measure([values], names, per_cell=True)
-    np.testing.assert_equal(accumulator.result().metadata(), whole.metadata())
-
-
 def test_memory_does_not_grow_with_the_stream() -> None:
     def stream(num: int) -> Iterator[Array]:
         for seed in range(num):
@@ -158,7 +125,7 @@ def test_memory_does_not_grow_with_the_stream() -> None:
 
     def peak(num: int) -> int:
         tracemalloc.start()
-        Statistics.measure(stream(num), ["a"], normalize="robust", differences=True)
+        Statistics.measure(stream(num), ["a"], normalize="robust")
         _, peak_bytes = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         return peak_bytes
@@ -176,13 +143,13 @@ def test_statistics_per_cell() -> None:
     found = Statistics.measure(np.split(values, [0, 7, 20]), ["a", "b"], per_cell=True)
     assert found.observed is not None
     assert (~found.observed).sum() == 1 and not found.observed[0, 0, 0]
-    assert found.cell_mean is not None and found.cell_std is not None
+    cell_mean, cell_std = per_cell(found)
     wide = values[:, 1].astype("d")
-    np.testing.assert_allclose(found.cell_mean[1], np.nanmean(wide, axis=0), atol=1e-5)
-    np.testing.assert_allclose(found.cell_std[1], np.nanstd(wide, axis=0), rtol=1e-6)
-    assert np.isnan(found.cell_mean[0, 0, 0]) and np.isnan(found.cell_std[0, 0, 0])
-    np.testing.assert_allclose(found.cell_mean[0, 0, 1:3], [7.25, 5], rtol=1e-6)
-    np.testing.assert_allclose(found.cell_std[0, 0, 1:3], found.std[0], rtol=1e-6)
+    np.testing.assert_allclose(cell_mean[1], np.nanmean(wide, axis=0), atol=1e-5)
+    np.testing.assert_allclose(cell_std[1], np.nanstd(wide, axis=0), rtol=1e-6)
+    assert np.isnan(cell_mean[0, 0, 0]) and np.isnan(cell_std[0, 0, 0])
+    np.testing.assert_allclose(cell_mean[0, 0, 1:3], [7.25, 5], rtol=1e-6)
+    np.testing.assert_allclose(cell_std[0, 0, 1:3], found.std[0], rtol=1e-6)
     encoded = np.stack([found.encode(item) for item in values])
     assert np.abs(np.nanmean(encoded[:, 1], axis=0)).max() < 3e-5  # float32 of 110 / 0.2
     np.testing.assert_allclose(np.nanstd(encoded[:, 1], axis=0), 1, rtol=1e-5)
@@ -196,28 +163,6 @@ def test_a_constant_cell_gets_no_variance_from_rounding(constant: float) -> None
     values[..., 0] = constant
     found = Statistics.measure(np.split(values, [3, 500, 777]), ["a"], per_cell=True)
     assert found.cell_ratio is not None and found.cell_ratio[0, 0] == 1
-
-
-def test_differences_are_between_consecutive_steps_only() -> None:
-    values = field(np.random.default_rng(7), n=30, offset=300).astype("d")
-    values[10, 0] = np.nan
-    accumulator = Accumulator(["a", "b"], differences=True, transforms={"b": {"log1p": 2.0}})
-    accumulator.add(values[:5])
-    accumulator.add(values[5:20])
-    accumulator.add(values[20:], follows=False)
-    found = accumulator.result().differences
-    assert found is not None
-    transformed = values.copy()
-    transformed[:, 1] = np.log1p(values[:, 1] / 2)
-    steps = np.diff(transformed, axis=0)
-    steps[19] = np.nan
-    np.testing.assert_allclose(found, np.nanstd(steps, axis=(0, 2, 3)), rtol=1e-12)
-
-
-def test_differences_of_a_linear_trend_have_no_variance() -> None:
-    line = np.arange(40.0)[:, None, None] + np.arange(3)
-    found = Statistics.measure(np.split(line, 8), ["a"], differences=True)
-    assert found.differences is not None and found.differences[0] == 0
 
 
 @pytest.mark.parametrize("transform", ["none", "sqrt", {"log1p": 0.5}])
@@ -400,16 +345,15 @@ def test_invalid_settings_are_refused_before_data_are_read(
     options: dict[str, Any], text: str
 ) -> None:
     with pytest.raises(RecipeError, match=text):
-        Accumulator(["temp", "rain"], **options)
+        Statistics.measure([], ["temp", "rain"], **options)
 
 
 def test_another_grid_is_refused() -> None:
-    accumulator = Accumulator(["a"])
-    accumulator.add(np.zeros((2, 1, 4)))
+    blocks = [np.zeros((2, 1, 4)), np.zeros((2, 1, 5))]
     with pytest.raises(
         DataError, match=r"'a': a block on a grid of \(5,\) after one on a grid of \(4,\)"
     ):
-        accumulator.add(np.zeros((2, 1, 5)))
+        Statistics.measure(blocks, ["a"])
 
 
 def test_statistics_of_no_blocks_are_refused() -> None:
@@ -434,7 +378,7 @@ def test_metadata_are_json_except_arrays_per_cell() -> None:
     values = field(np.random.default_rng(16), gaps=0.2)
     values[:, 0, 0, 0] = np.nan
     for per_cell in (False, True):
-        found = Statistics.measure([values], ["a", "b"], per_cell=per_cell, differences=True)
+        found = Statistics.measure([values], ["a", "b"], per_cell=per_cell)
         metadata = found.metadata()
         arrays = {k: v for k, v in metadata.items() if isinstance(v, np.ndarray)}
         assert set(arrays) <= {"observed", "cell_shift", "cell_ratio"}

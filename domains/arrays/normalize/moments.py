@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from jitkit.domains.arrays.normalize.quantiles import QuantileSketch
+from jitkit.domains.arrays.normalize.quantiles import Reservoir
 from jitkit.domains.arrays.normalize.transforms import Transform
 from jitkit.errors import DataError
 from jitkit.utils.types import Array
@@ -63,12 +63,6 @@ class Moments:
         squares -= error**2 / np.maximum(count, 1)
         self._join(cells, count, origin, shift, np.maximum(squares, 0))
 
-    def merge(self, other: Moments) -> None:
-        """Add all values of another."""
-        origin = np.where(self.count > 0, self.mean, other.mean)
-        shift = np.where(other.count > 0, other.mean - origin + other.compensation, 0)
-        self._join((), other.count, origin, shift, other.squares)
-
     @property
     def std(self) -> Array:
         """Population standard deviation; NaN where no value was added."""
@@ -96,38 +90,29 @@ class ChannelMoments:
         total: number of added values, including missing ones.
         low, high: minimum and maximum, in units of the data.
         physical, transformed: moments of the values; the same object if there is no transform.
-        sketch: quantiles of the transformed values, if requested.
+        reservoir: quantiles of the transformed values, if requested.
         cells: moments of the transformed values in each cell, if requested.
-        steps: moments of the differences between consecutive steps, if requested.
         observed: True for cells that were ever observed, (cells,).
     """
 
-    def __init__(
-        self, name: str, transform: Transform, *, robust: bool, per_cell: bool, differences: bool
-    ) -> None:
+    def __init__(self, name: str, transform: Transform, *, robust: bool, per_cell: bool) -> None:
         self.name, self.transform = name, transform
         self.total, self.low, self.high = 0, np.inf, -np.inf
         self.physical = Moments()
         self.transformed = self.physical if transform.name == "none" else Moments()
-        self.sketch = QuantileSketch() if robust else None
+        self.reservoir = Reservoir() if robust else None
         self.cells: Moments | None = None
-        self.steps = Moments() if differences else None
         self.grid: tuple[int, ...] | None = None
         self.observed = np.zeros(0, np.bool_)
         self._per_cell = per_cell
-        self._last = np.zeros(0)  # the last step, transformed, NaN where missing, (cells,)
 
-    def add(self, values: Array, follows: bool = True) -> None:
+    def add(self, values: Array) -> None:
         """Add steps, (n, X1..Xn) in physical units.
-
-        ``follows``: the first step comes directly after the last added one.
 
         Raises:
             DataError: another grid than before, infinite values, values outside the transform.
         """
         self._fit(values.shape[1:])
-        if self.steps is not None and not follows:
-            self._last[:] = np.nan
         rows = values.reshape(len(values), len(self.observed))  # (n, cells)
         self.total += rows.size
         for steps, cells in _pieces(*rows.shape):
@@ -137,29 +122,8 @@ class ChannelMoments:
             observed = piece[~missing] if missing.any() else piece.ravel()
             if observed.size:
                 self._add_observed(observed)
-            y = self.transform.forward(piece)
             if self.cells is not None:
-                self.cells.add(y, cells)
-            if self.steps is not None:
-                self._step(y, cells)
-
-    def merge(self, other: ChannelMoments) -> None:
-        """Add all values of another of the same channel; its first step follows no other."""
-        if other.grid is None:
-            return
-        self._fit(other.grid)
-        self.total += other.total
-        self.low, self.high = min(self.low, other.low), max(self.high, other.high)
-        self.observed |= other.observed
-        self.physical.merge(other.physical)
-        if self.transformed is not self.physical:
-            self.transformed.merge(other.transformed)
-        for a, b in ((self.cells, other.cells), (self.steps, other.steps)):
-            if a is not None and b is not None:
-                a.merge(b)
-        if self.sketch is not None and other.sketch is not None:
-            self.sketch.merge(other.sketch)
-        self._last = other._last.copy()
+                self.cells.add(self.transform.forward(piece), cells)
 
     def problem(self, normalize: Normalize) -> str:
         """Why the channel cannot be normalized; empty if it can."""
@@ -185,8 +149,8 @@ class ChannelMoments:
             low, high = self.transform.forward(np.array([self.low, self.high]))
             return float(low / 2 + high / 2), float(high / 2 - low / 2)
         if normalize == "robust":
-            assert self.sketch is not None
-            first, median, third = self.sketch.quantiles([0.25, 0.5, 0.75])
+            assert self.reservoir is not None
+            first, median, third = self.reservoir.quantiles([0.25, 0.5, 0.75])
             return float(median), float(third - first) / IQR_OF_GAUSSIAN
         return 0.0, 1.0
 
@@ -206,7 +170,6 @@ class ChannelMoments:
             num = int(np.prod(grid))
             self.grid, self.observed = grid, np.zeros(num, np.bool_)
             self.cells = Moments((num,)) if self._per_cell else None
-            self._last = np.full(num if self.steps is not None else 0, np.nan)
         if grid != self.grid:
             raise DataError(
                 f"channel {self.name!r}: a block on a grid of {grid} after one on a grid of "
@@ -227,14 +190,8 @@ class ChannelMoments:
         y = self.transform.forward(values)
         if self.transformed is not self.physical:
             self.transformed.add(y)
-        if self.sketch is not None:
-            self.sketch.add(y)
-
-    def _step(self, y: Array, cells: slice) -> None:
-        assert self.steps is not None
-        change = np.diff(np.concatenate([self._last[None, cells], y]), axis=0)
-        self.steps.add(change[~np.isnan(change)])
-        self._last[cells] = y[-1]
+        if self.reservoir is not None:
+            self.reservoir.add(y)
 
 
 def check_allowed(name: str, transform: Transform, least: float) -> None:
