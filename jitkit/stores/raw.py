@@ -16,31 +16,58 @@ import numpy as np
 
 from jitkit.errors import DataError
 from jitkit.stores.chunks import Box, Source, block_shape, chunk_box, regular_starts
-from jitkit.stores.locations import File, Lazy, Location, Zip
+from jitkit.stores.locations import File, Location, OpenFiles, Zip
 from jitkit.utils.types import Array
+
+memory_maps: OpenFiles[mmap.mmap] = OpenFiles(256)
+"""Files mapped by this process. A mapping occupies a file descriptor, of which there are few."""
 
 
 class Mapped:
-    """An array that is memory-mapped, or otherwise sliced without cost."""
+    """An array in a file on disk, which is memory-mapped."""
 
-    def __init__(self, make: Any, shape: tuple[int, ...], dtype: Any, location: Location) -> None:
+    def __init__(
+        self, file: File, offset: int, shape: tuple[int, ...], dtype: Any, strides: tuple[int, ...]
+    ) -> None:
         self.shape, self.dtype = shape, np.dtype(dtype)
         self.starts = regular_starts(shape, block_shape(shape, self.dtype.itemsize))
-        self._array, self._location = Lazy(make), location
+        self._file, self._key, self._offset, self._strides = file, repr(file), offset, strides
+        last = sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+        self._end = offset + last + self.dtype.itemsize
 
     def chunk_name(self, index: tuple[int, ...]) -> str:
         return ".".join(map(str, index))
 
     def stamp(self, index: tuple[int, ...]) -> str:
-        return self._location.stamp("")
+        return self._file.stamp()
 
     def chunk(self, index: tuple[int, ...]) -> Array:
         return self.view(chunk_box(self, index))
 
     def view(self, box: Box) -> Array:
-        """The cells of a box, not copied."""
-        cells: Array = self._array()[box]
+        """The cells of a box, not copied.
+
+        Raises:
+            DataError: the file became shorter, where reading from memory would end the process.
+        """
+        memory = memory_maps.get(self._key, partial(_map, self._file.path))
+        size = min(len(memory), memory.size())
+        if size < self._end:
+            raise DataError(f"{self._file.path}: {_cut_short(size, self._end)}")
+        cells: Array = np.ndarray(self.shape, self.dtype, memory, self._offset, self._strides)[box]
         return cells
+
+
+def _map(path: str) -> mmap.mmap:
+    try:
+        with open(path, "rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:  # ValueError: it is empty
+        raise DataError(f"{path}: cannot be read ({error}); copy it again") from error
+
+
+def _cut_short(size: int, needed: int) -> str:
+    return f"it is cut short: it has {size} of at least {needed} bytes; copy it again"
 
 
 class Ranges:
@@ -100,12 +127,10 @@ def contiguous_source(
     size = int(location.stamp("").split()[0])
     needed = offset + (max(0, shape[0] - 1) * stride if shape else 0) + row
     if 0 not in shape and size < needed:
-        raise DataError(f"it is cut short: it has {size} of at least {needed} bytes; copy it again")
+        raise DataError(_cut_short(size, needed))
     if isinstance(location, File) and 0 not in shape:
         strides = _strides(shape, dtype.itemsize, stride, fortran)
-        return Mapped(
-            partial(map_file, location.path, offset, shape, dtype, strides), shape, dtype, location
-        )
+        return Mapped(location, offset, shape, dtype, strides)
     if fortran and len(shape) > 1:
         raise DataError("it is in Fortran order, which is read from disk only; copy it to disk")
     return Ranges(location, offset, shape, dtype, stride)
@@ -117,15 +142,6 @@ def _strides(shape: tuple[int, ...], itemsize: int, first: int, fortran: bool) -
         return tuple(prod(shape[:axis]) * itemsize for axis in range(len(shape)))
     strides = [prod(shape[axis + 1 :]) * itemsize for axis in range(len(shape))]
     return tuple([first, *strides[1:]] if shape else [])
-
-
-def map_file(
-    path: str, offset: int, shape: tuple[int, ...], dtype: Any, strides: tuple[int, ...]
-) -> Array:
-    """A memory-mapped part of a file as an array."""
-    with open(path, "rb") as file:
-        memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    return np.ndarray(shape, dtype, memory, offset, strides)
 
 
 class Whole:
