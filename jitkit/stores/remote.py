@@ -1,14 +1,13 @@
 """Remote data: s3://, gs://, az:// and http(s):// URLs through obstore, with retries.
 
-A failed request is retried with exponential backoff; if it keeps failing, a `DataError` names the
-key. Files are read by byte ranges and never downloaded whole.
+obstore retries failed requests with exponential backoff; if one keeps failing, a `DataError` names
+the key. Files are read by byte ranges and never downloaded whole.
 """
 
 from __future__ import annotations
 
 import os
-import random
-import time
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -26,9 +25,12 @@ T = TypeVar("T")
 SCHEMES = ("s3", "gs", "az", "http", "https")
 OPTIONS = ("anonymous", "endpoint", "region", "allow_http", "retries")
 RETRIES = 6
-CONNECT_TRIES = 3  # tries of a host that never answered: there may be no network
-FIRST_WAIT = 0.2  # seconds before the second try; doubled each time, with 50 % jitter
+CONNECT_RETRIES = 2  # until a host answered for the first time: there may be no network
+FIRST_WAIT = 0.2  # seconds before the second try
 LONGEST_WAIT = 10.0
+GROWTH = 4.0  # a wait is drawn between the first and this times the last, so the mean doubles
+LONGEST_RETRY = timedelta(minutes=5)  # a request's signature expires later
+RETRIED = re.compile(r", after (\d+) retries, max_retries: \d+, retry_timeout: \w+")
 _process: int | None = None  # id of the process with obstore's threads
 NO_STORE = "pip install 'jitkit[remote]'"
 CAUSES = (
@@ -55,7 +57,9 @@ class Remote:
         _check(url, options)
         self.url, self.options = url.rstrip("/"), dict(options)
         self.retries = int(options.get("retries", RETRIES))
-        self._store = Lazy(partial(_connect, self.url, self.options, 0))
+        self._store = Lazy(partial(_connect, self.url, self.options, self.retries))
+        few = min(self.retries, CONNECT_RETRIES)
+        self._first_store = Lazy(partial(_connect, self.url, self.options, few))
         self._answered = False
 
     def __repr__(self) -> str:
@@ -68,73 +72,55 @@ class Remote:
             DataError: access denied, ``retries`` failures, or no answer from the host; the text
                 names the key.
         """
-        return self._with_retries(key, partial(self._read, key, start, length))
-
-    def _read(self, key: str, start: int, length: int | None) -> bytes:
-        import obstore
-
         if length == 0:
             return b""
-        if start < 0:
-            tail = obstore.get(self._store(), key, options={"range": {"suffix": -start}})
-            data = bytes(tail.bytes())[:length]
-        elif length is None and not start:
-            return bytes(obstore.get(self._store(), key).bytes())
-        elif length is None:
-            return bytes(
-                obstore.get(self._store(), key, options={"range": {"offset": start}}).bytes()
-            )
-        else:
-            data = bytes(obstore.get_range(self._store(), key, start=start, length=length))
-        if length is not None and len(data) != length:
-            raise OSError(f"received {len(data)} of {length} bytes")
-        return data
+        return self._request(key, partial(_read, key, start, length))
 
     def stamp(self, key: str) -> str:
         """Size, modification time and entity tag; ``""`` if the key does not exist."""
         import obstore
 
-        head = self._with_retries(key, lambda: obstore.head(self._store(), key))
+        head = self._request(key, lambda store: obstore.head(store, key))
         if head is None:
             return ""
         return f"{head['size']} {head['last_modified']} {head.get('e_tag')}"
 
-    def _with_retries(self, key: str, request: Callable[[], T]) -> T | None:
-        """Result of ``request``, retried while the connection fails; None for a missing key."""
-        for attempt in range(self.retries + 1):
-            try:
-                result = request()
-                self._answered = True
-                return result
-            except FileNotFoundError:
-                self._answered = True
-                return None
-            except BaseException as error:
-                why = _permanent(error)
-                unreached = not self._answered and "kind: Connect" in str(error)
-                limit = min(self.retries, CONNECT_TRIES - 1) if unreached else self.retries
-                if why is None and attempt >= limit:
-                    why = f"failed {attempt + 1} times, last with: {_short(error)}"
-                if why is not None and unreached:
-                    tries = f"failed {attempt + 1} times: {_cause(error) or _short(error)}"
-                    raise DataError(
-                        f"{self.url}: cannot be reached: {tries}; {OFFLINE_HINT}"
-                    ) from error
-                if why is not None:
-                    raise DataError(f"{self.url}/{key}: {why}") from error
-                self._answered |= not unreached
-            time.sleep(_wait(attempt))
-        raise AssertionError("not reached")
+    def _request(self, key: str, request: Callable[[Any], T]) -> T | None:
+        """Result of ``request``, given the store; None for a missing key."""
+        answered = self._answered
+        try:
+            result: T | None = request(self._store() if answered else self._first_store())
+        except FileNotFoundError:
+            result = None
+        except Exception as error:
+            if answered:
+                raise DataError(f"{self.url}/{key}: {_reason(error, self.retries)}") from error
+            if "kind: Connect" in str(error):
+                tries = min(self.retries, CONNECT_RETRIES) + 1
+                why = f"failed {tries} times: {_cause(error) or _short(error)}"
+                raise DataError(f"{self.url}: cannot be reached: {why}; {OFFLINE_HINT}") from error
+            self._answered = True
+            return self._request(key, request)  # with all retries
+        self._answered = True
+        return result
 
 
-def _wait(attempt: int) -> float:
-    """Seconds before the next try, with jitter so that workers do not retry in lockstep."""
-    return min(LONGEST_WAIT, FIRST_WAIT * 2.0**attempt) * random.uniform(0.5, 1.5)
+def _read(key: str, start: int, length: int | None, store: Any) -> bytes:
+    import obstore
+
+    if length is None or start < 0:
+        span: Any = {"suffix": -start} if start < 0 else {"offset": start}
+        options: Any = {"range": span} if start else None
+        return bytes(obstore.get(store, key, options=options).bytes())[:length]
+    data = bytes(obstore.get_range(store, key, start=start, length=length))
+    if len(data) != length:
+        raise OSError(f"received {len(data)} of {length} bytes")
+    return data
 
 
 def _short(error: BaseException) -> str:
     text = str(error).partition("Debug source")[0]  # without obstore's debug output
-    return " ".join(text.split())[:300] or type(error).__name__
+    return " ".join(RETRIED.sub("", text).split())[:300] or type(error).__name__
 
 
 def _cause(error: BaseException) -> str:
@@ -142,12 +128,8 @@ def _cause(error: BaseException) -> str:
     return next((text for sign, text in CAUSES if sign in str(error)), "")
 
 
-def _permanent(error: BaseException) -> str | None:
-    """Reason not to retry; None for a transient error.
-
-    Raises:
-        BaseException: anything other than a failed request, such as an interrupt.
-    """
+def _reason(error: Exception, retries: int) -> str:
+    """Why a request failed, and after how many tries."""
     from obstore import exceptions
 
     denied = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)
@@ -155,11 +137,11 @@ def _permanent(error: BaseException) -> str | None:
         return f"access denied; for public data set domain.options.anonymous ({_short(error)})"
     if isinstance(error, exceptions.NotSupportedError):
         return f"the server does not support the request: {_short(error)}; copy the data to disk"
-    if isinstance(error, exceptions.BaseError | OSError):
-        return None
-    if isinstance(error, Exception):
-        return _short(error)
-    raise error
+    if retried := RETRIED.search(str(error)):
+        return f"failed {int(retried[1]) + 1} times, last with: {_short(error)}"
+    if "body error" in str(error):  # obstore does not count these
+        return f"failed {retries + 1} times, last with: {_short(error)}"
+    return _short(error)
 
 
 class RemoteFile:
@@ -238,9 +220,9 @@ def _connect(url: str, options: Mapping[str, Any], retries: int) -> Any:
             "backoff": {
                 "init_backoff": timedelta(seconds=FIRST_WAIT),
                 "max_backoff": timedelta(seconds=LONGEST_WAIT),
-                "base": 2,
+                "base": GROWTH,
             },
-            "retry_timeout": timedelta(minutes=3),
+            "retry_timeout": LONGEST_RETRY,
         },
         **more,
     )
