@@ -7,8 +7,8 @@ Neither keeps a file open.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from math import prod
@@ -165,7 +165,8 @@ def read_contents(path: str, group: str | None, options: Mapping[str, Any]) -> C
 
 
 def _contents(path: str, group: str | None, options: Mapping[str, Any]) -> Contents:
-    with open_path(path, group, options) as opened:
+    reopen = partial(open_path, path, group, options)
+    with reopen() as opened:
         decoded = decode(opened.raw)
         if group:
             decoded = decoded.assign_coords(_inherited(path, group, options, decoded))
@@ -175,11 +176,11 @@ def _contents(path: str, group: str | None, options: Mapping[str, Any]) -> Conte
         for coordinate in coords.variables.values():
             for key in BOUNDS:
                 coordinate.attrs.pop(key, None)
-        variables = {
-            str(name): _variable(opened, str(name), decoded[name].variable, path, group, options)
-            for name in decoded.variables
-            if name not in unwanted and name in opened.raw.variables
-        }
+        variables = {}
+        for name, variable in decoded.variables.items():
+            if name not in unwanted and name in opened.raw.variables:
+                piece = _piece(path, reopen, opened, str(name), variable)
+                variables[str(name)] = _variable(opened.raw.variables[name], variable, piece)
         return Contents(
             path,
             dict(decoded.attrs),
@@ -242,16 +243,7 @@ def _named_by(dataset: xarray.Dataset, keys: Sequence[str]) -> set[str]:
     }
 
 
-def _variable(
-    opened: Opened,
-    name: str,
-    decoded: xarray.Variable,
-    path: str,
-    group: str | None,
-    options: Mapping[str, Any],
-) -> Variable:
-    raw = opened.raw.variables[name]
-    piece = _piece(opened, name, decoded, path, group, options)
+def _variable(raw: xarray.Variable, decoded: xarray.Variable, piece: Piece) -> Variable:
     fills = piece.decode.fills if piece.decode is not None else ()
     packing = {key: raw.attrs[key] for key in PACKING if key in raw.attrs}
     info = VariableInfo(
@@ -272,23 +264,19 @@ def _native(dtype: Any) -> np.dtype[Any]:
     return dtype.newbyteorder("=") if dtype.kind in "iufbcMm" else dtype
 
 
-def _piece(
-    opened: Opened,
-    name: str,
-    decoded: xarray.Variable,
-    path: str,
-    group: str | None,
-    options: Mapping[str, Any],
-) -> Piece:
+Reopen = Callable[[], AbstractContextManager[Opened]]
+
+
+def _piece(path: str, reopen: Reopen, opened: Opened, name: str, decoded: xarray.Variable) -> Piece:
     """Numeric data from chunks; other types are read whole by xarray."""
     raw, source = opened.raw.variables[name], opened.sources.get(name)
     if source is not None and decoded.dtype.kind in "iufb" and decoded.dims == raw.dims:
         return Piece(path, source, decoding(source.dtype, raw.attrs))
-    make = partial(_values, path, group, options, name)
+    make = partial(_values, reopen, name)
     return Piece(path, Whole(make, decoded.shape, decoded.dtype, name, opened.location), None)
 
 
-def _values(path: str, group: str | None, options: Mapping[str, Any], name: str) -> Array:
-    with open_path(path, group, options) as opened:
+def _values(reopen: Reopen, name: str) -> Array:
+    with reopen() as opened:
         values: Array = decode(opened.raw).variables[name].values
         return values

@@ -53,18 +53,12 @@ def _varying(field: Any, space: list[str]) -> list[str]:
 def _coordinates(file: Any, space: list[str]) -> Iterator[tuple[str, Any]]:
     """Time, space, component names, and parameters, per sample if they vary."""
     for dim in ("time", *space):
-        values = file["dimensions"][dim]
-        leading = ["sample"] if values.ndim > 1 else []
-        yield (
-            (dim, ([*leading, dim], values[()]))
-            if not leading
-            else (f"{dim}_of_sample", ([*leading, dim], values[()]))
-        )
-    for order, dim in enumerate(COMPONENTS, 1):
-        if len(file.get(FIELDS[order], {})):
-            yield dim, (dim, np.array(space))
-            if order == 2:
-                yield COMPONENTS[0], (COMPONENTS[0], np.array(space))
+        values = file["dimensions"][dim][()]
+        per_sample = values.ndim > 1
+        yield f"{dim}_of_sample" if per_sample else dim, (["sample", dim][not per_sample :], values)
+    order = max(order for order, group in enumerate(FIELDS) if file.get(group) or order == 0)
+    for dim in COMPONENTS[:order]:
+        yield dim, (dim, np.array(space))
     for name, scalar in file.get("scalars", {}).items():
         dims = _leading(scalar)
         values = np.asarray(scalar[()])
