@@ -216,6 +216,20 @@ def test_hdf5_with_zstandard_and_blosc_needs_no_plugin(tmp_path: Path, number: i
     np.testing.assert_array_equal(Store(path).read("v"), values)
 
 
+def test_a_missing_hdf5_filter_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "v.h5"
+    with h5py.File(path, "w") as file:
+        plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        plist.set_chunk((2, 6))
+        plist.set_filter(32004, h5py.h5z.FLAG_OPTIONAL, (0,))
+        space = h5py.h5s.create_simple((4, 6))
+        dataset = h5py.h5d.create(file.id, b"v", h5py.h5t.NATIVE_FLOAT, space, plist)
+        dataset.write_direct_chunk((0, 0), bytes(48))
+    text = r"v\.h5: variable 'v', chunk /v/0\.0: HDF5 filter 32004 is not installed; pip install"
+    with pytest.raises(DataError, match=text):
+        Store(path).read("v")
+
+
 def test_rare_kinds_of_hdf5_datasets_are_read_or_left_out(tmp_path: Path) -> None:
     path = tmp_path / "v.h5"
     with h5py.File(tmp_path / "other.h5", "w") as file:

@@ -16,15 +16,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jitkit.errors import DataError, listed, nearest
-from jitkit.stores.chunks import Source, block_shape, chunk_box, regular_starts
+from jitkit.stores.chunks import Source, chunk_box
 from jitkit.stores.codecs import Decoder, hdf5_decoder
 from jitkit.stores.locations import File, Lazy, Location, OpenFiles
 from jitkit.stores.opened import Opened
-from jitkit.stores.raw import contiguous_source
+from jitkit.stores.raw import Blocks, contiguous_source
 from jitkit.utils.types import Array
 
 if TYPE_CHECKING:
     import xarray
+
+NO_FILTER = (
+    "pip install hdf5plugin and set HDF5_PLUGIN_PATH to the output of "
+    "python -c 'import hdf5plugin; print(hdf5plugin.PLUGIN_PATH)'"
+)
 
 handles: OpenFiles[Any] = OpenFiles(32)
 """Files open in h5py, shared by all stores of a process, for chunks that only h5py can read."""
@@ -85,21 +90,14 @@ def as_file(location: Location) -> Any:
     return io.BufferedReader(_LocationFile(location), 2**18)
 
 
-class HdfChunks:
+class HdfChunks(Blocks):
     """A chunked dataset, read without HDF5."""
 
     def __init__(self, location: Location, name: str, dataset: Any, decoder: Decoder) -> None:
-        self.shape, self.dtype = tuple(dataset.shape), decoder.dtype
-        self.starts = regular_starts(self.shape, decoder.shape)
-        self._location, self._name, self._decoder = location, name, decoder
+        super().__init__(location, f"{name}/", dataset.shape, decoder.dtype, decoder.shape)
+        self._decoder = decoder
         self._fill = np.asarray(dataset.fillvalue, decoder.dtype)
         self._index = Lazy(partial(_chunk_index, location, name, decoder.shape))
-
-    def chunk_name(self, index: tuple[int, ...]) -> str:
-        return f"{self._name}/{'.'.join(map(str, index))}"
-
-    def stamp(self, index: tuple[int, ...]) -> str:
-        return self._location.stamp("")
 
     def chunk(self, index: tuple[int, ...]) -> Array:
         start, length, skip = map(int, self._index()[index])
@@ -130,24 +128,39 @@ def _iterate_chunks(dataset: Any, chunk: tuple[int, ...]) -> Array:
     return entries
 
 
-class HdfDataset:
+class HdfDataset(Blocks):
     """A dataset read by h5py, one chunk at a time."""
 
     def __init__(self, location: Location, name: str, dataset: Any) -> None:
-        self.shape, self.dtype = tuple(dataset.shape), np.dtype(dataset.dtype)
-        chunk = dataset.chunks or block_shape(self.shape, self.dtype.itemsize)
-        self.starts = regular_starts(self.shape, chunk)
-        self._location, self._name = location, name
-
-    def chunk_name(self, index: tuple[int, ...]) -> str:
-        return f"{self._name}/{'.'.join(map(str, index))}"
-
-    def stamp(self, index: tuple[int, ...]) -> str:
-        return self._location.stamp("")
+        super().__init__(location, f"{name}/", dataset.shape, dataset.dtype, dataset.chunks)
+        self._name = name
 
     def chunk(self, index: tuple[int, ...]) -> Array:
-        file = handles.get(repr(self._location), partial(hdf5_file, self._location))
-        return np.asarray(file[self._name][chunk_box(self, index)])
+        dataset = handles.get(repr(self._location), partial(hdf5_file, self._location))[self._name]
+        try:
+            return np.asarray(dataset[chunk_box(self, index)])
+        except OSError as error:
+            raise DataError(_missing_filter(dataset) or str(error)) from error
+
+
+def _missing_filter(dataset: Any) -> str:
+    """The filter that HDF5 lacks for a dataset, and how to get it; ``""`` if it lacks none."""
+    import h5py
+
+    for number, _, _, name in _filters(dataset):
+        if not h5py.h5z.filter_avail(number):
+            named = f"{number} ({name.decode()})" if name else str(number)
+            return (
+                f"HDF5 filter {named} is not installed; {NO_FILTER}, or rewrite the file: "
+                "h5repack -f GZIP=4 OLD NEW"
+            )
+    return ""
+
+
+def _filters(dataset: Any) -> list[tuple[int, int, tuple[int, ...], bytes]]:
+    """Number, flags, settings and name of each filter, in the order applied."""
+    plist = dataset.id.get_create_plist()
+    return [plist.get_filter(i) for i in range(plist.get_nfilters())]
 
 
 def hdf5_source(location: Location, dataset: Any) -> Source:
@@ -164,10 +177,9 @@ def hdf5_source(location: Location, dataset: Any) -> Source:
         if offset is None:  # stored in the header (compact), or never written
             return HdfDataset(location, name, dataset)
         return contiguous_source(location, offset, dataset.shape, dtype)
-    plist = dataset.id.get_create_plist()
-    filters = [plist.get_filter(i) for i in range(plist.get_nfilters())]
-    decoder = hdf5_decoder([(f[0], f[2]) for f in filters], dataset.chunks, dtype)
-    if decoder is None or not hasattr(dataset.id, "chunk_iter"):
+    filters = [(number, settings) for number, _, settings, _ in _filters(dataset)]
+    decoder = hdf5_decoder(filters, dataset.chunks, dtype)
+    if decoder is None or not hasattr(dataset.id, "chunk_iter"):  # HDF5 before 1.10.10
         return HdfDataset(location, name, dataset)
     return HdfChunks(location, name, dataset, decoder)
 

@@ -23,23 +23,39 @@ memory_maps: OpenFiles[mmap.mmap] = OpenFiles(256)
 """Files mapped by this process. A mapping occupies a file descriptor, of which there are few."""
 
 
-class Mapped:
+class Blocks:
+    """An array in a file, in chunks or, without them, in blocks of a few MB."""
+
+    def __init__(
+        self,
+        location: Location,
+        prefix: str,
+        shape: tuple[int, ...],
+        dtype: Any,
+        chunk: tuple[int, ...] | None = None,
+    ) -> None:
+        """``prefix`` begins the names of the chunks."""
+        self.shape, self.dtype = shape, np.dtype(dtype)
+        self.starts = regular_starts(shape, chunk or block_shape(shape, self.dtype.itemsize))
+        self._location, self._prefix = location, prefix
+
+    def chunk_name(self, index: tuple[int, ...]) -> str:
+        return self._prefix + ".".join(map(str, index))
+
+    def stamp(self, index: tuple[int, ...]) -> str:
+        return self._location.stamp("")
+
+
+class Mapped(Blocks):
     """An array in a file on disk, which is memory-mapped."""
 
     def __init__(
         self, file: File, offset: int, shape: tuple[int, ...], dtype: Any, strides: tuple[int, ...]
     ) -> None:
-        self.shape, self.dtype = shape, np.dtype(dtype)
-        self.starts = regular_starts(shape, block_shape(shape, self.dtype.itemsize))
-        self._file, self._key, self._offset, self._strides = file, repr(file), offset, strides
+        super().__init__(file, "", shape, dtype)
+        self._path, self._key, self._offset, self._strides = file.path, repr(file), offset, strides
         last = sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
         self._end = offset + last + self.dtype.itemsize
-
-    def chunk_name(self, index: tuple[int, ...]) -> str:
-        return ".".join(map(str, index))
-
-    def stamp(self, index: tuple[int, ...]) -> str:
-        return self._file.stamp()
 
     def chunk(self, index: tuple[int, ...]) -> Array:
         return self.view(chunk_box(self, index))
@@ -50,10 +66,10 @@ class Mapped:
         Raises:
             DataError: the file became shorter, where reading from memory would end the process.
         """
-        memory = memory_maps.get(self._key, partial(_map, self._file.path))
+        memory = memory_maps.get(self._key, partial(_map, self._path))
         size = min(len(memory), memory.size())
         if size < self._end:
-            raise DataError(f"{self._file.path}: {_cut_short(size, self._end)}")
+            raise DataError(f"{self._path}: {_cut_short(size, self._end)}")
         cells: Array = np.ndarray(self.shape, self.dtype, memory, self._offset, self._strides)[box]
         return cells
 
@@ -70,24 +86,18 @@ def _cut_short(size: int, needed: int) -> str:
     return f"it is cut short: it has {size} of at least {needed} bytes; copy it again"
 
 
-class Ranges:
+class Ranges(Blocks):
     """A contiguous array, or one contiguous part per first index, read in blocks."""
 
     def __init__(
         self, location: Location, offset: int, shape: tuple[int, ...], dtype: Any, stride: int
     ) -> None:
-        self.shape, self.dtype = shape, np.dtype(dtype)
-        self._row = prod(shape[1:]) * self.dtype.itemsize
-        chunk = block_shape(shape, self.dtype.itemsize)
-        chunk = (1, *chunk[1:]) if stride != self._row and shape else chunk
-        self.starts = regular_starts(shape, chunk)
-        self._location, self._offset, self._stride = location, offset, stride
-
-    def chunk_name(self, index: tuple[int, ...]) -> str:
-        return ".".join(map(str, index))
-
-    def stamp(self, index: tuple[int, ...]) -> str:
-        return self._location.stamp("")
+        itemsize = np.dtype(dtype).itemsize
+        chunk = block_shape(shape, itemsize)
+        if shape and stride != prod(shape[1:]) * itemsize:
+            chunk = (1, *chunk[1:])
+        super().__init__(location, "", shape, dtype, chunk)
+        self._offset, self._stride = offset, stride
 
     def chunk(self, index: tuple[int, ...]) -> Array:
         begin = [int(s[i]) for s, i in zip(self.starts, index, strict=True)]
