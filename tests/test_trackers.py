@@ -12,7 +12,9 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -504,6 +506,62 @@ def test_a_server_that_does_not_answer_is_named_and_the_run_continues(
     assert len(warnings) == 1 and "mlflow failed and is disabled; training continues" in warnings[0]
     assert list(scalars(run)) == [1, 2, 3]
     assert not (run / "mlflow").exists()
+
+
+class StuckServer(BaseHTTPRequestHandler):
+    """An MLflow server that opens a run and does not answer any later request."""
+
+    released = threading.Event()
+
+    def do_GET(self) -> None:
+        self.reply({"experiment": {"experiment_id": "0"}})
+
+    def do_POST(self) -> None:
+        if not self.path.endswith("/runs/create"):
+            self.released.wait()
+        self.reply({"run": {"info": {"run_id": "1"}}})
+
+    def reply(self, content: Mapping[str, Any]) -> None:
+        body = json.dumps(content).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        """Print nothing."""
+
+
+@needs_mlflow
+def test_a_server_that_stops_answering_delays_the_end_of_the_process_by_a_bounded_time(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = f"""
+import pathlib, time
+from jitkit.training import trackers
+trackers.SEND_SECONDS, trackers.CLOSE_SECONDS = 0.0, 1.0
+opened = trackers.open_trackers(["mlflow"], pathlib.Path({str(run)!r}), {{}}, step=0)
+began = time.monotonic()
+for step in range(1, 101):
+    opened.log(step, {{"loss": 1.0}})
+logged = time.monotonic() - began
+opened.close()
+print(logged, time.monotonic() - began)
+"""
+    with ThreadingHTTPServer(("127.0.0.1", 0), StuckServer) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(  # one request of MLflow waits for 120 s, then tries again
+            command, capture_output=True, text=True, check=True, timeout=100
+        )
+        StuckServer.released.set()
+        server.shutdown()
+    logged, closed = (float(seconds) for seconds in done.stdout.split())
+    assert logged < 10 and 1 <= closed < 30
+    assert done.stderr.count("\n") == 1
+    assert "warning: mlflow failed and is disabled; training continues (TimeoutE" in done.stderr
 
 
 @needs_tensorboard

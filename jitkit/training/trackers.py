@@ -268,6 +268,9 @@ class _Wandb:
 class _MLflow:
     """A run of MLflow, sent by a separate thread so that a slow server does not slow training.
 
+    MLflow's own asynchronous logging would keep the process alive until every pending request has
+    failed (docs/log.md); a daemon thread does not.
+
     A resumed run keeps its id. MLflow never drops steps, so its last step of each metric is
     requested once, and steps up to it are not sent again.
     """
