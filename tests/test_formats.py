@@ -303,20 +303,6 @@ def test_a_netcdf_3_file_that_is_still_written_is_refused(tmp_path: Path) -> Non
         Store(tmp_path / "v.nc")
 
 
-def test_a_netcdf_3_file_that_scipy_cannot_read_is_refused_with_a_conversion(
-    tmp_path: Path,
-) -> None:
-    from scipy.io import netcdf_file
-
-    with netcdf_file(tmp_path / "v.nc", "w") as file:
-        file.createDimension("x", 3)
-        variable = file.createVariable("v", "f", ("x",))
-        variable[:] = field((3,))
-        variable._attributes["data"] = b"observed"  # SciPy takes it for the data
-    with pytest.raises(DataError, match=r"v\.nc: SciPy cannot read its header .*nccopy -k nc4 old"):
-        Store(tmp_path / "v.nc")
-
-
 def write_uncompressed(folder: Path, kind: str) -> tuple[Path, str]:
     """A file with an uncompressed array of 256 KB; the name of its variable."""
     path, values = folder / f"v.{kind}", field((4, 128, 128))

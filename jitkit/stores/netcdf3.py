@@ -26,22 +26,16 @@ def open_netcdf3(location: Location) -> Opened:
     """Open a NetCDF 3 file.
 
     Raises:
-        DataError: it is truncated, its number of records is not set, or SciPy cannot read it, as
-            where an attribute has the name of one of SciPy's own, such as ``variables``.
+        DataError: it is truncated, or its number of records is not set.
+        Exception: of many types, from SciPy, if the header is invalid.
     """
     import xarray
 
     if location.read("", 4, 4) == STREAMING:
         raise DataError("its number of records is not set; finish writing it, then copy it again")
-    try:
-        with _header(location) as file:
-            attrs = _attributes(file)
-            layouts = {_text(name): _layout(file.variables[name]) for name in file.variables}
-    except Exception as error:  # SciPy raises many types
-        raise DataError(
-            f"SciPy cannot read its header ({' '.join(str(error).split())}); if it is cut short, "
-            "copy it again, else convert it: nccopy -k nc4 old.nc new.nc"
-        ) from error
+    with _header(location) as file:
+        attrs = _attributes(file)
+        layouts = {_text(name): _layout(file.variables[name]) for name in file.variables}
     sources, variables = {}, {}
     for name, (dims, variable_attrs, layout) in layouts.items():
         sources[name] = contiguous_source(location, **layout)
