@@ -12,11 +12,11 @@ from functools import partial
 from pathlib import Path
 
 from jitkit.errors import DataError, listed
+from jitkit.stores.chunks import Source
 from jitkit.stores.hdf5files import hdf5_file, open_hdf5
 from jitkit.stores.locations import File, Folder, Location, Zip
-from jitkit.stores.netcdf3 import open_netcdf3
-from jitkit.stores.opened import Opened, from_sources
-from jitkit.stores.raw import npy_source, npz_sources
+from jitkit.stores.opened import Opened, as_variable, from_sources
+from jitkit.stores.raw import contiguous_source, npy_source, npz_sources
 from jitkit.stores.well import is_well, open_well
 from jitkit.stores.zarrfiles import METADATA, open_zarr
 
@@ -35,7 +35,6 @@ REFUSED: tuple[tuple[bytes, str, str], ...] = (
         "TIFF",
         "rioxarray.open_rasterio(path).to_netcdf('new.nc'); for images use domain images",
     ),
-    (b"CDF\5", "NetCDF 3 with 64-bit data (CDF-5)", "nccopy -k nc4 old.nc new.nc"),
     (b"SIMPLE  =", "FITS", "np.save('new.npy', astropy.io.fits.getdata(path))"),
     (
         b"MATLAB 5.0",
@@ -61,7 +60,7 @@ def open_file(location: Location, path: str, group: str | None) -> Iterator[Open
         with _open_hdf5(location, path, group) as opened:
             yield opened
     elif kind == "netcdf3":
-        yield open_netcdf3(location)
+        yield _netcdf3(location)
     elif kind == "npy":
         yield from_sources({"values": npy_source(location, 0, "values")}, location)
     elif kind == "zip":
@@ -79,7 +78,7 @@ def format_of(head: bytes) -> str | None:
     """
     if any(head[at : at + 8] == b"\x89HDF\r\n\x1a\n" for at in (0, 512, 1024, 2048)):
         return "hdf5"
-    if head[:3] == b"CDF" and head[3:4] in (b"\1", b"\2"):
+    if head[:3] == b"CDF" and head[3:4] in (b"\1", b"\2", b"\5"):
         return "netcdf3"
     if head[:6] == b"\x93NUMPY":
         return "npy"
@@ -146,3 +145,20 @@ def _open_zip(location: Location, path: str, group: str | None) -> Iterator[Open
             f"{path}: is neither a Zarr archive (zarr.json or .zgroup at its root) nor one of "
             f"NumPy arrays: {listed(names, 3)}"
         )
+
+
+def _netcdf3(location: Location) -> Opened:
+    import xarray
+
+    from jitkit.stores.netcdf3 import read_header
+
+    header = read_header(location)
+    sources: dict[str, Source] = {
+        name: contiguous_source(location, v.offset, v.shape, v.dtype, stride=v.stride)
+        for name, v in header.variables.items()
+    }
+    variables = {
+        name: as_variable(v.dims, sources[name], v.attrs) for name, v in header.variables.items()
+    }
+    numeric = {n: s for n, s in sources.items() if s.dtype.kind in "iufb"}
+    return Opened(xarray.Dataset(variables, attrs=header.attrs), numeric, location)

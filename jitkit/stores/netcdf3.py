@@ -1,92 +1,154 @@
-"""NetCDF 3 files, classic and with 64-bit offsets: SciPy reads the header, `raw` the data.
+"""NetCDF 3 header reader: classic, 64-bit offset and 64-bit data (CDF-1, CDF-2, CDF-5).
 
-Data are read at the byte offsets of SciPy's arrays, so workers do not import SciPy, and remote
-files are read by ranges.
+After "NetCDF Classic Format Specification" (Unidata, netCDF 4.9 documentation, appendix B) and the
+CDF-5 specification of PnetCDF. SciPy supports the first two only, and takes the offset of the first
+record variable for those of all.
 """
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import numpy as np
 
 from jitkit.errors import DataError
-from jitkit.stores.hdf5files import as_file
-from jitkit.stores.locations import File, Location
-from jitkit.stores.opened import Opened, as_variable
-from jitkit.stores.raw import contiguous_source
+from jitkit.stores.locations import Location
 
-STREAMING = b"\xff" * 4  # the number of records in a file that is still written
+TYPES = dict(
+    enumerate(["i1", "S1", ">i2", ">i4", ">f4", ">f8", "u1", ">u2", ">u4", ">i8", ">u8"], 1)
+)
+STREAMING = {4: 2**32 - 1, 8: 2**64 - 1}  # record count left unset, by bytes of a count
+FIRST = 2**16  # bytes of the first read; a header is rarely longer
 
 
-def open_netcdf3(location: Location) -> Opened:
-    """Open a NetCDF 3 file.
+@dataclass
+class Variable3:
+    """A variable: axes, attributes, and byte offset of its data.
+
+    Attributes:
+        stride: bytes from one record to the next; None if contiguous.
+    """
+
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    attrs: dict[str, Any]
+    offset: int
+    stride: int | None = None
+
+
+@dataclass
+class Header3:
+    """Header of a file: global attributes and variables."""
+
+    attrs: dict[str, Any] = field(default_factory=dict)
+    variables: dict[str, Variable3] = field(default_factory=dict)
+
+
+class _Reader:
+    """Sequential reader of the header's fields."""
+
+    def __init__(self, location: Location) -> None:
+        self._location, self._offset = location, 4
+        self._size = int(location.stamp("").split()[0])
+        self._data = location.read("", 0, min(FIRST, self._size)) or b""
+        self.version = self._data[3]
+        self.count_bytes = 8 if self.version == 5 else 4
+        self.offset_bytes = 4 if self.version == 1 else 8
+
+    def take(self, length: int) -> bytes:
+        end = self._offset + length
+        if end > self._size:
+            raise DataError(f"its header is cut short at {self._size} bytes; copy the file again")
+        if end > len(self._data):
+            self._data = (
+                self._location.read("", 0, min(self._size, max(end, 2 * len(self._data)))) or b""
+            )
+        data = self._data[self._offset : end]
+        self._offset = end
+        return data
+
+    def number(self, length: int) -> int:
+        return int.from_bytes(self.take(length), "big")
+
+    def count(self) -> int:
+        return self.number(self.count_bytes)
+
+    def padded(self, length: int) -> bytes:
+        """``length`` bytes, after which the padding to a multiple of 4 is skipped."""
+        return self.take(-(-length // 4) * 4)[:length]
+
+    def name(self) -> str:
+        name = self.padded(self.count())
+        try:
+            return name.decode("utf-8")
+        except UnicodeDecodeError:  # as some programs write it, against the format
+            return name.decode("latin1")
+
+    def entries(self) -> range:
+        """Indices of a list's entries; its tag, 0 for an empty list, is skipped."""
+        self.number(4)
+        return range(self.count())
+
+    def attributes(self) -> dict[str, Any]:
+        return {self.name(): self._attribute() for _ in self.entries()}
+
+    def _attribute(self) -> Any:
+        dtype = self.dtype()
+        data = self.padded(self.count() * dtype.itemsize)
+        if dtype.kind == "S":
+            return data.decode("utf-8", "replace").rstrip("\0")
+        values = np.frombuffer(data, dtype).astype(dtype.newbyteorder("="))
+        return values[0] if values.size == 1 else values
+
+    def dtype(self) -> np.dtype[Any]:
+        number = self.number(4)
+        if number not in TYPES:
+            raise DataError(f"its header has type {number}, which NetCDF 3 does not define")
+        return np.dtype(TYPES[number])
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+
+def read_header(location: Location) -> Header3:
+    """The header of a NetCDF 3 file.
 
     Raises:
-        DataError: it is truncated, or its number of records is not set.
-        Exception: of many types, from SciPy, if the header is invalid.
+        DataError: it is truncated or invalid.
     """
-    import xarray
-
-    if location.read("", 4, 4) == STREAMING:
-        raise DataError("its number of records is not set; finish writing it, then copy it again")
-    with _header(location) as file:
-        attrs = _attributes(file)
-        layouts = {_text(name): _layout(file.variables[name]) for name in file.variables}
-    sources, variables = {}, {}
-    for name, (dims, variable_attrs, layout) in layouts.items():
-        sources[name] = contiguous_source(location, **layout)
-        variables[name] = as_variable(dims, sources[name], variable_attrs)
-    numeric = {name: source for name, source in sources.items() if source.dtype.kind in "iuf"}
-    return Opened(xarray.Dataset(variables, attrs=attrs), numeric, location)
-
-
-@contextmanager
-def _header(location: Location) -> Iterator[Any]:
-    """The file in SciPy; if it is remote, with zeros for data, as only the header is wanted."""
-    from scipy.io import netcdf_file
-
-    if isinstance(location, File):
-        with netcdf_file(location.path, mmap=True) as opened:
-            yield opened
-        return
-    with tempfile.TemporaryFile() as zeros, as_file(location) as file:
-        zeros.truncate(int(location.stamp("").split()[0]))
-        file.fileno = zeros.fileno  # what SciPy maps
-        with netcdf_file(file, mmap=True) as opened:
-            yield opened
+    reader = _Reader(location)
+    records = reader.count()
+    dims = [(reader.name(), reader.count()) for _ in reader.entries()]
+    header = Header3(reader.attributes())
+    recorded: dict[str, int] = {}  # bytes per record of each record variable
+    for _ in reader.entries():
+        name = reader.name()
+        axes = [dims[reader.count()] for _ in range(reader.count())]
+        attrs, dtype = reader.attributes(), reader.dtype()
+        reader.count()  # size: unused, as it overflows for large variables
+        offset = reader.number(reader.offset_bytes)
+        shape = tuple(size for _, size in axes)
+        header.variables[name] = Variable3(
+            tuple(dim for dim, _ in axes), shape, dtype, attrs, offset
+        )
+        if axes and axes[0][1] == 0:  # the record dimension has length 0 in the header
+            recorded[name] = prod(shape[1:]) * dtype.itemsize
+    _set_records(header, recorded, records, reader)
+    return header
 
 
-def _layout(variable: Any) -> tuple[list[str], dict[str, Any], dict[str, Any]]:
-    """Dimensions, attributes, and arguments of `contiguous_source` of a variable."""
-    data = variable.data
-    layout = {
-        "offset": data.ctypes.data - data.base.ctypes.data,  # the base is the mapped file
-        "shape": data.shape,
-        "dtype": np.dtype("S1") if data.dtype.kind == "S" else data.dtype,
-        "stride": data.strides[0] if data.shape else None,
-    }
-    return [_text(dim) for dim in variable.dimensions], _attributes(variable), layout
-
-
-def _attributes(of: Any) -> dict[str, Any]:
-    """Attributes of a file or a variable, in native byte order."""
-    attrs: Mapping[str, Any] = of._attributes
-    return {_text(name): _value(value) for name, value in attrs.items()}
-
-
-def _value(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    return np.asarray(value).astype(value.dtype.newbyteorder("="))[()]
-
-
-def _text(name: str) -> str:
-    """A name, which SciPy decodes as Latin-1 even where it is UTF-8."""
-    try:
-        return name.encode("latin1").decode("utf-8")
-    except UnicodeDecodeError:
-        return name
+def _set_records(header: Header3, recorded: dict[str, int], records: int, reader: _Reader) -> None:
+    """Set number and stride of records, which interleave all record variables."""
+    padded = {name: -(-size // 4) * 4 for name, size in recorded.items()}
+    # by the format, records of a single variable are not padded
+    stride = sum(padded.values()) if len(recorded) > 1 else sum(recorded.values())
+    if records == STREAMING[reader.count_bytes]:
+        first = min((header.variables[name].offset for name in recorded), default=0)
+        records = (reader.size - first) // stride if stride else 0
+    for name in recorded:
+        variable = header.variables[name]
+        variable.shape, variable.stride = (records, *variable.shape[1:]), stride
