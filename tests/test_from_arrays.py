@@ -26,7 +26,7 @@ RECIPE: dict[str, Any] = {
     "model": {"width": 16, "depth": 1},
     "train": {"steps": 4, "batch_size": 8, "ema": [0.5], "save_every_steps": 2},
     "sample": {"steps": 2, "seed": 3},
-    "evaluate": {"samples": 12},
+    "evaluate": {"samples": 4},
 }
 AXES: list[Any] = ["line", "circle", "line", "line"]
 
