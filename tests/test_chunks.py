@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from numcodecs import BZ2, LZ4, Blosc, GZip, Zlib, Zstd
 from storefiles import field, raw_dataset, write
 
 from jitkit.errors import DataError
 from jitkit.stores.chunks import ChunkCache
+from jitkit.stores.codecs import zarr_v2_decoder
 from jitkit.stores.store import Store
 
 Array = np.ndarray[Any, Any]
@@ -193,3 +196,40 @@ def test_a_truncated_file_is_reported(tmp_path: Path, kind: str) -> None:
     path.write_bytes(data[: len(data) // 2])
     with pytest.raises(DataError, match=r"v\.(nc|h5|zip): .*cut short"):
         Store(path)
+
+
+FRAMES: list[Any] = [
+    *(
+        Blosc(name, 5, mode)
+        for name in ("lz4", "lz4hc", "blosclz", "zstd", "zlib")
+        for mode in (0, 1)
+    ),
+    *(Blosc("lz4", 0, 0), LZ4(), Zstd(3), Zlib(), GZip(), BZ2()),
+]
+
+
+@pytest.mark.parametrize("codec", FRAMES, ids=str)
+def test_a_chunk_that_is_cut_short_or_too_small_is_an_error(codec: Any) -> None:
+    values = np.random.default_rng(0).integers(0, 50, (20, 30)).astype("<i4")
+    steps = zarr_v2_decoder(
+        {"chunks": [20, 30], "filters": None, "compressor": codec.get_config(), "order": "C"},
+        values.dtype,
+    )
+    assert steps is not None
+    frame = bytes(codec.encode(values))
+    np.testing.assert_array_equal(steps(frame), values)
+    for cut in (*range(9, 13), 15, 16, len(frame) // 2, len(frame) - 3, len(frame) - 17):
+        with pytest.raises((ValueError, RuntimeError, OSError, EOFError, zlib.error)):
+            steps(frame[:-cut])
+    with pytest.raises(ValueError, match="its frame holds 840 bytes|840|210 values, not the 600"):
+        steps(bytes(codec.encode(values[:7])))
+
+
+def test_a_blosc_chunk_that_is_cut_short_on_disk_is_named(tmp_path: Path) -> None:
+    """numcodecs alone would decode it to other values."""
+    path = write(raw_dataset(field((4, 32, 32)), {}), "zarr2", tmp_path, (1, 32, 32))
+    (chunk,) = [file for file in path.rglob("*") if file.name.endswith("2.0.0")]
+    chunk.write_bytes(chunk.read_bytes()[:-5])
+    store = Store(path)
+    with pytest.raises(DataError, match=r"2\.0\.0"):
+        store.read("v", {"time": 2})

@@ -98,15 +98,18 @@ class Decoder:
         if skip:
             steps = tuple(s for i, s in enumerate(reversed(steps)) if not skip >> i & 1)[::-1]
         for number, step in enumerate(steps, 1):
-            if number == len(steps) and step.codec_id in IN_PLACE:
-                data = self._decode_in_place(step, data)
+            size = frame_size(step.codec_id, data) if step.codec_id in IN_PLACE else None
+            if number == len(steps) and size is not None:
+                data = self._decode_in_place(step, data, size)
             else:
                 data = step.decode(data)
         flat = np.asarray(data).reshape(-1) if isinstance(data, np.ndarray) else data
         return self._reshape(np.frombuffer(flat, self.dtype))
 
-    def _decode_in_place(self, step: Any, data: Any) -> Array:
+    def _decode_in_place(self, step: Any, data: Any, size: int) -> Array:
         out = np.empty(prod(self.shape), self.dtype)
+        if size != out.nbytes:  # a smaller frame would leave the rest of the buffer as it was
+            raise ValueError(f"its frame holds {size} bytes, not the {out.nbytes} of a chunk")
         step.decode(data, out=out.view(np.uint8))
         return out
 
@@ -117,6 +120,32 @@ class Decoder:
             return values.reshape(self.shape)
         stored = values.reshape([self.shape[axis] for axis in self.axes])
         return stored.transpose(np.argsort(self.axes))
+
+
+def frame_size(codec_id: str, data: Any) -> int | None:
+    """Decoded size that the header of a Blosc, LZ4 or Zstandard frame states; None if it does not.
+
+    numcodecs decodes a Blosc frame that was cut short without an error, reading beyond its end.
+
+    Raises:
+        ValueError: the frame is cut short.
+    """
+    frame = memoryview(data).cast("B")
+    if len(frame) < (16 if codec_id == "blosc" else 5):
+        raise ValueError(f"its frame is cut short at {len(frame)} bytes")
+    if codec_id == "lz4":  # numcodecs' own header
+        return int.from_bytes(frame[:4], "little")
+    if codec_id == "blosc":
+        length = int.from_bytes(frame[12:16], "little")
+        if length != len(frame):
+            raise ValueError(f"its frame has {len(frame)} bytes, and its header states {length}")
+        return int.from_bytes(frame[4:8], "little")
+    descriptor = frame[4]  # RFC 8878, section 3.1.1.1
+    single, kind = descriptor >> 5 & 1, descriptor >> 6
+    start = 5 + (not single) + (0, 1, 2, 4)[descriptor & 3]
+    width = (1 if single else 0, 2, 4, 8)[kind]
+    stated = int.from_bytes(frame[start : start + width], "little")
+    return (stated + 256 * (width == 2)) if width else None
 
 
 def _codec(settings: Mapping[str, Any]) -> Any:
