@@ -84,7 +84,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from jitkit.diffusion.denoiser import Denoiser
-from jitkit.fields import Axis, Category, Layout
+from jitkit.fields import Axis, Category, Conditioning, Layout
 from jitkit.utils.distributed import DistributedLoss, shard, team
 from jitkit.nn.transformer import Sizes
 
@@ -111,7 +111,8 @@ class Losses(torch.nn.Module):
         self.denoiser = denoiser
 
     def forward(self, x, label):
-        return self.denoiser.losses(x, torch.ones_like(x), torch.full((2,), 0.5), {"label": label})
+        given = Conditioning({"label": label})
+        return self.denoiser.losses(x, torch.ones_like(x), torch.full((2,), 0.5), given)
 
 
 def step(shared, parts):
