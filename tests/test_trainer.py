@@ -195,7 +195,7 @@ def test_a_run_killed_at_any_moment_resumes_bit_identically(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("workers", "kills"), [(0, 10), (2, 5)])
+@pytest.mark.parametrize(("workers", "kills"), [(0, 7), (2, 4)])
 def test_a_run_killed_many_times_resumes_bit_identically(
     tiny: dict[str, Any], tmp_path: Path, image_folder: Path, workers: int, kills: int
 ) -> None:
