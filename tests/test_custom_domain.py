@@ -26,7 +26,7 @@ from conftest import Result
 from PIL import Image
 
 import jitkit
-from jitkit import testing
+from jitkit import registry, testing
 from jitkit.domain import Domain, Metric, Split
 from jitkit.domains.digits import Digits, DigitsSection
 from jitkit.fields import Axis, Condition, Field, Layout, Scalars
@@ -428,11 +428,12 @@ def test_an_object_that_is_no_domain_is_refused(tmp_path: Path) -> None:
 # A class of the user's own, named in a recipe
 
 OWN = """
+from pathlib import Path
 import numpy as np
 import torch
 from jitkit import Axis, Domain, Field, Layout
 
-open("imported.txt", "a").write("once ")
+Path("imported.txt").touch()
 
 class Waves(Domain):
     layout = Layout((Axis("x", 8),), ("y",))
@@ -464,32 +465,40 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "own"
 
 
-def command(*words: object, code: int = 0) -> str:
-    """Output of a command in a process of its own, since it imports a module."""
-    words = (sys.executable, "-m", "jitkit", *words)
-    environment = {**os.environ, "PYTHONPATH": str(DOCS.parent)}
-    result = subprocess.run(
-        [str(word) for word in words], capture_output=True, text=True, env=environment, timeout=300
-    )
-    assert result.returncode == code, result.stdout + result.stderr
-    return result.stdout + result.stderr
+@pytest.fixture
+def command(
+    jitkit: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Result]:
+    """The command line as in a process of its own: what it imports is forgotten after it."""
+
+    def run(*words: object) -> Result:
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "path", list(sys.path))
+            patch.setattr(registry, "_imported", {})
+            try:
+                return jitkit(*words)
+            finally:
+                sys.modules.pop("own_waves", None)
+
+    return run
 
 
-def test_a_recipe_may_name_a_class_beside_it(own: Path, jitkit: Callable[..., Result]) -> None:
-    command("train", own / "waves.yaml", "--run", "run")
+def test_a_recipe_may_name_a_class_beside_it(own: Path, command: Callable[..., Result]) -> None:
+    assert command("train", own / "waves.yaml", "--run", "run").code == 0
     imported = Path("imported.txt")
     imported.unlink()
-    refused = jitkit("sample", "run")
+    refused = command("sample", "run")
     assert refused.code == 2 and "'own_waves:Waves' is code of its own" in refused.err
     assert "--domain own_waves:Waves" in refused.err
-    refused = jitkit("train", "run/recipe.yaml")
+    refused = command("train", "run/recipe.yaml")
     assert refused.code == 2 and "which is imported only if you name it" in refused.err
-    assert jitkit("report", "run").code == 0
+    assert command("report", "run").code == 0
     assert not imported.exists()  # a run's folder may come from elsewhere
-    refused = jitkit("sample", "run", "--domain", "own_waves:Waves")
+    refused = command("sample", "run", "--domain", "own_waves:Waves")
     assert refused.code == 2 and "no module 'own_waves' in" in refused.err
     shutil.copy(own / "own_waves.py", ".")
-    command("sample", "run", "--domain", "own_waves:Waves", "--n", 3, "--out", "three")
+    answer = command("sample", "run", "--domain", "own_waves:Waves", "--n", 3, "--out", "three")
+    assert answer.code == 0, answer.err
     with np.load("three/samples.npz") as file:
         assert file["x"].shape == (3, 1, 8)
 
@@ -506,17 +515,21 @@ def test_a_recipe_may_name_a_class_beside_it(own: Path, jitkit: Callable[..., Re
     ],
 )
 def test_a_class_that_is_not_there_is_an_error_of_the_recipe(
-    own: Path, change: tuple[str, str], text: str
+    own: Path, change: tuple[str, str], text: str, command: Callable[..., Result]
 ) -> None:
     (own / "waves.yaml").write_text(OWN_RECIPE.replace(*change))
-    assert text in command("train", own / "waves.yaml", code=2)
+    refused = command("train", own / "waves.yaml")
+    assert refused.code == 2 and text in refused.err
 
 
-def test_a_module_that_fails_is_named_with_its_line(own: Path) -> None:
+def test_a_module_that_fails_is_named_with_its_line(
+    own: Path, command: Callable[..., Result]
+) -> None:
     (own / "own_waves.py").write_text(OWN + "\n1 / 0\n")
-    said = command("train", own / "waves.yaml", code=2)
-    assert "importing own_waves fails: ZeroDivisionError: division by zero" in said
-    assert re.search(r"own_waves\.py:\d+", said)
+    refused = command("train", own / "waves.yaml")
+    assert refused.code == 2
+    assert "importing own_waves fails: ZeroDivisionError: division by zero" in refused.err
+    assert re.search(r"own_waves\.py:\d+", refused.err)
 
 
 VALID = """

@@ -41,8 +41,8 @@ def run(command: list[str], folder: Path) -> None:
 
 @pytest.mark.parametrize("block", [*blocks("python"), *blocks("python", METHOD)])
 def test_python_blocks_of_readme_and_method_run(block: str, tmp_path: Path) -> None:
-    short = block.replace('"steps": 20', '"steps": 2').replace(
-        '"sample.steps": 10', '"sample.steps": 2'
+    short = re.sub(r'(steps": |steps=)\d+', r"\g<1>2", block).replace(
+        'samples": 100', 'samples": 10'
     )
     run([sys.executable, "-W", "error", "-c", short], tmp_path)
 

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -223,27 +218,17 @@ def test_other_data_do_not_resume_a_run(tmp_path: Path) -> None:
         jitkit.train(RECIPE, domain=jitkit.from_arrays(normal(30, 6, seed=1)), run=tmp_path)
 
 
-SCRIPT = """
-import numpy as np
-import jitkit
-x = np.random.default_rng(0).normal(5, 3, (40, 6, 4))
-domain = jitkit.from_arrays(x, {"label": np.arange(40) % 3}, ["line", "circle"])
-recipe = {"model": {"width": 16, "depth": 1}, "train": {"steps": STEPS, "batch_size": 8}}
-run = jitkit.train(recipe, {"train.save_every_steps": 5}, domain=domain, run="run")
-"""
+def test_a_run_goes_on_with_the_same_arrays_in_a_new_domain(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def trained(run: Path, steps: int) -> Path:
+        domain = jitkit.from_arrays(normal(40, 6, 4), {"label": np.arange(40) % 3}, AXES[:2])
+        return jitkit.train(RECIPE, {"train.steps": steps}, domain=domain, run=run)
 
-
-def test_a_killed_script_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", SCRIPT.replace("STEPS", "100_000")]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 100
-    saved = tmp_path / "run" / "checkpoints"
-    while not list(saved.glob("step-*/state.json")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    step = max(int(path.name[5:]) for path in saved.glob("step-*"))
-    command = [sys.executable, "-c", SCRIPT.replace("STEPS", str(step + 5))]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done.stderr
-    assert f"resuming from step {step} of {step + 5}" in done.stdout + done.stderr
+    whole = trained(tmp_path / "whole", 4)
+    trained(tmp_path / "parts", 2)
+    capsys.readouterr()
+    parts = trained(tmp_path / "parts", 4)
+    assert "resuming from step 2 of 4" in capsys.readouterr().out
+    weights = [run / "checkpoints" / "step-4" / "model.safetensors" for run in (whole, parts)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()

@@ -84,16 +84,23 @@ def test_other_sections_of_a_trained_model_cannot_be_overridden(run: Path, overr
         api.evaluate(run, overrides)
 
 
-@pytest.mark.parametrize("first", ["jitkit.training.trainer", "jitkit.evaluation.run", "jitkit"])
-def test_modules_named_evaluate_do_not_hide_the_function(first: str) -> None:
-    code = (
-        f"import {first}, jitkit, jitkit.evaluation.evaluate\n"
-        "from jitkit.evaluation.evaluate import score_table\n"
-        "assert jitkit.evaluate.__module__ == 'jitkit.evaluation.run'\n"
-        "assert callable(jitkit.evaluate)\n"
-        "from jitkit import evaluate; assert evaluate is jitkit.evaluate"
-    )
-    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+IMPORT_ORDERS = """
+import importlib, sys
+for first in ("jitkit.training.trainer", "jitkit.evaluation.run", "jitkit"):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "jitkit"]:
+        del sys.modules[name]
+    importlib.import_module(first)
+    import jitkit, jitkit.evaluation.evaluate
+    from jitkit.evaluation.evaluate import score_table
+    assert jitkit.evaluate.__module__ == "jitkit.evaluation.run", first
+    assert callable(jitkit.evaluate)
+    from jitkit import evaluate
+    assert evaluate is jitkit.evaluate
+"""
+
+
+def test_modules_named_evaluate_do_not_hide_the_function() -> None:
+    subprocess.run([sys.executable, "-c", IMPORT_ORDERS], check=True)
 
 
 # Runs of jitkit 0.1, whose recipe keys and layout have other names

@@ -398,7 +398,7 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
     return sides | {"channels": channels, "axes": axes, "coords": coords}
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(cases())
 def test_any_arrays_can_be_drawn(case: dict[str, Any]) -> None:
     if not case["real"] and not case["sampled"]:
