@@ -12,10 +12,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 # before torch is imported, and for processes started by tests
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# examples of a property are drawn anew by every run: few in each, many over time
+settings.register_profile("jitkit", max_examples=40)
+settings.load_profile("jitkit")
 
 TINY = {
     "name": "tiny",

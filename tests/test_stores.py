@@ -67,7 +67,7 @@ def random_box(draw: Any, sizes: dict[str, int]) -> dict[str, int | slice]:
 
 @given(case=stored(), data=st.data())
 @settings(
-    max_examples=120,
+    max_examples=50,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
